@@ -1,0 +1,122 @@
+import type { MoeModel } from "./model.js";
+import type { Plan } from "./plan.js";
+import type { WeightReader } from "./tensor.js";
+
+/** Runs models. Created by a plugin of kind "backend". */
+export interface Backend {
+  readonly name: string;
+  readonly capabilities: BackendCapabilities;
+  /**
+   * Makes the model ready to run. Weights are read through `weights`, each once.
+   * @throws COPPICE_BACKEND_UNSUPPORTED when the backend cannot run this model
+   */
+  load(request: LoadRequest): Promise<Runner>;
+}
+
+export interface BackendCapabilities {
+  /** True when `run` blocks the thread that calls it, so that callers run it in a worker. */
+  readonly blocking: boolean;
+  /** True when several runners may share weight memory through SharedArrayBuffer. */
+  readonly sharesWeights: boolean;
+}
+
+export interface LoadRequest {
+  readonly model: MoeModel;
+  readonly weights: WeightReader;
+  readonly signal?: AbortSignal;
+}
+
+/** Keys and values of the tokens that a batch of sequences has seen so far. Belongs to the runner that made it. */
+export interface KvCache {
+  /** Tokens held per sequence. */
+  readonly lengths: readonly number[];
+  dispose(): void;
+}
+
+/** A model that is loaded and can run under any valid plan without being rebuilt. */
+export interface Runner extends AsyncDisposable {
+  readonly model: MoeModel;
+  /**
+   * Runs layers `from` to `to` over a batch. Calls on one runner must not overlap.
+   * @throws COPPICE_BACKEND_FAILED, COPPICE_BACKEND_DISPOSED, COPPICE_ABORTED
+   */
+  run(request: RunRequest): Promise<RunResult>;
+  /** An empty cache for a batch of `sequences` sequences. */
+  createCache(sequences: number): KvCache;
+  dispose(): Promise<void>;
+}
+
+export interface RunRequest {
+  /**
+   * Token ids of every sequence; lengths may differ, none may be empty. Rows of all packed arrays below are the
+   * tokens of sequence 0, then those of sequence 1, and so on, without padding; T is their number.
+   */
+  readonly sequences: readonly Int32Array[];
+  /** A valid plan for the model; absent: the model as it is. */
+  readonly plan?: Plan;
+  /** First layer to run; default 0. When above 0, `hidden` holds that layer's input, [T, hidden]. */
+  readonly from?: number;
+  /** Layer before which to stop; default all. Logits need all layers. */
+  readonly to?: number;
+  readonly hidden?: Float32Array;
+  /** Layers whose input is wanted, each in (from, to]; `to` itself gives the output of the last layer run. */
+  readonly boundaries?: readonly number[];
+  /**
+   * Where logits are wanted: per sequence the ascending positions within this run's tokens. The rows R of the
+   * results are those positions, sequence by sequence.
+   */
+  readonly positions?: readonly Int32Array[];
+  /**
+   * One token per wanted position. When given, `targetLogProbs` and `argmax` are returned instead of `logits`,
+   * which saves copying [R, vocab] values.
+   */
+  readonly targets?: readonly Int32Array[];
+  readonly tap?: Tap;
+  /** Continue the sequences that this cache holds, and extend it. Needs all layers. */
+  readonly cache?: KvCache;
+  readonly signal?: AbortSignal;
+}
+
+export interface RunResult {
+  /** [R, vocab] */
+  readonly logits?: Float32Array;
+  /** [R], natural logarithm of the probability of each target. */
+  readonly targetLogProbs?: Float32Array;
+  /** [R], most likely token; ties go to the lower id. */
+  readonly argmax?: Int32Array;
+  /** Layer index -> [T, hidden]. */
+  readonly boundaries: ReadonlyMap<number, Float32Array>;
+  /** Work done: one token through one layer counts 1. */
+  readonly tokenLayers: number;
+}
+
+/** What a tap can show of an MoE layer. */
+export type TapField = "input" | "routerLogits" | "routing" | "expertOutputs" | "expertNorms" | "output";
+
+/** Observes MoE layers while they run. */
+export interface Tap {
+  readonly fields: readonly TapField[];
+  /** Called once per MoE layer and internal batch; the arrays may be reused after it returns. */
+  onLayer(layer: LayerTap): void;
+}
+
+/** The wanted fields of one layer; those not asked for are absent. S is the number of slots, k the top-k. */
+export interface LayerTap {
+  readonly layer: number;
+  readonly tokens: number;
+  readonly topK: number;
+  /** Input of the MoE block, after its norm, [tokens, hidden]. */
+  readonly input?: Float32Array;
+  /** Raw router logits of the slots, [tokens, S] ([tokens, experts] under a router map). */
+  readonly routerLogits?: Float32Array;
+  /** Chosen slots, [tokens, k], by descending gate weight. */
+  readonly slots?: Int32Array;
+  /** The coefficient that multiplies each chosen expert's output, [tokens, k]. */
+  readonly gates?: Float32Array;
+  /** Unweighted expert outputs f(x), [tokens, k, hidden]. */
+  readonly expertOutputs?: Float32Array;
+  /** L2 norms of the unweighted expert outputs, [tokens, k]. */
+  readonly expertNorms?: Float32Array;
+  /** Gate-weighted sum of the routed experts, [tokens, hidden]. */
+  readonly output?: Float32Array;
+}

@@ -1,0 +1,61 @@
+import { CoppiceError } from "./errors.js";
+import { type MoeModel, moeLayers } from "./model.js";
+import { type LayerPlan, type Plan, planVersion } from "./plan.js";
+
+/** A plan for `model` with the given layer plans; without any it is the plan that changes nothing. */
+export function createPlan(model: MoeModel, layers: readonly LayerPlan[] = []): Plan {
+  return {
+    format: "coppice.plan",
+    version: planVersion,
+    model: { family: model.family, fingerprint: model.fingerprint },
+    layers,
+  };
+}
+
+/**
+ * Keeps the `keep` highest-scoring experts of every MoE layer; ties go to the lower expert.
+ * @param scores one row per MoE layer, in layer order, one score per expert: the larger, the better
+ * @throws COPPICE_PLAN_KEEP when keep is below the top-k of a layer or above its number of experts
+ */
+export function planFromScores(model: MoeModel, scores: readonly ArrayLike<number>[], keep: number): Plan {
+  const layers = moeLayers(model);
+  if (scores.length !== layers.length) {
+    throw new CoppiceError(
+      "COPPICE_PLAN_INVALID",
+      `scores have ${scores.length} layers, the model has ${layers.length} MoE layers`,
+    );
+  }
+  return createPlan(
+    model,
+    layers.map((layer, i) => {
+      checkKeep(keep, layer.feedForward.experts.length, layer.feedForward.router.topK, layer.index);
+      return { layer: layer.index, experts: highest(scores[i] as ArrayLike<number>, keep) };
+    }),
+  );
+}
+
+/** Indices of the `count` largest values, ascending; ties go to the lower index. */
+export function highest(values: ArrayLike<number>, count: number): number[] {
+  const order = Array.from(values, (_, i) => i);
+  order.sort((a, b) => (values[b] as number) - (values[a] as number) || a - b);
+  return order.slice(0, count).sort((a, b) => a - b);
+}
+
+/** @throws COPPICE_PLAN_KEEP with both numbers when `keep` experts cannot serve the layer. */
+export function checkKeep(keep: number, experts: number, topK: number, layer: number): void {
+  const details = { keep, experts, topK, layer };
+  if (!Number.isSafeInteger(keep) || keep < 1 || keep > experts) {
+    throw new CoppiceError(
+      "COPPICE_PLAN_KEEP",
+      `keep=${keep} is not possible in layer ${layer}, which has ${experts} experts; give 1 to ${experts}`,
+      { details },
+    );
+  }
+  if (keep < topK) {
+    throw new CoppiceError(
+      "COPPICE_PLAN_KEEP",
+      `keep=${keep} leaves fewer experts than top-k=${topK} in layer ${layer}`,
+      { details, hint: `keep at least ${topK} experts, or lower top-k as well` },
+    );
+  }
+}

@@ -1,0 +1,126 @@
+import { CoppiceError } from "./errors.js";
+import { type MoeModel, type MoeSpec, moeLayers } from "./model.js";
+import { type LayerPlan, type Plan, planVersion } from "./plan.js";
+import { checkKeep } from "./plan-build.js";
+
+/** Largest magnitude of a merge or map coefficient; beyond it float32 products lose all precision. */
+const coefficientLimit = 1e6;
+
+/**
+ * Reads an untrusted value as a plan for `model`. Unknown keys are refused, so that a misspelt key is not a
+ * silent no-op.
+ * @throws COPPICE_PLAN_INVALID, COPPICE_PLAN_KEEP, COPPICE_PLAN_MODEL
+ */
+export function parsePlan(value: unknown, model: MoeModel): Plan {
+  const plan = record(value, "the plan", ["format", "version", "model", "layers"]);
+  if (plan.format !== "coppice.plan") {
+    throw invalid(`format is ${show(plan.format)}, expected "coppice.plan"`);
+  }
+  if (plan.version !== planVersion) {
+    throw invalid(`version is ${show(plan.version)}, this release reads version ${planVersion}`);
+  }
+  const owner = record(plan.model, "model", ["family", "fingerprint"]);
+  if (owner.fingerprint !== model.fingerprint || owner.family !== model.family) {
+    throw new CoppiceError(
+      "COPPICE_PLAN_MODEL",
+      `the plan was made for a ${show(owner.family)} model with fingerprint ${show(owner.fingerprint)}; ` +
+        `this is a "${model.family}" model with fingerprint "${model.fingerprint}"`,
+      { hint: "give the checkpoint that the plan was searched on", details: { plan: owner } },
+    );
+  }
+  const specs = new Map(moeLayers(model).map((layer) => [layer.index, layer.feedForward]));
+  const seen = new Set<number>();
+  const layers = array(plan.layers, "layers").map((entry, i) => {
+    const layer = parseLayer(entry, i, specs);
+    if (seen.has(layer.layer)) throw invalid(`layer ${layer.layer} is listed twice`);
+    seen.add(layer.layer);
+    return layer;
+  });
+  return {
+    format: "coppice.plan",
+    version: planVersion,
+    model: { family: model.family, fingerprint: model.fingerprint },
+    layers,
+  };
+}
+
+function parseLayer(value: unknown, position: number, specs: ReadonlyMap<number, MoeSpec>): LayerPlan {
+  const where = `layers[${position}]`;
+  const entry = record(value, where, ["layer", "experts", "merge", "routerMap", "topK"]);
+  const layer = integer(entry.layer, `${where}.layer`);
+  const spec = specs.get(layer);
+  if (!spec) {
+    throw invalid(`${where}.layer is ${layer}; the model's MoE layers are ${[...specs.keys()].join(", ")}`);
+  }
+  const total = spec.experts.length;
+  const experts = array(entry.experts, `${where}.experts`).map((expert, i) => {
+    const index = integer(expert, `${where}.experts[${i}]`);
+    if (index < 0 || index >= total) {
+      throw invalid(`${where}.experts[${i}] is ${index}; layer ${layer} has experts 0 to ${total - 1}`);
+    }
+    return index;
+  });
+  if (new Set(experts).size !== experts.length) {
+    throw invalid(`${where}.experts lists an expert twice: ${experts.join(", ")}`);
+  }
+  const topK = entry.topK === undefined ? spec.router.topK : integer(entry.topK, `${where}.topK`);
+  if (topK < 1) throw invalid(`${where}.topK is ${topK}, expected at least 1`);
+  checkKeep(experts.length, total, topK, layer);
+  const merge = parseRows(entry.merge, `${where}.merge`, experts.length, total);
+  const routerMap = parseRows(entry.routerMap, `${where}.routerMap`, experts.length, total);
+  return {
+    layer,
+    experts,
+    ...(merge && { merge }),
+    ...(routerMap && { routerMap }),
+    ...(entry.topK !== undefined && { topK }),
+  };
+}
+
+function parseRows(value: unknown, where: string, slots: number, experts: number): number[][] | undefined {
+  if (value === undefined) return undefined;
+  const rows = array(value, where);
+  if (rows.length !== slots)
+    throw invalid(`${where} has ${rows.length} rows, expected ${slots}, one per slot`);
+  return rows.map((row, i) => {
+    const cells = array(row, `${where}[${i}]`);
+    if (cells.length !== experts) {
+      throw invalid(`${where}[${i}] has ${cells.length} values, expected ${experts}, one per expert`);
+    }
+    return cells.map((cell, j) => {
+      if (typeof cell !== "number" || !(Math.abs(cell) <= coefficientLimit)) {
+        throw invalid(`${where}[${i}][${j}] is ${show(cell)}, expected a number within ±${coefficientLimit}`);
+      }
+      return cell;
+    });
+  });
+}
+
+function record(value: unknown, where: string, keys: readonly string[]): Record<string, unknown> {
+  if (typeof value !== "object" || value === null || Array.isArray(value)) {
+    throw invalid(`${where} is ${show(value)}, expected an object`);
+  }
+  const unknown = Object.keys(value).find((key) => !keys.includes(key));
+  if (unknown !== undefined) {
+    throw invalid(`${where} has the unknown key ${show(unknown)}; known are ${keys.join(", ")}`);
+  }
+  return value as Record<string, unknown>;
+}
+
+function array(value: unknown, where: string): unknown[] {
+  if (!Array.isArray(value)) throw invalid(`${where} is ${show(value)}, expected an array`);
+  return value;
+}
+
+function integer(value: unknown, where: string): number {
+  if (!Number.isSafeInteger(value)) throw invalid(`${where} is ${show(value)}, expected an integer`);
+  return value as number;
+}
+
+function show(value: unknown): string {
+  return (JSON.stringify(value) ?? String(value)).slice(0, 80);
+}
+
+function invalid(message: string): CoppiceError {
+  return new CoppiceError("COPPICE_PLAN_INVALID", `not a usable plan: ${message}`);
+}

@@ -1,0 +1,75 @@
+// The way in for a machine that has only Node and npm: installs what is missing, builds, then runs one command.
+// Usage: node tools/bootstrap.mjs <command> [arguments]
+import { createHash } from "node:crypto";
+import { existsSync, readdirSync, readFileSync, writeFileSync } from "node:fs";
+import { join } from "node:path";
+
+const [major = 0, minor = 0] = process.versions.node.split(".").map(Number);
+if (major < 20 || (major === 20 && minor < 19)) {
+  console.error(`Coppice needs Node 20.19 or newer; this is Node ${process.versions.node}.`);
+  process.exit(1);
+}
+
+const { pnpm, root, run } = await import("./pnpm.mjs");
+
+/** A hash of everything that decides what an install would do. */
+function wanted() {
+  const hash = createHash("sha256");
+  const folders = ["packages", "examples"].flatMap((parent) =>
+    existsSync(join(root, parent)) ? readdirSync(join(root, parent)).map((name) => `${parent}/${name}`) : [],
+  );
+  const manifests = ["", "test/", ...folders.sort().map((folder) => `${folder}/`)].map(
+    (at) => `${at}package.json`,
+  );
+  for (const file of ["pnpm-lock.yaml", "pnpm-workspace.yaml", ...manifests]) {
+    if (existsSync(join(root, file))) hash.update(`${file}\n`).update(readFileSync(join(root, file)));
+  }
+  return hash.update(`${process.platform} ${process.arch}`).digest("hex");
+}
+
+function install() {
+  const stamp = join(root, "node_modules", ".coppice-install");
+  const hash = wanted();
+  if (existsSync(stamp) && readFileSync(stamp, "utf8") === hash) return;
+  pnpm(["install", "--frozen-lockfile"]);
+  writeFileSync(stamp, hash);
+}
+
+/** @param {readonly string[]} args */
+function turbo(args) {
+  pnpm(["exec", "turbo", "run", ...args, "--output-logs=errors-only"]);
+}
+
+/** @type {Record<string, (args: readonly string[]) => void>} */
+const commands = {
+  test(args) {
+    run("biome", ["ci", "--error-on-warnings", ...(process.stdout.isTTY ? [] : ["--colors=off"]), "."]);
+    turbo(["build", "typecheck", "//#typecheck:root"]);
+    run("vitest", ["run", ...args]);
+  },
+  demo(args) {
+    if (!existsSync(join(root, "packages", "cli", "package.json"))) {
+      console.error("This checkout has no packages/cli, which holds the demo.");
+      process.exit(1);
+    }
+    turbo(["build", "--filter=coppice"]);
+    run(process.execPath, [join("packages", "cli", "dist", "bin.js"), "demo", ...args]);
+  },
+  build: (args) => turbo(["build", ...args]),
+  typecheck: (args) => turbo(["typecheck", "//#typecheck:root", ...args]),
+  lint: (args) => run("biome", ["check", ".", ...args]),
+  format: (args) => run("biome", ["check", "--write", ".", ...args]),
+  "check-packages"(args) {
+    turbo(["build"]);
+    run(process.execPath, [join("tools", "check-packages.mjs"), ...args]);
+  },
+};
+
+const [name = "", ...args] = process.argv.slice(2);
+const command = Object.hasOwn(commands, name) ? commands[name] : undefined;
+if (!command) {
+  console.error(`Unknown command "${name}". Known: ${Object.keys(commands).join(", ")}.`);
+  process.exit(1);
+}
+install();
+command(args);
