@@ -5,13 +5,10 @@ import { CoppiceError } from "./errors.js";
 import type { SearchContext, SearchStrategy } from "./search.js";
 
 /** Options of search plugins by name; plugins add themselves by declaration merging. */
-// biome-ignore lint/suspicious/noEmptyInterface: filled by the packages that implement plugins
 export interface SearchPlugins {}
 /** Options of criterion plugins by name. */
-// biome-ignore lint/suspicious/noEmptyInterface: filled by the packages that implement plugins
 export interface CriterionPlugins {}
 /** Options of backend plugins by name. */
-// biome-ignore lint/suspicious/noEmptyInterface: filled by the packages that implement plugins
 export interface BackendPlugins {}
 
 /** What each kind of plugin makes (`instance`) and is given besides its options (`context`). */
