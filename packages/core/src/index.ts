@@ -16,6 +16,7 @@ export * from "./plugin.js";
 export * from "./registry.js";
 export * from "./rng.js";
 export * from "./routing.js";
+export * from "./run-request.js";
 export * from "./search.js";
 export * from "./statistics.js";
 export * from "./tensor.js";

@@ -34,7 +34,7 @@ export interface AttentionSpec {
   readonly queryNorm?: NormSpec;
   readonly keyNorm?: NormSpec;
   readonly rotary: RotarySpec;
-  /** Keys older than this many positions are not seen. */
+  /** A position sees itself and the `slidingWindow - 1` positions before it; absent: all before it. */
   readonly slidingWindow?: number;
 }
 

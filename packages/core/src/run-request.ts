@@ -1,0 +1,140 @@
+import type { RunRequest } from "./backend.js";
+import { CoppiceError } from "./errors.js";
+import type { MoeModel } from "./model.js";
+
+/** A run request whose every number has been checked, with the packed rows worked out. */
+export interface CheckedRunRequest {
+  /** T, the tokens of all sequences together. */
+  readonly tokens: number;
+  /** First packed row of every sequence, and T at the end: sequence s is rows `starts[s]` to `starts[s + 1]`. */
+  readonly starts: Int32Array;
+  readonly from: number;
+  readonly to: number;
+  /** [R] packed rows where logits are wanted; absent when the request names no positions. */
+  readonly rows?: Int32Array;
+  /** [R] */
+  readonly targets?: Int32Array;
+}
+
+/**
+ * Checks a request before any work, so that every backend refuses the same requests with the same words. The plan
+ * is only checked to belong to the model; `parsePlan` checks the rest where it enters the program.
+ * @throws COPPICE_USAGE, COPPICE_PLAN_MODEL
+ */
+export function checkRunRequest(model: MoeModel, request: RunRequest): CheckedRunRequest {
+  const { sequences, hidden, boundaries = [], positions, targets, cache, plan } = request;
+  const layers = model.layers.length;
+  const { from = 0, to = layers } = request;
+  if (plan && plan.model.fingerprint !== model.fingerprint) {
+    throw new CoppiceError(
+      "COPPICE_PLAN_MODEL",
+      `the plan was made for a model with fingerprint "${plan.model.fingerprint}"; ` +
+        `the loaded model has "${model.fingerprint}"`,
+    );
+  }
+  const starts = packedStarts(sequences, model.vocabSize);
+  const tokens = starts[sequences.length] as number;
+  if (!Number.isInteger(from) || !Number.isInteger(to) || from < 0 || from >= to || to > layers) {
+    throw refused(`layers from ${from} to ${to} are wanted; give 0 <= from < to <= ${layers}`);
+  }
+  if (from > 0 !== (hidden !== undefined)) {
+    throw refused(
+      from > 0
+        ? `from is ${from} but hidden, that layer's input, is missing`
+        : "hidden is given but from is 0",
+    );
+  }
+  if (hidden && hidden.length !== tokens * model.hiddenSize) {
+    throw refused(`hidden has ${hidden.length} values, expected ${tokens} x ${model.hiddenSize}`);
+  }
+  for (const layer of boundaries) {
+    if (!Number.isInteger(layer) || layer <= from || layer > to) {
+      throw refused(`boundary ${layer} is outside the layers that run; expected ${from + 1} to ${to}`);
+    }
+  }
+  if (cache) {
+    if (from !== 0 || to !== layers)
+      throw refused(`a cache needs all ${layers} layers, not ${from} to ${to}`);
+    if (cache.lengths.length !== sequences.length) {
+      throw refused(`the cache holds ${cache.lengths.length} sequences, the request ${sequences.length}`);
+    }
+  }
+  if (!positions) {
+    if (targets) throw refused("targets are given without positions");
+    return { tokens, starts, from, to };
+  }
+  if (to !== layers) throw refused(`positions are given, but logits need layers up to ${layers}, not ${to}`);
+  const rows = packedRows(positions, sequences, starts);
+  if (!targets) return { tokens, starts, from, to, rows };
+  return { tokens, starts, from, to, rows, targets: packedTargets(targets, positions, model.vocabSize) };
+}
+
+function packedStarts(sequences: readonly Int32Array[], vocabSize: number): Int32Array {
+  if (sequences.length === 0) throw refused("the batch has no sequence; give at least one");
+  const starts = new Int32Array(sequences.length + 1);
+  sequences.forEach((sequence, s) => {
+    if (sequence.length === 0) throw refused(`sequence ${s} is empty; give at least one token`);
+    checkTokens(sequence, vocabSize, `sequence ${s}`);
+    starts[s + 1] = (starts[s] as number) + sequence.length;
+  });
+  return starts;
+}
+
+function packedRows(
+  positions: readonly Int32Array[],
+  sequences: readonly Int32Array[],
+  starts: Int32Array,
+): Int32Array {
+  if (positions.length !== sequences.length) {
+    throw refused(`positions are given for ${positions.length} sequences, the batch has ${sequences.length}`);
+  }
+  const rows: number[] = [];
+  positions.forEach((wanted, s) => {
+    let previous = -1;
+    for (const position of wanted) {
+      const length = (sequences[s] as Int32Array).length;
+      if (position <= previous || position >= length) {
+        throw refused(
+          `position ${position} follows ${previous} in sequence ${s} of ${length} tokens; ` +
+            `give ascending positions of 0 to ${length - 1}`,
+        );
+      }
+      previous = position;
+      rows.push((starts[s] as number) + position);
+    }
+  });
+  return Int32Array.from(rows);
+}
+
+function packedTargets(
+  targets: readonly Int32Array[],
+  positions: readonly Int32Array[],
+  vocabSize: number,
+): Int32Array {
+  if (targets.length !== positions.length) {
+    throw refused(`targets are given for ${targets.length} sequences, positions for ${positions.length}`);
+  }
+  const packed: number[] = [];
+  targets.forEach((tokens, s) => {
+    const wanted = (positions[s] as Int32Array).length;
+    if (tokens.length !== wanted) {
+      throw refused(`sequence ${s} has ${tokens.length} targets for ${wanted} positions`);
+    }
+    checkTokens(tokens, vocabSize, `targets of sequence ${s}`);
+    for (const token of tokens) packed.push(token);
+  });
+  return Int32Array.from(packed);
+}
+
+function checkTokens(tokens: Int32Array, vocabSize: number, where: string): void {
+  for (let i = 0; i < tokens.length; i++) {
+    const token = tokens[i] as number;
+    if (token < 0 || token >= vocabSize) {
+      throw refused(`${where} has token ${token} at ${i}; the vocabulary is 0 to ${vocabSize - 1}`);
+    }
+  }
+}
+
+function refused(message: string): CoppiceError {
+  return new CoppiceError("COPPICE_USAGE", `not a usable run request: ${message}`);
+}
