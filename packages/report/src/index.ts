@@ -1,0 +1,11 @@
+export { renderReport } from "./render-report.js";
+export {
+  type Estimate,
+  type ReportData,
+  type ReportEvaluation,
+  type ReportFact,
+  type ReportLayer,
+  type ReportRow,
+  type ReportSize,
+  reportLayers,
+} from "./report-data.js";

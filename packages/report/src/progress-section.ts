@@ -1,0 +1,71 @@
+import { formatScore } from "./format.js";
+import { type Html, html } from "./html.js";
+import type { ReportData, ReportEvaluation } from "./report-data.js";
+
+/** Beyond this many points the picture gains nothing and the page grows; they are thinned evenly. */
+const pointLimit = 4000;
+
+/** Fitness of every candidate and the best so far. Drawn in a unit square that CSS stretches. */
+export function progressSection({ evaluations, fitness }: ReportData): Html {
+  const points = evaluations.filter((point) => Number.isFinite(point.fitness));
+  if (points.length === 0) return html``;
+  const phases = [...new Set(points.map(({ phase }) => phase))];
+  const last = Math.max(...points.map(({ evaluation }) => evaluation));
+  const values = points.map((point) => point.fitness);
+  const { min, max } = range(values);
+  const x = (evaluation: number) => ((1000 * (evaluation - 0.5)) / last).toFixed(1);
+  const y = (value: number) => (1000 * (1 - (value - min) / (max - min))).toFixed(1);
+  const shown = thin(points);
+  const dots = phases.map((phase, i) => {
+    const path = shown
+      .filter((point) => point.phase === phase)
+      .map((point) => `M${x(point.evaluation)} ${y(point.fitness)}h0`)
+      .join("");
+    return html`<path class="dot p${i % 4}" d="${path}"/>`;
+  });
+  const ticks = [1, 0.75, 0.5, 0.25, 0].map((share) => min + share * (max - min));
+  const failed = evaluations.length - points.length;
+  return html`<section aria-labelledby="progress"><h2 id="progress">Search</h2>
+<p class="soft">${fitness} of each candidate on the search samples. The best of ${evaluations.length} candidates reached
+${formatScore(Math.max(...values))}, the first ${formatScore(values[0] as number)}.${
+    failed > 0 ? ` ${failed} could not be evaluated.` : ""
+  }</p>
+<div class="line" aria-hidden="true"><div class="y">${ticks.map((tick) => html`<span>${formatScore(tick)}</span>`)}</div>
+<svg viewBox="0 0 1000 1000" preserveAspectRatio="none">${[0.25, 0.5, 0.75].map(
+    (share) => html`<path class="grid" d="M0 ${1000 * share}H1000"/>`,
+  )}${dots}<path class="best" d="${bestLine(points, x, y, last)}"/></svg>
+<div class="x"><span>1</span><span>evaluations</span><span>${last}</span></div></div>
+<ul class="legend">${phases.map((phase, i) => html`<li><i class="b${i % 4}"></i>${phase}</li>`)}<li><i class="bb"></i>best so far</li></ul>
+</section>`;
+}
+
+function bestLine(
+  points: readonly ReportEvaluation[],
+  x: (evaluation: number) => string,
+  y: (value: number) => string,
+  last: number,
+): string {
+  let best = Number.NEGATIVE_INFINITY;
+  let path = "";
+  for (const { evaluation, fitness } of points) {
+    if (!(fitness > best)) continue;
+    best = fitness;
+    path += path ? `H${x(evaluation)}V${y(best)}` : `M${x(evaluation)} ${y(best)}`;
+  }
+  return `${path}H${x(last)}`;
+}
+
+function range(values: readonly number[]): { min: number; max: number } {
+  const min = values.reduce((a, b) => Math.min(a, b), Number.POSITIVE_INFINITY);
+  const max = values.reduce((a, b) => Math.max(a, b), Number.NEGATIVE_INFINITY);
+  const pad = (max - min || Math.abs(max) || 1) * 0.04;
+  return { min: min - pad, max: max + pad };
+}
+
+function thin(points: readonly ReportEvaluation[]): readonly ReportEvaluation[] {
+  if (points.length <= pointLimit) return points;
+  return Array.from(
+    { length: pointLimit },
+    (_, i) => points[Math.floor((i * points.length) / pointLimit)] as ReportEvaluation,
+  );
+}

@@ -1,0 +1,169 @@
+import { createPlan, type MoeModel } from "@coppice/core";
+import { renderReport, reportLayers } from "@coppice/report";
+import { describe, expect, it } from "vitest";
+import { formatBytes, formatCount, formatDifference, formatScore } from "../src/format.js";
+import { escapeHtml } from "../src/html.js";
+import { sampleReport } from "./sample-report.js";
+
+const hostile = `</style></title><script>alert(1)</script><img src=x onerror="alert(2)">' \u202e\u0000\ud800`;
+
+/** Tags and attributes of a page, found without trusting the code that made it. */
+function tags(page: string): string[] {
+  return [
+    ...page.replace(/<style>[\s\S]*?<\/style>/, "<style></style>").matchAll(/<([a-z][a-z0-9]*)\b([^>]*)>/gi),
+  ].map((match) => match[0]);
+}
+
+describe("renderReport", () => {
+  const page = renderReport(sampleReport());
+
+  it("holds every score, size and fact as text", () => {
+    for (const text of [
+      "0.863",
+      "0.813",
+      "mean of 5 draws",
+      "53.5 MB",
+      "31.2 MB",
+      "2 min 41 s",
+      "--seed 1",
+    ]) {
+      expect(page).toContain(text);
+    }
+    expect(page).toContain("−0.050"); // 0.813 - 0.863
+  });
+
+  it("has no script, no handler and no address that could be fetched", () => {
+    const found = tags(page);
+    expect(found.filter((tag) => /^<(script|iframe|object|embed|link|img|a|form|base)\b/i.test(tag))).toEqual(
+      [],
+    );
+    expect(found.filter((tag) => /\s(on\w+|src|href|action|formaction|xlink:href)\s*=/i.test(tag))).toEqual(
+      [],
+    );
+    expect(page).not.toMatch(/https?:|url\(|@import/i);
+    expect(page).toContain(`default-src 'none'`);
+  });
+
+  it("gives the same elements whatever the names are", () => {
+    const names = (text: string) => tags(text).map((tag) => /^<(\w+)/.exec(tag)?.[1]);
+    const attacked = renderReport(sampleReport(hostile));
+    expect(names(attacked)).toEqual(names(renderReport(sampleReport("x"))));
+    expect(attacked).not.toContain("alert(1)</script>");
+    for (const character of ["\u202e", "\u0000"]) expect(attacked.includes(character)).toBe(false);
+  });
+
+  it("names every table and landmark for a screen reader", () => {
+    const ids = new Set([...page.matchAll(/\sid="([^"]+)"/g)].map((match) => match[1]));
+    for (const [, id] of page.matchAll(/aria-labelledby="([^"]+)"/g)) expect(ids).toContain(id);
+    expect(page).toMatch(/<html lang="en">/);
+    expect(page).toMatch(/scope="row"/);
+  });
+
+  it("survives a run without evaluations, holdout or merges", () => {
+    const { rows, ...rest } = sampleReport();
+    const empty = renderReport({
+      ...rest,
+      rows: rows.map(({ label, role }) => ({ label, role })),
+      evaluations: [],
+      work: [],
+    });
+    expect(empty).not.toContain("NaN");
+    expect(empty).not.toContain("undefined");
+    expect(empty).not.toContain("Infinity");
+  });
+
+  it("draws metrics that are not shares and values that are not finite", () => {
+    const data = sampleReport();
+    const page = renderReport({
+      ...data,
+      rows: data.rows.map((row) => ({
+        ...row,
+        search: { value: 412.5, low: 300, high: Number.POSITIVE_INFINITY, samples: 3 },
+      })),
+      evaluations: data.evaluations.map((point) => ({ ...point, fitness: -4 })),
+    });
+    expect(page).not.toMatch(/NaN|Infinity/);
+    expect(page).toContain("412.5");
+  });
+
+  it("stays small for many evaluations and experts", () => {
+    const data = sampleReport();
+    const page = renderReport({
+      ...data,
+      evaluations: Array.from({ length: 50_000 }, (_, i) => ({
+        evaluation: i + 1,
+        fitness: i % 7,
+        phase: "prune",
+      })),
+      layers: Array.from({ length: 48 }, (_, layer) => ({
+        layer,
+        experts: 128,
+        kept: Array.from({ length: 64 }, (_, i) => 2 * i),
+        mapped: false,
+        topK: 8,
+      })),
+    });
+    expect(page.length).toBeLessThan(1_200_000);
+  });
+});
+
+describe("reportLayers", () => {
+  const model = {
+    family: "mixtral",
+    fingerprint: "f",
+    layers: [0, 1].map((index) => ({
+      index,
+      feedForward: { kind: "moe", router: { topK: 2 }, experts: [{}, {}, {}] },
+    })),
+  } as unknown as MoeModel;
+
+  it("lists layers that the plan leaves alone as kept whole", () => {
+    const plan = createPlan(model, [
+      {
+        layer: 1,
+        experts: [2, 0],
+        topK: 1,
+        merge: [
+          [0, 0, 1],
+          [1, 0, 0],
+        ],
+      },
+    ]);
+    expect(reportLayers(model, plan)).toEqual([
+      { layer: 0, experts: 3, kept: [0, 1, 2], mapped: false, topK: 2 },
+      {
+        layer: 1,
+        experts: 3,
+        kept: [2, 0],
+        mapped: false,
+        topK: 1,
+        merge: [
+          [0, 0, 1],
+          [1, 0, 0],
+        ],
+      },
+    ]);
+  });
+});
+
+describe("formatting", () => {
+  it("keeps units and digits readable", () => {
+    expect([0, 999, 999_499, 999_500, 53_548_032, 7e9].map(formatBytes)).toEqual([
+      "0 B",
+      "999 B",
+      "999 kB",
+      "1.00 MB",
+      "53.5 MB",
+      "7.00 GB",
+    ]);
+    expect([8, 1500, 26_774_016].map(formatCount)).toEqual(["8", "1.50 k", "26.8 M"]);
+    expect([0.5, 412.49, Number.NaN].map(formatScore)).toEqual(["0.500", "412.5", "–"]);
+    expect([0.05, -0.05].map(formatDifference)).toEqual(["+0.050", "−0.050"]);
+  });
+
+  it("escapes what could leave an attribute or a text", () => {
+    expect(escapeHtml(`<&>"'`)).toBe("&lt;&amp;&gt;&quot;&#39;");
+    expect(escapeHtml("a\u202eb\u0007")).toBe("a\\u202eb\\u0007");
+    expect(escapeHtml("\ud83c\udf33\ud800")).toBe("\ud83c\udf33\ufffd");
+  });
+});
