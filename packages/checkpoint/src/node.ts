@@ -1,0 +1,2 @@
+export { openFolder } from "./node/open-folder.js";
+export { resolveInside } from "./node/resolve-inside.js";
