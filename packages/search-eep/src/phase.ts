@@ -1,0 +1,14 @@
+import type { Plan, Scored } from "@coppice/core";
+
+export interface Proposal {
+  readonly plan: Plan;
+  readonly origin: string;
+}
+
+/** One part of the default search. */
+export interface Phase {
+  /** Up to `limit` plans; none when the phase is over. */
+  propose(limit: number): Proposal[];
+  /** Results of the last proposals, in their order. */
+  learn(results: readonly Scored[]): void;
+}

@@ -1,0 +1,4 @@
+export * from "./evaluator.js";
+export * from "./finalists.js";
+export * from "./journal.js";
+export * from "./run-search.js";

@@ -1,0 +1,93 @@
+import { CoppiceError, type Plan, type SerializedError } from "@coppice/core";
+
+/** A plan that was evaluated, with everything that a resumed run needs of it. */
+export interface EvaluatedRecord {
+  readonly type: "evaluated";
+  /** Which sample set: "search" for the search itself; results of different scopes never mix. */
+  readonly scope: string;
+  readonly key: string;
+  /** Canonical plan. */
+  readonly plan: Plan;
+  readonly phase?: string;
+  readonly origin?: string;
+  /** Fitness per sample; JSON numbers of JavaScript read back as the very same doubles. */
+  readonly scores: readonly number[];
+  /** One "0" or "1" per sample, where the task has right answers. */
+  readonly correct?: string;
+}
+
+/** A plan that could not be evaluated; a resumed run does not try it again. */
+export interface FailedRecord {
+  readonly type: "failed";
+  readonly scope: string;
+  readonly key: string;
+  readonly plan: Plan;
+  readonly phase?: string;
+  readonly origin?: string;
+  readonly error: SerializedError;
+}
+
+/** A record of another type: skipped by the engine, free for the application (JSON values only). */
+export interface OtherRecord {
+  readonly type: string;
+  readonly [key: string]: unknown;
+}
+
+export type JournalRecord = EvaluatedRecord | FailedRecord | OtherRecord;
+
+/** What a run remembers across processes. `openRunFolder` of `@coppice/search/node` keeps one in a file. */
+export interface RunJournal {
+  /** Records of earlier processes and of this one, in the order they were appended. */
+  readonly records: readonly JournalRecord[];
+  /** Resolves when the records would survive a kill of the process and of the machine. */
+  append(records: readonly JournalRecord[]): Promise<void>;
+}
+
+/** A journal in memory, for tests and for runs that need not be resumed. */
+export function memoryJournal(records: readonly JournalRecord[] = []): RunJournal {
+  const kept = [...records];
+  return {
+    records: kept,
+    async append(more) {
+      kept.push(...more);
+    },
+  };
+}
+
+/** The evaluation records among `records` that belong to `scope`. @throws COPPICE_RUN_JOURNAL for a malformed one */
+export function evaluationRecords(
+  records: readonly JournalRecord[],
+  scope: string,
+): (EvaluatedRecord | FailedRecord)[] {
+  const found: (EvaluatedRecord | FailedRecord)[] = [];
+  records.forEach((record, index) => {
+    if ((record.type !== "evaluated" && record.type !== "failed") || record.scope !== scope) return;
+    const problem = problemOf({ ...record });
+    if (problem !== undefined) {
+      throw new CoppiceError(
+        "COPPICE_RUN_JOURNAL",
+        `record ${index} of the journal, of type "${record.type}", is malformed: ${problem}`,
+        { hint: "start again in a new run folder", details: { record: index } },
+      );
+    }
+    found.push(record as EvaluatedRecord | FailedRecord);
+  });
+  return found;
+}
+
+function problemOf(record: Readonly<Record<string, unknown>>): string | undefined {
+  if (typeof record.key !== "string" || record.key === "") return "it has no key";
+  if (typeof record.plan !== "object" || record.plan === null) return "it has no plan";
+  if (record.type === "failed") {
+    const error = record.error as { code?: unknown; message?: unknown } | undefined;
+    const usable = typeof error?.code === "string" && typeof error.message === "string";
+    return usable ? undefined : "its error has no code and message";
+  }
+  const { scores, correct } = record;
+  if (!Array.isArray(scores) || scores.length === 0 || !scores.every(Number.isFinite)) {
+    return "scores is not a list of numbers";
+  }
+  if (correct === undefined) return undefined;
+  const usable = typeof correct === "string" && correct.length === scores.length && /^[01]*$/.test(correct);
+  return usable ? undefined : `correct is not a text of ${scores.length} digits 0 or 1`;
+}

@@ -1,0 +1,4 @@
+export { type JournalFile, maxJournalBytes, openJournalFile } from "./journal-file.js";
+export { type OpenRunFolderOptions, openRunFolder, type RunFolder } from "./run-folder.js";
+export { type IdentityDifference, identityDifferences, type RunIdentity } from "./run-identity.js";
+export { writeFileAtomic } from "./write-file-atomic.js";

@@ -1,0 +1,214 @@
+import {
+  type Candidate,
+  CoppiceError,
+  type Executor,
+  type MoeModel,
+  type Plan,
+  parsePlan,
+  type RunEmitter,
+  type Scored,
+  type SearchStrategy,
+  throwIfAborted,
+} from "@coppice/core";
+import { type Evaluation, PlanEvaluator } from "./evaluator.js";
+import type { RunJournal } from "./journal.js";
+import { SearchProgress } from "./search-progress.js";
+
+/** Candidates per `ask` unless the caller says otherwise: enough for a few workers, few enough for steady state. */
+export const defaultBatch = 8;
+
+/** Asks in a row that may bring nothing but known plans before the run ends: the strategy has run dry. */
+export const idleAskLimit = 1000;
+
+export interface SearchOptions {
+  readonly strategy: SearchStrategy;
+  readonly model: MoeModel;
+  readonly executor: Executor;
+  /** Most plans to evaluate; plans that are known are free. */
+  readonly evaluations: number;
+  /**
+   * The limit of every `ask`. It decides what the strategy sees, so it belongs to the identity of a run and
+   * must not follow the number of workers. Default `defaultBatch`.
+   */
+  readonly batch?: number;
+  /** Makes the run resumable. */
+  readonly journal?: RunJournal;
+  readonly signal?: AbortSignal;
+  readonly emitter?: RunEmitter;
+  /** Called with a new best plan (canonical) before the next plans are asked for; awaited. */
+  readonly onBest?: (best: Scored) => void | Promise<void>;
+  /** How many of the best plans `SearchResult.finalists` holds. Default 20, as EEP's released code re-tests. */
+  readonly finalists?: number;
+}
+
+/** One evaluated plan, as plots and reports need it; survives JSON. */
+export interface SearchStep {
+  /** 1 for the first. */
+  readonly evaluation: number;
+  readonly key: string;
+  readonly phase: string;
+  readonly origin: string;
+  /** null when the plan failed. */
+  readonly fitness: number | null;
+  readonly accuracy?: number;
+  /** Best fitness so far; null before the first success. */
+  readonly best: number | null;
+}
+
+export interface SearchResult {
+  /** Highest fitness; the earlier one of equals. Its plan is canonical. */
+  readonly best: Scored;
+  /** The best plans, best first, all different. */
+  readonly finalists: readonly Scored[];
+  /** Plans evaluated in the whole run, those before a resume included. */
+  readonly evaluations: number;
+  /** Proposals of plans that were known already. */
+  readonly cacheHits: number;
+  /** Plans among `evaluations` whose results came from the journal. */
+  readonly replayed: number;
+  /** Plans among `evaluations` that failed. */
+  readonly failures: number;
+  readonly history: readonly SearchStep[];
+  /** Why it ended: the budget is spent, the strategy is done, or it proposed only known plans for too long. */
+  readonly stopped: "budget" | "strategy" | "idle";
+}
+
+/**
+ * Runs a strategy until the budget is spent: ask, validate, look up, evaluate what is unknown, journal, tell.
+ *
+ * Resuming is replaying: the strategy is asked all over again and known results come from the journal, so a run
+ * that was killed ends with the same result as one that was not, and nothing is evaluated twice.
+ *
+ * @throws COPPICE_USAGE for a budget or batch below 1, COPPICE_PLUGIN_INVALID when the strategy proposes more
+ * than asked for or invalid plans, COPPICE_ABORTED, COPPICE_RUN_JOURNAL, and the executor's own errors
+ */
+export async function runSearch(options: SearchOptions): Promise<SearchResult> {
+  const { strategy, model, signal } = options;
+  const budget = atLeastOne("evaluations", options.evaluations);
+  const batch = atLeastOne("batch", options.batch ?? defaultBatch);
+  const evaluator = new PlanEvaluator(options);
+  const progress = new SearchProgress(options.emitter, budget);
+  const seen = new Map<string, Scored>();
+  const history: SearchStep[] = [];
+  let best: Scored | undefined;
+  let saved: Scored | undefined;
+  let failure: CoppiceError | undefined;
+  let cacheHits = 0;
+  let idleAsks = 0;
+  let stopped: SearchResult["stopped"] = "budget";
+
+  while (seen.size < budget) {
+    throwIfAborted(signal, "searching");
+    // The remaining budget bounds the limit, so a batch can never overspend; both follow from history alone.
+    const limit = Math.min(batch, budget - seen.size);
+    const candidates = checked(strategy.ask(limit), limit, model);
+    if (candidates.length === 0) {
+      stopped = "strategy";
+      break;
+    }
+    const computedBefore = evaluator.computed;
+    const startedAt = performance.now();
+    const evaluations = await evaluator.evaluate(candidates, { signal });
+    const computed = evaluator.computed - computedBefore;
+    progress.worked(computed, performance.now() - startedAt);
+
+    const seenBefore = seen.size;
+    const results = candidates.map((candidate, i) => {
+      const evaluation = evaluations[i] as Evaluation;
+      const cached = seen.has(evaluation.key);
+      const scored = toScored(candidate, evaluation, cached);
+      if (cached) cacheHits++;
+      else {
+        const kept = toScored({ ...candidate, plan: evaluation.plan }, evaluation, false);
+        seen.set(evaluation.key, kept);
+        failure = evaluation.error ?? failure;
+        if (evaluation.error === undefined && (best === undefined || kept.fitness > best.fitness))
+          best = kept;
+        history.push(toStep(kept, seen.size, best));
+      }
+      progress.scored(scored, seen.size, best);
+      return scored;
+    });
+    strategy.tell(results);
+    if (best && best !== saved && computed > 0) {
+      saved = best;
+      await options.onBest?.(best);
+    }
+    idleAsks = seen.size > seenBefore ? 0 : idleAsks + 1;
+    if (idleAsks >= idleAskLimit) {
+      stopped = "idle";
+      break;
+    }
+    // Known plans need no input or output: without a pause a long row of them would hold up signals.
+    if (idleAsks % 64 === 63) await new Promise<void>((resolve) => setTimeout(resolve));
+  }
+
+  if (!best) {
+    throw failure ?? new CoppiceError("COPPICE_PLUGIN_INVALID", "the strategy proposed no plan at all");
+  }
+  if (best !== saved) await options.onBest?.(best);
+  return {
+    best,
+    finalists: bestOf([...seen.values()], options.finalists ?? 20),
+    evaluations: seen.size,
+    cacheHits,
+    replayed: seen.size - evaluator.computed,
+    failures: history.filter((step) => step.fitness === null).length,
+    history,
+    stopped,
+  };
+}
+
+/** The `count` results of highest fitness, best first; failed ones left out, the earlier one of equals first. */
+export function bestOf(results: readonly Scored[], count: number): Scored[] {
+  return results
+    .filter((result) => result.fitness > Number.NEGATIVE_INFINITY)
+    .sort((a, b) => b.fitness - a.fitness)
+    .slice(0, count);
+}
+
+function checked(candidates: readonly Candidate[], limit: number, model: MoeModel): readonly Candidate[] {
+  if (candidates.length > limit) {
+    throw new CoppiceError(
+      "COPPICE_PLUGIN_INVALID",
+      `the strategy proposed ${candidates.length} candidates, at most ${limit} were asked for`,
+    );
+  }
+  for (const { plan, phase, origin } of candidates) parseProposal(plan, phase, origin, model);
+  return candidates;
+}
+
+function parseProposal(plan: Plan, phase: string, origin: string, model: MoeModel): void {
+  try {
+    parsePlan(plan, model);
+  } catch (cause) {
+    throw new CoppiceError(
+      "COPPICE_PLUGIN_INVALID",
+      `the strategy proposed (${phase}, ${origin}) a plan that does not fit the model: ${(cause as Error).message}`,
+      { cause, hint: "this is a fault of the strategy; searchConformance of @coppice/plugin-kit finds it" },
+    );
+  }
+}
+
+function toScored(candidate: Candidate, evaluation: Evaluation, cached: boolean): Scored {
+  const { key, fitness, scores, accuracy } = evaluation;
+  return { candidate, key, fitness, scores, ...(accuracy !== undefined && { accuracy }), cached };
+}
+
+function toStep(scored: Scored, evaluation: number, best: Scored | undefined): SearchStep {
+  const { phase, origin } = scored.candidate;
+  return {
+    evaluation,
+    key: scored.key,
+    phase,
+    origin,
+    fitness: Number.isFinite(scored.fitness) ? scored.fitness : null,
+    ...(scored.accuracy !== undefined && { accuracy: scored.accuracy }),
+    best: best?.fitness ?? null,
+  };
+}
+
+function atLeastOne(name: string, value: number): number {
+  if (Number.isSafeInteger(value) && value >= 1) return value;
+  throw new CoppiceError("COPPICE_USAGE", `${name} is ${value}, expected a whole number of at least 1`);
+}
