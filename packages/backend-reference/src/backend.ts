@@ -1,0 +1,34 @@
+import { type Backend, CoppiceError, type LoadRequest, type MoeModel } from "@coppice/core";
+import { ReferenceRunner } from "./runner.js";
+import { readWeights } from "./weights.js";
+
+export function createReferenceBackend(): Backend {
+  return {
+    name: "reference",
+    capabilities: { blocking: true, sharesWeights: false },
+    async load({ model, weights, signal }: LoadRequest) {
+      checkSupported(model);
+      return new ReferenceRunner(model, await readWeights(model, weights, signal));
+    },
+  };
+}
+
+/** A description made by a later core may hold kinds that this code has never heard of. */
+function checkSupported(model: MoeModel): void {
+  for (const { index, attention, feedForward } of model.layers) {
+    const mlps = feedForward.kind === "moe" ? feedForward.experts : [feedForward.mlp];
+    check(index, "attention", attention.kind, "gqa");
+    if (feedForward.kind === "moe") check(index, "router order", feedForward.router.order, "softmax-topk");
+    else check(index, "feed-forward", feedForward.kind, "dense");
+    for (const mlp of mlps) check(index, "activation", mlp.activation, "silu");
+  }
+}
+
+function check(layer: number, what: string, found: string, supported: string): void {
+  if (found === supported) return;
+  throw new CoppiceError(
+    "COPPICE_BACKEND_UNSUPPORTED",
+    `layer ${layer} has ${what} "${found}"; the reference backend runs "${supported}"`,
+    { details: { layer, found, supported } },
+  );
+}

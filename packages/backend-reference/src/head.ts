@@ -1,0 +1,61 @@
+import type { CheckedRunRequest, MoeModel, RunResult } from "@coppice/core";
+import { linear } from "./linear.js";
+import { rmsNorm } from "./norm.js";
+import type { Scratch } from "./scratch.js";
+import { floats } from "./scratch.js";
+import type { ModelWeights } from "./weights.js";
+
+/** Rows of logits held at once when only targets are wanted. */
+const targetBlock = 32;
+
+/** Logits, or what is wanted of them, at the packed rows of the request; x is the last layer's output. */
+export function runHead(
+  model: MoeModel,
+  weights: ModelWeights,
+  { rows, targets }: CheckedRunRequest,
+  x: Float32Array,
+  scratch: Scratch,
+): Pick<RunResult, "logits" | "targetLogProbs" | "argmax"> {
+  if (!rows) return {};
+  const { hiddenSize: hidden, vocabSize: vocab } = model;
+  const count = rows.length;
+  const normed = scratch.take("headInput", count * hidden);
+  rows.forEach((row, r) => {
+    normed.set(x.subarray(row * hidden, (row + 1) * hidden), r * hidden);
+  });
+  rmsNorm(normed, count, hidden, weights.finalNorm, normed);
+  if (!targets) {
+    const logits = floats(count * vocab);
+    linear(normed, count, weights.head, hidden, vocab, logits);
+    return { logits };
+  }
+  const targetLogProbs = new Float32Array(count);
+  const argmax = new Int32Array(count);
+  for (let start = 0; start < count; start += targetBlock) {
+    const block = Math.min(targetBlock, count - start);
+    const logits = scratch.take("targetLogits", block * vocab);
+    linear(normed.subarray(start * hidden), block, weights.head, hidden, vocab, logits);
+    for (let r = 0; r < block; r++) {
+      const row = logits.subarray(r * vocab, (r + 1) * vocab);
+      const best = mostLikely(row);
+      argmax[start + r] = best;
+      targetLogProbs[start + r] = logProbability(row, targets[start + r] as number, row[best] as number);
+    }
+  }
+  return { targetLogProbs, argmax };
+}
+
+/** Index of the largest value; ties go to the lower one. */
+function mostLikely(logits: Float32Array): number {
+  let best = 0;
+  for (let i = 1; i < logits.length; i++) {
+    if ((logits[i] as number) > (logits[best] as number)) best = i;
+  }
+  return best;
+}
+
+function logProbability(logits: Float32Array, target: number, max: number): number {
+  let sum = 0;
+  for (let i = 0; i < logits.length; i++) sum += Math.exp((logits[i] as number) - max);
+  return (logits[target] as number) - max - Math.log(sum);
+}

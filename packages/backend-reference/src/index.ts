@@ -1,0 +1,1 @@
+export { type ReferenceOptions, reference } from "./plugin.js";

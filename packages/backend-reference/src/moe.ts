@@ -1,0 +1,107 @@
+import {
+  type LayerPlan,
+  type LayerTap,
+  type MoeSpec,
+  type Routing,
+  routeTokens,
+  type Tap,
+} from "@coppice/core";
+import { linear } from "./linear.js";
+import { gatedMlp } from "./mlp.js";
+import type { PlannedExperts } from "./plan-weights.js";
+import type { Scratch } from "./scratch.js";
+
+export interface MoeCall {
+  readonly layer: number;
+  readonly spec: MoeSpec;
+  readonly plan: LayerPlan | undefined;
+  readonly experts: PlannedExperts;
+  readonly tap: Tap | undefined;
+}
+
+/**
+ * The MoE block: x is its input after the norm, y receives the gate-weighted sum of the routed experts, both
+ * [tokens, hidden]. Tokens are gathered expert by expert; sums over a token's experts are float64.
+ */
+export function runMoe(
+  { layer, spec, plan, experts, tap }: MoeCall,
+  x: Float32Array,
+  tokens: number,
+  y: Float32Array,
+  scratch: Scratch,
+): void {
+  const hidden = x.length / tokens;
+  const { slots, router, routerRows } = experts;
+  const logits = scratch.take("routerLogits", tokens * routerRows);
+  linear(x, tokens, router, hidden, routerRows, logits);
+  const routing = routeTokens(logits, tokens, spec.router, plan);
+  const { topK } = routing;
+
+  const wanted = new Set(tap?.fields);
+  const outputs = wanted.has("expertOutputs")
+    ? scratch.take("expertOutputs", tokens * topK * hidden)
+    : undefined;
+  const norms = wanted.has("expertNorms") ? scratch.take("expertNorms", tokens * topK) : undefined;
+  const sums = new Float64Array(tokens * hidden);
+  const { choices, starts } = choicesBySlot(routing, slots.length);
+  slots.forEach((expert, slot) => {
+    const start = starts[slot] as number;
+    const rows = (starts[slot + 1] as number) - start;
+    if (rows === 0) return;
+    const input = scratch.take("expertInput", rows * hidden);
+    const output = scratch.take("expertOutput", rows * hidden);
+    for (let row = 0; row < rows; row++) {
+      const token = Math.floor((choices[start + row] as number) / topK);
+      input.set(x.subarray(token * hidden, (token + 1) * hidden), row * hidden);
+    }
+    gatedMlp(expert, input, rows, hidden, output, scratch);
+    for (let row = 0; row < rows; row++) {
+      const choice = choices[start + row] as number;
+      const gate = routing.gates[choice] as number;
+      const to = Math.floor(choice / topK) * hidden;
+      const from = row * hidden;
+      for (let i = 0; i < hidden; i++)
+        sums[to + i] = (sums[to + i] as number) + gate * (output[from + i] as number);
+      if (norms) norms[choice] = rowNorm(output, from, hidden);
+      outputs?.set(output.subarray(from, from + hidden), choice * hidden);
+    }
+  });
+  y.set(sums);
+
+  if (!tap) return;
+  const shown: { -readonly [K in keyof LayerTap]: LayerTap[K] } = { layer, tokens, topK };
+  if (wanted.has("input")) shown.input = x;
+  if (wanted.has("routerLogits")) shown.routerLogits = logits;
+  if (wanted.has("routing")) {
+    shown.slots = routing.slots;
+    shown.gates = routing.gates;
+  }
+  if (outputs) shown.expertOutputs = outputs;
+  if (norms) shown.expertNorms = norms;
+  if (wanted.has("output")) shown.output = y;
+  tap.onLayer(shown);
+}
+
+/** Counting sort: entries `starts[slot]` to `starts[slot + 1]` of `choices` are the (token * k + i) that chose the slot. */
+function choicesBySlot({ slots }: Routing, slotCount: number): { choices: Int32Array; starts: Int32Array } {
+  const starts = new Int32Array(slotCount + 1);
+  for (const slot of slots) starts[slot + 1] = (starts[slot + 1] as number) + 1;
+  for (let slot = 0; slot < slotCount; slot++) {
+    starts[slot + 1] = (starts[slot + 1] as number) + (starts[slot] as number);
+  }
+  const next = starts.slice();
+  const choices = new Int32Array(slots.length);
+  for (let choice = 0; choice < slots.length; choice++) {
+    const slot = slots[choice] as number;
+    const at = next[slot] as number;
+    choices[at] = choice;
+    next[slot] = at + 1;
+  }
+  return { choices, starts };
+}
+
+function rowNorm(values: Float32Array, at: number, length: number): number {
+  let squares = 0;
+  for (let i = 0; i < length; i++) squares += (values[at + i] as number) ** 2;
+  return Math.sqrt(squares);
+}

@@ -1,0 +1,198 @@
+import {
+  type CheckedRunRequest,
+  CoppiceError,
+  checkRunRequest,
+  type KvCache,
+  type LayerPlan,
+  layerKey,
+  type MoeModel,
+  type MoeSpec,
+  type Plan,
+  parsePlan,
+  type Runner,
+  type RunRequest,
+  type RunResult,
+  throwIfAborted,
+} from "@coppice/core";
+import { attend } from "./attention.js";
+import { runHead } from "./head.js";
+import { ReferenceCache } from "./kv-cache.js";
+import { gatedMlp } from "./mlp.js";
+import { runMoe } from "./moe.js";
+import { rmsNorm } from "./norm.js";
+import { type PlannedExperts, planExperts } from "./plan-weights.js";
+import { Rotary } from "./rotary.js";
+import { floats, Scratch } from "./scratch.js";
+import type { GatedMlp, LayerWeights, ModelWeights } from "./weights.js";
+
+/** Longest stretch, in milliseconds, for which a run blocks its thread while more layers follow. */
+const sliceMs = 50;
+
+/**
+ * Residual stream, boundaries and every stored activation are float32, so running layers 0 to k and then k to the
+ * end gives the bits of one run. Merged experts of the latest plan are kept per layer.
+ */
+export class ReferenceRunner implements Runner {
+  readonly model: MoeModel;
+  #weights: ModelWeights | undefined;
+  readonly #rotaries: Rotary[];
+  readonly #scratch = new Scratch();
+  readonly #planned = new Map<number, { key: string; experts: PlannedExperts }>();
+  readonly #validPlans = new WeakSet<Plan>();
+  #running = false;
+
+  constructor(model: MoeModel, weights: ModelWeights) {
+    this.model = model;
+    this.#weights = weights;
+    const shared = new Map<string, Rotary>();
+    this.#rotaries = model.layers.map(({ attention: { rotary } }) => {
+      const key = `${rotary.theta}/${rotary.dimensions}`;
+      const known = shared.get(key) ?? new Rotary(rotary);
+      shared.set(key, known);
+      return known;
+    });
+  }
+
+  createCache(sequences: number): KvCache {
+    this.#alive();
+    if (!Number.isSafeInteger(sequences) || sequences < 1) {
+      throw new CoppiceError("COPPICE_USAGE", `a cache for ${sequences} sequences is wanted; give 1 or more`);
+    }
+    return new ReferenceCache(this, this.model.layers.length, sequences);
+  }
+
+  async run(request: RunRequest): Promise<RunResult> {
+    this.#alive();
+    throwIfAborted(request.signal, "starting a run");
+    if (this.#running) {
+      throw new CoppiceError(
+        "COPPICE_USAGE",
+        "a run began while another run of the same runner was going on",
+        {
+          hint: "await each run before the next, or load one runner per task",
+        },
+      );
+    }
+    this.#running = true;
+    try {
+      return await this.#run(request);
+    } finally {
+      this.#running = false;
+    }
+  }
+
+  async dispose(): Promise<void> {
+    this.#weights = undefined;
+    this.#planned.clear();
+    this.#scratch.clear();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.dispose();
+  }
+
+  async #run(request: RunRequest): Promise<RunResult> {
+    const { model } = this;
+    const checked = checkRunRequest(model, request);
+    const { tokens, from, to } = checked;
+    const plans = this.#layerPlans(request.plan);
+    const cache = this.#cache(request.cache);
+    const hidden = floats(tokens * model.hiddenSize);
+    if (request.hidden) hidden.set(request.hidden);
+    else this.#embed(request.sequences, hidden);
+
+    const boundaries = new Map<number, Float32Array>();
+    let sliceStart = performance.now();
+    for (let layer = from; layer < to; layer++) {
+      this.#runLayer(layer, request, checked, plans.get(layer), cache, hidden);
+      if (request.boundaries?.includes(layer + 1)) boundaries.set(layer + 1, hidden.slice());
+      if (layer + 1 < to && performance.now() - sliceStart > sliceMs) {
+        await new Promise((resolve) => setTimeout(resolve, 0));
+        throwIfAborted(request.signal, `running layer ${layer + 1} of ${to}`);
+        sliceStart = performance.now();
+      }
+    }
+    const head = runHead(model, this.#alive(), checked, hidden, this.#scratch);
+    cache?.commit(request.sequences);
+    return { ...head, boundaries, tokenLayers: tokens * (to - from) };
+  }
+
+  #runLayer(
+    index: number,
+    request: RunRequest,
+    { tokens, starts }: CheckedRunRequest,
+    plan: LayerPlan | undefined,
+    cache: ReferenceCache | undefined,
+    hidden: Float32Array,
+  ): void {
+    const weights = this.#alive().layers[index] as LayerWeights;
+    const spec = this.model.layers[index] as MoeModel["layers"][number];
+    const size = this.model.hiddenSize;
+    const scratch = this.#scratch;
+    const normed = scratch.take("normed", hidden.length);
+    const added = scratch.take("added", hidden.length);
+    rmsNorm(hidden, tokens, size, weights.attentionNorm, normed);
+    const rotary = this.#rotaries[index] as Rotary;
+    attend(spec.attention, weights, rotary, { tokens, starts, cache, layer: index }, normed, added, scratch);
+    addTo(hidden, added);
+    rmsNorm(hidden, tokens, size, weights.feedForwardNorm, normed);
+    if (spec.feedForward.kind === "moe") {
+      const experts = this.#experts(index, spec.feedForward, weights, plan);
+      const call = { layer: index, spec: spec.feedForward, plan, experts, tap: request.tap };
+      runMoe(call, normed, tokens, added, scratch);
+    } else {
+      gatedMlp(weights.mlps[0] as GatedMlp, normed, tokens, size, added, scratch);
+    }
+    addTo(hidden, added);
+  }
+
+  #experts(layer: number, spec: MoeSpec, weights: LayerWeights, plan: LayerPlan | undefined): PlannedExperts {
+    const { mlps, router = new Float32Array(0) } = weights;
+    if (!plan) return planExperts(spec, mlps, router, undefined);
+    const key = layerKey(plan);
+    const known = this.#planned.get(layer);
+    if (known?.key === key) return known.experts;
+    const experts = planExperts(spec, mlps, router, plan);
+    this.#planned.set(layer, { key, experts });
+    return experts;
+  }
+
+  #layerPlans(plan: Plan | undefined): Map<number, LayerPlan> {
+    if (plan && !this.#validPlans.has(plan)) {
+      parsePlan(plan, this.model);
+      this.#validPlans.add(plan);
+    }
+    return new Map(plan?.layers.map((layer) => [layer.layer, layer]));
+  }
+
+  #cache(cache: KvCache | undefined): ReferenceCache | undefined {
+    if (cache === undefined) return undefined;
+    if (!(cache instanceof ReferenceCache) || cache.owner !== this) {
+      throw new CoppiceError("COPPICE_USAGE", "the cache was made by another runner", {
+        hint: "make it with createCache of the runner that runs",
+      });
+    }
+    if (cache.disposed)
+      throw new CoppiceError("COPPICE_BACKEND_DISPOSED", "the cache was disposed before this run");
+    return cache;
+  }
+
+  #embed(sequences: readonly Int32Array[], hidden: Float32Array): void {
+    const { embedding } = this.#alive();
+    const size = this.model.hiddenSize;
+    let row = 0;
+    for (const sequence of sequences) {
+      for (const token of sequence)
+        hidden.set(embedding.subarray(token * size, (token + 1) * size), row++ * size);
+    }
+  }
+
+  #alive(): ModelWeights {
+    if (this.#weights) return this.#weights;
+    throw new CoppiceError("COPPICE_BACKEND_DISPOSED", "the runner was disposed and cannot run again");
+  }
+}
+
+function addTo(sum: Float32Array, added: Float32Array): void {
+  for (let i = 0; i < sum.length; i++) sum[i] = (sum[i] as number) + (added[i] as number);
+}

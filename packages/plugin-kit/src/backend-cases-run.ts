@@ -1,0 +1,188 @@
+import type { Plan, Runner } from "@coppice/core";
+import {
+  allLogits,
+  allPositions,
+  type BackendSource,
+  randomSequences,
+  withRunner,
+} from "./backend-subject.js";
+import { expectClose, expectEqual, expectThat } from "./compare.js";
+import type { ConformanceCase } from "./conformance-case.js";
+import type { MemoryModel } from "./memory-model.js";
+import { mergedPlan } from "./sample-plans.js";
+import { slowForward } from "./slow-model.js";
+
+const tolerance = 1e-4;
+const lengths = [6, 1, 13, 4];
+
+/** Layer ranges, boundaries, positions, targets, batches and the cache. */
+export function runCases(
+  source: BackendSource,
+  name: string,
+  load: () => Promise<MemoryModel>,
+): ConformanceCase[] {
+  const test = (
+    what: string,
+    body: (runner: Runner, loaded: MemoryModel, sequences: Int32Array[]) => Promise<void>,
+  ): ConformanceCase => ({
+    name: `${name}: ${what}`,
+    async run() {
+      const loaded = await load();
+      await withRunner(source, loaded, (runner) =>
+        body(runner, loaded, randomSequences(loaded.model, lengths)),
+      );
+    },
+  });
+  return [
+    test("boundaries are the layers' inputs, and only those asked for", async (runner, loaded, sequences) => {
+      const layers = loaded.model.layers.length;
+      const asked = [1, layers];
+      const { boundaries, logits, tokenLayers } = await runner.run({ sequences, boundaries: asked });
+      expectThat(logits === undefined, "no positions were given, yet the result has logits");
+      expectEqual([...boundaries.keys()].sort(), [...new Set(asked)].sort(), "layers of the boundaries");
+      expectEqual([tokenLayers], [total(sequences) * layers], "tokenLayers");
+      const slow = sequences.map((ids) => slowForward(loaded, [...ids]).hidden);
+      for (const layer of asked) {
+        const expected = slow.flatMap((hidden) => (hidden[layer] as number[][]).flat());
+        expectClose(boundaries.get(layer), expected, tolerance, `boundary ${layer}`);
+      }
+    }),
+    test("running up to a layer and on from it equals one run", async (runner, loaded, sequences) => {
+      const layers = loaded.model.layers.length;
+      for (const plan of [undefined, mergedPlan(loaded.model, 31)]) {
+        const whole = await allLogits(runner, sequences, plan);
+        for (let cut = 1; cut < layers; cut++) {
+          const shared = { sequences, ...(plan && { plan }) };
+          const start = await runner.run({ ...shared, to: cut, boundaries: [cut] });
+          const hidden = start.boundaries.get(cut);
+          expectThat(hidden !== undefined, `boundary ${cut} is missing`);
+          const kept = hidden.slice();
+          const end = await runner.run({ ...shared, from: cut, hidden, positions: allPositions(sequences) });
+          expectClose(end.logits, whole, 1e-5, `logits, cut before layer ${cut}`);
+          expectEqual(hidden, kept, "the caller's hidden states after the run");
+          expectEqual(
+            [start.tokenLayers + end.tokenLayers],
+            [total(sequences) * layers],
+            "tokenLayers of both",
+          );
+        }
+      }
+    }),
+    test("positions select rows of the logits", async (runner, loaded, sequences) => {
+      const whole = await allLogits(runner, sequences);
+      const positions = [[1, 4, 5], [0], [], [3]].map((wanted) => Int32Array.from(wanted));
+      const { logits } = await runner.run({ sequences, positions });
+      const rows = [1, 4, 5, 6, 23];
+      const vocab = loaded.model.vocabSize;
+      const expected = rows.flatMap((row) => [...whole.subarray(row * vocab, (row + 1) * vocab)]);
+      expectClose(logits, expected, 1e-5, "logits of the wanted rows");
+      const none = await runner.run({ sequences, positions: sequences.map(() => new Int32Array(0)) });
+      expectEqual(none.logits, [], "logits of no position");
+    }),
+    test("targets give log-probabilities and the most likely tokens", async (runner, loaded, sequences) => {
+      const vocab = loaded.model.vocabSize;
+      const positions = allPositions(sequences);
+      const targets = randomSequences(loaded.model, lengths, 32);
+      const logits = await allLogits(runner, sequences);
+      const result = await runner.run({ sequences, positions, targets });
+      expectThat(result.logits === undefined, "targets were given, yet the result has logits");
+      const packed = targets.flatMap((tokens) => [...tokens]);
+      const rows = packed.map((_, row) => Array.from(logits.subarray(row * vocab, (row + 1) * vocab)));
+      const logProbs = rows.map((row, r) => (row[packed[r] as number] as number) - logSumExp(row));
+      expectClose(result.targetLogProbs, logProbs, tolerance, "targetLogProbs");
+      const best = rows.map((row) => row.indexOf(Math.max(...row)));
+      expectEqual(result.argmax, best, "argmax");
+    }),
+    test("a ragged batch equals its sequences one by one", async (runner, loaded, sequences) => {
+      for (const plan of [undefined, mergedPlan(loaded.model, 33)]) {
+        const batch = await allLogits(runner, sequences, plan);
+        const single: number[] = [];
+        for (const sequence of sequences) {
+          for (const value of await allLogits(runner, [sequence], plan)) single.push(value);
+        }
+        expectClose(batch, single, 1e-5, "logits");
+      }
+    }),
+    test("equal runs give equal bits", async (runner, _, sequences) => {
+      expectEqual(await allLogits(runner, sequences), await allLogits(runner, sequences), "logits");
+    }),
+    test("the caller's arrays stay as they are", async (runner, _, sequences) => {
+      const kept = sequences.map((sequence) => sequence.slice());
+      await allLogits(runner, sequences);
+      sequences.forEach((sequence, s) => {
+        expectEqual(sequence, kept[s] as Int32Array, `tokens of sequence ${s} after the run`);
+      });
+    }),
+    test("cached decoding equals one run, token by token and in pieces", async (runner, loaded) => {
+      const ids = randomSequences(loaded.model, [9, 5, 14], 34);
+      const pieces = [
+        [4, 1, 6],
+        [1, 1, 1],
+        [1, 1, 1],
+        [3, 2, 6],
+      ];
+      for (const plan of [undefined, mergedPlan(loaded.model, 35)]) {
+        await checkCached(runner, ids, pieces, plan);
+      }
+    }),
+    test("two caches of one runner do not mix", async (runner, loaded) => {
+      const [a, b] = randomSequences(loaded.model, [6, 8], 36) as [Int32Array, Int32Array];
+      const first = runner.createCache(1);
+      const second = runner.createCache(1);
+      await allLogits(runner, [a.subarray(0, 3)], undefined, { cache: first });
+      await allLogits(runner, [b.subarray(0, 5)], undefined, { cache: second });
+      const endOfA = await allLogits(runner, [a.subarray(3)], undefined, { cache: first });
+      const endOfB = await allLogits(runner, [b.subarray(5)], undefined, { cache: second });
+      first.dispose();
+      second.dispose();
+      const vocab = loaded.model.vocabSize;
+      expectClose(endOfA, (await allLogits(runner, [a])).subarray(3 * vocab), tolerance, "end of the first");
+      expectClose(endOfB, (await allLogits(runner, [b])).subarray(5 * vocab), tolerance, "end of the second");
+    }),
+  ];
+}
+
+/** Feeds `ids` to a cache piece by piece and compares all logits with one run without a cache. */
+export async function checkCached(
+  runner: Runner,
+  ids: readonly Int32Array[],
+  pieces: readonly (readonly number[])[],
+  plan?: Plan,
+): Promise<void> {
+  const vocab = runner.model.vocabSize;
+  const whole = await allLogits(runner, ids, plan);
+  const cache = runner.createCache(ids.length);
+  expectEqual(
+    cache.lengths,
+    ids.map(() => 0),
+    "lengths of an empty cache",
+  );
+  const done = ids.map(() => 0);
+  for (const [i, piece] of pieces.entries()) {
+    const part = ids.map((sequence, s) => {
+      const start = done[s] as number;
+      return sequence.subarray(start, start + (piece[s] as number));
+    });
+    const logits = await allLogits(runner, part, plan, { cache });
+    const expected = part.flatMap((tokens, s) => {
+      const before = ids.slice(0, s).reduce((sum, sequence) => sum + sequence.length, 0);
+      const row = before + (done[s] as number);
+      return [...whole.subarray(row * vocab, (row + tokens.length) * vocab)];
+    });
+    expectClose(logits, expected, tolerance, `logits of piece ${i} with a cache`);
+    part.forEach((tokens, s) => {
+      done[s] = (done[s] as number) + tokens.length;
+    });
+    expectEqual(cache.lengths, done, `cache lengths after piece ${i}`);
+  }
+  cache.dispose();
+}
+
+function total(sequences: readonly Int32Array[]): number {
+  return sequences.reduce((sum, sequence) => sum + sequence.length, 0);
+}
+
+function logSumExp(values: readonly number[]): number {
+  const max = Math.max(...values);
+  return max + Math.log(values.reduce((sum, value) => sum + Math.exp(value - max), 0));
+}

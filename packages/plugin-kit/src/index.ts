@@ -1,0 +1,23 @@
+export type { ModelFeature } from "./backend-cases-models.js";
+export { type BackendConformanceOptions, backendConformance } from "./backend-conformance.js";
+export type { BackendSource } from "./backend-subject.js";
+export type { ConformanceCase } from "./conformance-case.js";
+export type { Fixture, FixtureSource, Golden, GoldenRouter } from "./fixture.js";
+export { intoMemory, type MemoryModel, memoryModel, modelTensors } from "./memory-model.js";
+export { type RandomModelShape, randomModel } from "./random-model.js";
+export {
+  type SearchConformanceSettings,
+  searchConformance,
+} from "./search-conformance.js";
+export {
+  type Landscape,
+  type SeparableLandscape,
+  separableLandscape,
+  type ToyExecutor,
+  type ToyExecutorOptions,
+  type ToyModelShape,
+  toyExecutor,
+  toyModel,
+} from "./search-toys.js";
+export { sliceModel } from "./slice-model.js";
+export { type SlowChoice, type SlowLayer, type SlowResult, slowForward } from "./slow-model.js";

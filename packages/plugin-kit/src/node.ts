@@ -1,0 +1,1 @@
+export { type FixtureName, fixtureNames, fixturePath, fixtures, loadFixture } from "./node/fixtures.js";
