@@ -1,3 +1,4 @@
+export { formatBytes, formatCount, formatDifference, formatScore, formatShare } from "./format.js";
 export { renderReport } from "./render-report.js";
 export {
   type Estimate,
