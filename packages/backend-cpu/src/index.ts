@@ -1,0 +1,2 @@
+export { type CpuSettings, createCpuBackend } from "./backend.js";
+export { type CpuOptions, cpu } from "./plugin.js";

@@ -1,0 +1,109 @@
+import { CoppiceError, type KvCache, type MoeModel } from "@coppice/core";
+import type { Tensor } from "onnxruntime-node";
+import type { Runtime } from "./sessions.js";
+
+/** Keys and values of one layer, each [sequences, kvHeads, capacity, headDim], that runs extend in place. */
+export interface LayerCache {
+  readonly key: Tensor;
+  readonly value: Tensor;
+}
+
+interface HeadSizes {
+  readonly kvHeads: number;
+  readonly headDim: number;
+}
+
+interface LayerArrays {
+  readonly key: Float32Array;
+  readonly value: Float32Array;
+}
+
+/** Consecutive sequences that run side by side and so share their arrays. */
+export class CacheGroup {
+  readonly first: number;
+  readonly count: number;
+  readonly #runtime: Runtime;
+  readonly #sizes: readonly HeadSizes[];
+  #capacity = 0;
+  #layers: LayerArrays[] = [];
+
+  constructor(runtime: Runtime, model: MoeModel, first: number, count: number) {
+    this.first = first;
+    this.count = count;
+    this.#runtime = runtime;
+    this.#sizes = model.layers.map(({ attention }) => attention);
+  }
+
+  /** Makes room for `positions` tokens per sequence; doubles, so that decoding copies each value about once. */
+  reserve(positions: number): void {
+    if (positions <= this.#capacity) return;
+    const capacity = Math.max(positions, 2 * this.#capacity, 32);
+    this.#layers = this.#sizes.map(({ kvHeads, headDim }, layer) => {
+      const heads = this.count * kvHeads;
+      const old = this.#layers[layer];
+      const grow = (values: Float32Array | undefined) => {
+        const larger = new Float32Array(heads * capacity * headDim);
+        const size = this.#capacity * headDim;
+        for (let head = 0; values && head < heads; head++) {
+          larger.set(values.subarray(head * size, (head + 1) * size), head * capacity * headDim);
+        }
+        return larger;
+      };
+      return { key: grow(old?.key), value: grow(old?.value) };
+    });
+    this.#capacity = capacity;
+  }
+
+  /** Views of all sequences of the group, or of the one that is `only`-th in it. */
+  layer(index: number, only?: number): LayerCache {
+    const { kvHeads, headDim } = this.#sizes[index] as HeadSizes;
+    const { key, value } = this.#layers[index] as LayerArrays;
+    const size = kvHeads * this.#capacity * headDim;
+    const from = (only ?? 0) * size;
+    const count = only === undefined ? this.count : 1;
+    const view = (values: Float32Array) =>
+      new this.#runtime.Tensor("float32", values.subarray(from, from + count * size), [
+        count,
+        kvHeads,
+        this.#capacity,
+        headDim,
+      ]);
+    return { key: view(key), value: view(value) };
+  }
+}
+
+/**
+ * Rotated keys and values of every layer. A run writes behind the lengths and commits them at its end, so a run that
+ * fails leaves the cache as it was.
+ */
+export class CpuCache implements KvCache {
+  readonly owner: object;
+  #lengths: number[];
+  #groups: readonly CacheGroup[] | undefined;
+  #disposed = false;
+
+  constructor(owner: object, sequences: number) {
+    this.owner = owner;
+    this.#lengths = new Array<number>(sequences).fill(0);
+  }
+
+  get lengths(): readonly number[] {
+    return this.#lengths;
+  }
+
+  /** The groups, made by `make` at the first run and kept. @throws COPPICE_BACKEND_DISPOSED */
+  groups(make: () => readonly CacheGroup[]): readonly CacheGroup[] {
+    if (this.#disposed) throw new CoppiceError("COPPICE_BACKEND_DISPOSED", "the cache was disposed");
+    this.#groups ??= make();
+    return this.#groups;
+  }
+
+  commit(added: readonly Int32Array[]): void {
+    this.#lengths = this.#lengths.map((length, s) => length + (added[s] as Int32Array).length);
+  }
+
+  dispose(): void {
+    this.#disposed = true;
+    this.#groups = [];
+  }
+}

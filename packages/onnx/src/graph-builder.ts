@@ -1,0 +1,160 @@
+import { CoppiceError } from "@coppice/core";
+
+/** Element types of graph values that Coppice uses. */
+export type ElementType = "float32" | "int32" | "int64" | "bool";
+
+/** A size, or the name of a size that is known only when the graph runs; equal names mean equal sizes. */
+export type Dim = number | string;
+
+/** Name of a value of a graph: an input, an initializer or the output of a node. `""` stands for an input left out. */
+export type Value = string;
+
+/**
+ * An attribute of a node. A plain number is an integer (INT), an array is INTS; floats are marked, because a
+ * whole number would otherwise leave the type open.
+ */
+export type Attribute = number | readonly number[] | string | { readonly float: number };
+
+export interface GraphValue {
+  readonly name: Value;
+  readonly type: ElementType;
+  readonly shape: readonly Dim[];
+}
+
+export interface GraphNode {
+  readonly operator: string;
+  /** `""` is the ONNX standard's own. */
+  readonly domain: string;
+  readonly inputs: readonly Value[];
+  readonly outputs: readonly Value[];
+  readonly attributes: Readonly<Record<string, Attribute>>;
+}
+
+export interface GraphInitializer {
+  readonly name: Value;
+  readonly type: ElementType;
+  readonly shape: readonly number[];
+  /** Little-endian values, row-major. */
+  readonly bytes: Uint8Array;
+}
+
+/** A graph as plain data; nodes are in an order in which they can run. */
+export interface Graph {
+  readonly name: string;
+  readonly inputs: readonly GraphValue[];
+  readonly outputs: readonly GraphValue[];
+  readonly initializers: readonly GraphInitializer[];
+  readonly nodes: readonly GraphNode[];
+}
+
+export interface NodeOptions {
+  readonly attributes?: Readonly<Record<string, Attribute>>;
+  /** `com.microsoft` for the contributed operators of ONNX Runtime. */
+  readonly domain?: string;
+}
+
+/** Builds a graph node by node. Every name must exist before it is used, so the result is sorted and closed. */
+export class GraphBuilder {
+  readonly #name: string;
+  readonly #inputs: GraphValue[] = [];
+  readonly #outputs: GraphValue[] = [];
+  readonly #initializers = new Map<string, GraphInitializer>();
+  readonly #nodes: GraphNode[] = [];
+  readonly #known = new Set<string>();
+  #next = 0;
+
+  constructor(name: string) {
+    this.#name = name;
+  }
+
+  input(name: string, shape: readonly Dim[], type: ElementType = "float32"): Value {
+    this.#define(name);
+    this.#inputs.push({ name, type, shape });
+    return name;
+  }
+
+  /** Makes `value` an output of the graph under its own name. */
+  output(value: Value, shape: readonly Dim[], type: ElementType = "float32"): void {
+    this.#require(value, "graph output");
+    this.#outputs.push({ name: value, type, shape });
+  }
+
+  /** A float32 weight or constant inside the graph. */
+  weight(name: string, shape: readonly number[], values: Float32Array): Value {
+    this.#define(name);
+    const bytes = new Uint8Array(values.buffer, values.byteOffset, values.byteLength);
+    this.#initializers.set(name, { name, type: "float32", shape, bytes });
+    return name;
+  }
+
+  /** An int64 constant; equal constants are stored once. `shape` defaults to one dimension. */
+  int64(values: readonly number[], shape: readonly number[] = [values.length]): Value {
+    return this.#constant("int64", shape, new BigInt64Array(values.map(BigInt)), values);
+  }
+
+  /** A float32 constant; equal constants are stored once. `shape` defaults to a scalar. */
+  float32(value: number, shape: readonly number[] = []): Value {
+    return this.#constant("float32", shape, new Float32Array([value]), [value]);
+  }
+
+  /** Adds a node with one output and returns it. */
+  node(operator: string, inputs: readonly Value[], options: NodeOptions = {}): Value {
+    const output = `${operator}_${this.#next++}`;
+    this.nodes(operator, inputs, [output], options);
+    return output;
+  }
+
+  /** Adds a node with named outputs; `""` leaves one out. */
+  nodes(
+    operator: string,
+    inputs: readonly Value[],
+    outputs: readonly Value[],
+    options: NodeOptions = {},
+  ): void {
+    for (const value of inputs) if (value !== "") this.#require(value, operator);
+    for (const value of outputs) if (value !== "") this.#define(value);
+    const { attributes = {}, domain = "" } = options;
+    this.#nodes.push({ operator, domain, inputs: [...inputs], outputs: [...outputs], attributes });
+  }
+
+  build(): Graph {
+    return {
+      name: this.#name,
+      inputs: [...this.#inputs],
+      outputs: [...this.#outputs],
+      initializers: [...this.#initializers.values()],
+      nodes: [...this.#nodes],
+    };
+  }
+
+  #constant(
+    type: ElementType,
+    shape: readonly number[],
+    data: BigInt64Array | Float32Array,
+    values: readonly number[],
+  ): Value {
+    // `|` cannot occur in a name that a caller chooses for an input without being odd; it keeps constants apart.
+    const name = `${type}|${shape.join("x")}|${values.join(",")}`;
+    if (!this.#initializers.has(name)) {
+      this.#define(name);
+      const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+      this.#initializers.set(name, { name, type, shape, bytes });
+    }
+    return name;
+  }
+
+  #define(name: string): void {
+    if (name === "" || this.#known.has(name)) {
+      throw new CoppiceError("COPPICE_INTERNAL", `graph ${this.#name} defines the value "${name}" twice`);
+    }
+    this.#known.add(name);
+  }
+
+  #require(name: string, user: string): void {
+    if (this.#known.has(name)) return;
+    throw new CoppiceError(
+      "COPPICE_INTERNAL",
+      `${user} of graph ${this.#name} uses the unknown value "${name}"`,
+    );
+  }
+}

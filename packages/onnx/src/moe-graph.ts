@@ -1,0 +1,82 @@
+import { type Graph, GraphBuilder, type Value } from "./graph-builder.js";
+
+/** All that the graph of a gated MLP depends on, whether expert or dense. */
+export interface MlpShape {
+  readonly hidden: number;
+  /** Rows of gate and up. */
+  readonly width: number;
+}
+
+export interface MoeGraphOptions {
+  /** Experts of the graph. Leave out those that no token chose: an empty expert still costs its operators. */
+  readonly slots: number;
+  /** Give the unweighted expert outputs as well. */
+  readonly expertOutputs: boolean;
+}
+
+/**
+ * The experts of an MoE layer over tokens that are already routed: gather each expert's tokens, run the expert on
+ * them, weight, and scatter back onto the residual. No expert sees a token that did not choose it.
+ *
+ * M is the number of (token, expert) choices, sorted by slot. Weights are inputs, so one session serves every layer
+ * of a shape and every plan: a merged expert is just another array.
+ *
+ * Inputs: `normed`, `residual` [N, hidden]; `rows` int64 [M, 1], the token of every choice; `gates` [M, 1], its gate
+ * weight; `sizes` int64 [slots], how many choices each slot has; for every slot i `gate<i>`, `up<i>` [width, hidden]
+ * and `down<i>` [hidden, width].
+ *
+ * Outputs: `result` [N, hidden], the residual plus the gate-weighted expert outputs; on request `expertOutputs`
+ * [M, hidden], unweighted, in the order of `rows`.
+ */
+export function moeGraph({ hidden, width }: MlpShape, options: MoeGraphOptions): Graph {
+  const { slots } = options;
+  const graph = new GraphBuilder("moe");
+  const normed = graph.input("normed", ["N", hidden]);
+  const residual = graph.input("residual", ["N", hidden]);
+  const rows = graph.input("rows", ["M", 1], "int64");
+  const gates = graph.input("gates", ["M", 1]);
+  const chosen = graph.node("GatherND", [normed, rows]);
+  const names = Array.from({ length: slots }, (_, slot) => `chosen${slot}`);
+  graph.nodes("Split", [chosen, graph.input("sizes", [slots], "int64")], names, { attributes: { axis: 0 } });
+  const parts = names.map((name, slot) =>
+    gatedMlp(
+      graph,
+      name,
+      graph.input(`gate${slot}`, [width, hidden]),
+      graph.input(`up${slot}`, [width, hidden]),
+      graph.input(`down${slot}`, [hidden, width]),
+    ),
+  );
+  graph.nodes("Concat", parts, ["expertOutputs"], { attributes: { axis: 0 } });
+  const weighted = graph.node("Mul", ["expertOutputs", gates]);
+  graph.nodes("ScatterND", [residual, rows, weighted], ["result"], { attributes: { reduction: "add" } });
+  graph.output("result", ["N", hidden]);
+  if (options.expertOutputs) graph.output("expertOutputs", ["M", hidden]);
+  return graph.build();
+}
+
+/**
+ * The MLP of a dense layer.
+ * Inputs: `normed`, `residual` [N, hidden]; `gate`, `up` [width, hidden]; `down` [hidden, width].
+ * Output: `result` [N, hidden], the residual plus the MLP of `normed`.
+ */
+export function denseGraph({ hidden, width }: MlpShape): Graph {
+  const graph = new GraphBuilder("dense");
+  const normed = graph.input("normed", ["N", hidden]);
+  const residual = graph.input("residual", ["N", hidden]);
+  const gate = graph.input("gate", [width, hidden]);
+  const up = graph.input("up", [width, hidden]);
+  const output = gatedMlp(graph, normed, gate, up, graph.input("down", [hidden, width]));
+  graph.nodes("Add", [residual, output], ["result"]);
+  graph.output("result", ["N", hidden]);
+  return graph.build();
+}
+
+/** `down(silu(gate(x)) * up(x))` with weights [out, in], as checkpoints store them. */
+export function gatedMlp(graph: GraphBuilder, x: Value, gate: Value, up: Value, down: Value): Value {
+  const attributes = { transB: 1 };
+  const gated = graph.node("Gemm", [x, gate], { attributes });
+  const silu = graph.node("Mul", [gated, graph.node("Sigmoid", [gated])]);
+  const product = graph.node("Mul", [silu, graph.node("Gemm", [x, up], { attributes })]);
+  return graph.node("Gemm", [product, down], { attributes });
+}
