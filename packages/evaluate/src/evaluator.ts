@@ -1,0 +1,102 @@
+import {
+  CoppiceError,
+  canonicalPlan,
+  type Plan,
+  type PlanScores,
+  type Runner,
+  throwIfAborted,
+  type WorkCounters,
+} from "@coppice/core";
+import type { EncodedTask } from "./encode-task.js";
+import { runBatch } from "./evidence.js";
+import { type MicroBatch, microBatches } from "./micro-batch.js";
+import { checkObjective, defaultObjective, type Objective, sampleFitness } from "./objective.js";
+import { PrefixCache, prefixKeys } from "./prefix-cache.js";
+
+/** 256 MB, some 100 boundaries of 1,000 tokens in a model of hidden size 640. */
+export const defaultPrefixCacheBytes = 256 * 1024 * 1024;
+
+export interface EvaluatorOptions {
+  /** Not disposed by the evaluator. */
+  readonly runner: Runner;
+  readonly task: EncodedTask;
+  /** Default: `likelihood`, for text `log-likelihood`. */
+  readonly objective?: Objective;
+  /** Memory for activations at layer boundaries; 0 turns reuse off. Default 256 MB. */
+  readonly prefixCacheBytes?: number;
+  /** The batches that this evaluator owns, some of `microBatches(task)`. Default: all of them. */
+  readonly batches?: readonly MicroBatch[];
+}
+
+/** Scores plans on one task, as searches need it: hundreds of plans, most of them alike in their first layers. */
+export interface Evaluator {
+  /** Indices of the samples that it scores, ascending; all of the task unless it owns some batches only. */
+  readonly samples: Int32Array;
+  /**
+   * Scores of those samples, in that order. Equal plans get equal bits, whatever was evaluated before. Calls must
+   * not overlap.
+   * @param plan valid for the model
+   * @throws COPPICE_ABORTED, and what the runner throws
+   */
+  evaluate(plan: Plan, options?: { signal?: AbortSignal | undefined }): Promise<PlanScores>;
+  /** Work since creation, that of aborted evaluations included. */
+  work(): WorkCounters;
+}
+
+/** @throws COPPICE_TASK_METRIC when the objective does not fit the task */
+export function createEvaluator(options: EvaluatorOptions): Evaluator {
+  const { runner, task, prefixCacheBytes = defaultPrefixCacheBytes } = options;
+  const objective = options.objective ?? defaultObjective(task.form);
+  checkObjective(objective, task.form);
+  const batches = options.batches ?? microBatches(task);
+  const model = runner.model;
+  const samples = Int32Array.from(batches.flatMap((batch) => batch.samples)).sort();
+  const rank = new Map(Array.from(samples, (sample, i) => [sample, i]));
+  const tokens = batches.reduce((sum, batch) => sum + batch.tokens, 0);
+  const cache = new PrefixCache(prefixCacheBytes, tokens * model.hiddenSize * Float32Array.BYTES_PER_ELEMENT);
+  let tokenLayers = 0;
+  let avoidedTokenLayers = 0;
+
+  const evaluate: Evaluator["evaluate"] = async (plan, { signal } = {}) => {
+    // Equal plans in other words (slots in another order) must run as one, to the last bit.
+    const canonical = canonicalPlan(plan, model);
+    const keys = prefixKeys(canonical, model);
+    const start = cache.find(keys);
+    const from = start?.layer ?? 0;
+    const boundaries = cache.worthStoring(keys, from);
+    const stored = new Map<number, Float32Array[]>(boundaries.map((layer) => [layer, []]));
+    const scores = new Float64Array(samples.length);
+    const correct = task.form === "text" ? undefined : new Uint8Array(samples.length);
+    for (const [b, batch] of batches.entries()) {
+      throwIfAborted(signal, "evaluating a plan");
+      const hidden = start?.hidden[b];
+      const { result, evidence } = await runBatch(runner, task, batch, {
+        plan: canonical,
+        ...(hidden && { from, hidden }),
+        boundaries,
+        signal,
+      });
+      tokenLayers += result.tokenLayers;
+      avoidedTokenLayers += batch.tokens * from;
+      for (const [layer, parts] of stored) parts.push(boundary(result.boundaries, layer));
+      batch.samples.forEach((sample, i) => {
+        const at = rank.get(sample) as number;
+        const fitness = sampleFitness(objective, task.form, evidence[i] as (typeof evidence)[number]);
+        scores[at] = fitness.score;
+        if (correct && fitness.correct) correct[at] = 1;
+      });
+    }
+    for (const [layer, parts] of stored) cache.store(keys[layer] as string, parts);
+    return { scores, ...(correct && { correct }) };
+  };
+  return { samples, evaluate, work: () => ({ tokenLayers, avoidedTokenLayers }) };
+}
+
+function boundary(boundaries: ReadonlyMap<number, Float32Array>, layer: number): Float32Array {
+  const values = boundaries.get(layer);
+  if (values) return values;
+  throw new CoppiceError(
+    "COPPICE_BACKEND_FAILED",
+    `the backend returned no boundary ${layer}, which was asked for`,
+  );
+}

@@ -1,0 +1,133 @@
+import { CoppiceError, type Plan, type Runner, type RunResult } from "@coppice/core";
+import type { EncodedSample, EncodedTask } from "./encode-task.js";
+import type { MicroBatch } from "./micro-batch.js";
+
+/** What one forward pass says about a sample. */
+export interface Evidence {
+  /** Sum of the log-probabilities of all expected tokens, the end of the answer included; choices: of the right one. */
+  readonly logLikelihood: number;
+  /** Number of those tokens. */
+  readonly tokens: number;
+  /**
+   * Generation: expected tokens before the first that is not the most likely one; equal to `tokens` when the model
+   * would write the expected tokens and then end. Any ending token will do for the end.
+   */
+  readonly leadingRight: number;
+  /** Generation: the most likely token there, when `leadingRight` is below `tokens`. */
+  readonly firstWrong?: number;
+  /** Choices: log-likelihood of every choice, the sum over its tokens, and which one is right. */
+  readonly choices?: Float64Array;
+  readonly rightChoice?: number;
+}
+
+export interface BatchRun {
+  readonly plan?: Plan | undefined;
+  readonly from?: number;
+  readonly hidden?: Float32Array;
+  readonly boundaries?: readonly number[];
+  readonly signal?: AbortSignal | undefined;
+}
+
+/** Runs one batch with everything its samples expect given (teacher forcing). */
+export async function runBatch(
+  runner: Runner,
+  task: EncodedTask,
+  batch: MicroBatch,
+  run: BatchRun,
+): Promise<{ result: RunResult; evidence: Evidence[] }> {
+  const { plan, from = 0, hidden, boundaries, signal } = run;
+  const result = await runner.run({
+    sequences: batch.sequences.map(({ ids }) => ids),
+    positions: batch.sequences.map(({ positions }) => positions),
+    ...(!task.readsLogits && { targets: batch.sequences.map(({ targets }) => targets) }),
+    ...(plan && { plan }),
+    ...(from > 0 && hidden && { from, hidden }),
+    ...(boundaries && boundaries.length > 0 && { boundaries }),
+    ...(signal && { signal }),
+  });
+  return { result, evidence: readEvidence(runner.model.vocabSize, task, batch, result) };
+}
+
+function readEvidence(
+  vocabSize: number,
+  task: EncodedTask,
+  batch: MicroBatch,
+  result: RunResult,
+): Evidence[] {
+  let row = 0;
+  return batch.samples.map((index) => {
+    const sample = task.samples[index] as EncodedSample;
+    const begin = row;
+    for (const { positions } of sample.sequences) row += positions.length;
+    if (sample.choices) return choiceEvidence(sample, result, begin, vocabSize);
+    const logProbs = wanted(result.targetLogProbs, "targetLogProbs").subarray(begin, row);
+    const argmax = wanted(result.argmax, "argmax").subarray(begin, row);
+    const logLikelihood = sum(logProbs);
+    const tokens = row - begin;
+    if (task.form === "text") return { logLikelihood, tokens, leadingRight: 0 };
+    const targets = sample.sequences[0]?.targets as Int32Array;
+    let right = 0;
+    while (right < tokens - 1 && argmax[right] === targets[right]) right++;
+    const token = argmax[right] as number;
+    // Only the last row may be answered by any token that ends the answer.
+    if (right === tokens - 1 && task.ending.has(token)) right++;
+    return { logLikelihood, tokens, leadingRight: right, ...(right < tokens && { firstWrong: token }) };
+  });
+}
+
+function choiceEvidence(
+  sample: EncodedSample,
+  result: RunResult,
+  begin: number,
+  vocabSize: number,
+): Evidence {
+  const { right, tokens } = sample.choices as NonNullable<EncodedSample["choices"]>;
+  let choices: Float64Array;
+  if (tokens) {
+    const logits = wanted(result.logits, "logits").subarray(begin * vocabSize, (begin + 1) * vocabSize);
+    const normalizer = logSumExp(logits);
+    choices = Float64Array.from(tokens, (token) => (logits[token] as number) - normalizer);
+  } else {
+    const logProbs = wanted(result.targetLogProbs, "targetLogProbs");
+    let row = begin;
+    choices = Float64Array.from(sample.sequences, ({ positions }) => {
+      row += positions.length;
+      return sum(logProbs.subarray(row - positions.length, row));
+    });
+  }
+  return {
+    logLikelihood: choices[right] as number,
+    tokens: sample.sequences[tokens ? 0 : right]?.positions.length as number,
+    leadingRight: 0,
+    choices,
+    rightChoice: right,
+  };
+}
+
+/** log(sum(exp(values))) without overflow. */
+export function logSumExp(values: ArrayLike<number>): number {
+  let max = Number.NEGATIVE_INFINITY;
+  for (let i = 0; i < values.length; i++) max = Math.max(max, values[i] as number);
+  if (!Number.isFinite(max)) return max;
+  let total = 0;
+  for (let i = 0; i < values.length; i++) total += Math.exp((values[i] as number) - max);
+  return max + Math.log(total);
+}
+
+/** Index of the largest value; ties go to the lower index. */
+export function indexOfMax(values: ArrayLike<number>): number {
+  let best = 0;
+  for (let i = 1; i < values.length; i++) if ((values[i] as number) > (values[best] as number)) best = i;
+  return best;
+}
+
+function sum(values: Float32Array): number {
+  let total = 0;
+  for (const value of values) total += value;
+  return total;
+}
+
+function wanted<T>(value: T | undefined, field: string): T {
+  if (value !== undefined) return value;
+  throw new CoppiceError("COPPICE_BACKEND_FAILED", `the backend returned no ${field}, which were asked for`);
+}

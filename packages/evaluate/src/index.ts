@@ -1,0 +1,29 @@
+export { judgeAnswer, normalizeAnswer, type Verdict } from "./answer-text.js";
+export { type ChatMessage, chatTemplateLimits } from "./chat-template.js";
+export {
+  type EncodedSample,
+  type EncodedSequence,
+  type EncodedTask,
+  type EncodeOptions,
+  encodeTask,
+  withEndToken,
+} from "./encode-task.js";
+export { calibrationSequences, defaultWindow } from "./encode-text.js";
+export { observeEndToken } from "./end-token.js";
+export * from "./evaluate-task.js";
+export * from "./evaluator.js";
+export { f1Score } from "./f1.js";
+export * from "./generate.js";
+export * from "./intervals.js";
+export * from "./metrics.js";
+export * from "./micro-batch.js";
+export {
+  checkObjective,
+  defaultObjective,
+  logLikelihoodFloor,
+  type Objective,
+  objectives,
+} from "./objective.js";
+export * from "./split-task.js";
+export * from "./task.js";
+export * from "./tokenizer.js";

@@ -1,0 +1,75 @@
+import type { EncodedSequence, EncodedTask } from "./encode-task.js";
+
+/** Samples that run together. All sequences of a sample are in one batch. */
+export interface MicroBatch {
+  /** Indices into the task's samples. */
+  readonly samples: readonly number[];
+  /** The sequences of those samples, one sample after the other. */
+  readonly sequences: readonly EncodedSequence[];
+  /** Tokens of all sequences. */
+  readonly tokens: number;
+}
+
+/** About this many tokens run at once: enough to fill matrix products, few enough to stay in the caches. */
+const batchTokens = 1_024;
+/** Batches that a task is cut into at least, so that up to eight workers get shards of equal size ... */
+const minBatches = 8;
+/** ... unless batches would become smaller than this, where overhead takes over. */
+const minBatchTokens = 192;
+
+/**
+ * Cuts a task into batches of about equal size, samples of similar length together. The cut depends on nothing but
+ * the task: results of a sample are the same bits for any number of workers, because it always runs in the same
+ * company.
+ */
+export function microBatches(task: EncodedTask): MicroBatch[] {
+  const lengths = task.samples.map(({ sequences }) =>
+    sequences.reduce((sum, { ids }) => sum + ids.length, 0),
+  );
+  const order = lengths
+    .map((_, i) => i)
+    .sort((a, b) => (lengths[a] as number) - (lengths[b] as number) || a - b);
+  const total = lengths.reduce((sum, length) => sum + length, 0);
+  const least = Math.min(minBatches, Math.max(1, Math.floor(total / minBatchTokens)));
+  const count = Math.max(least, Math.ceil(total / batchTokens));
+  const batches: MicroBatch[] = [];
+  let samples: number[] = [];
+  let tokens = 0;
+  let before = 0;
+  for (const i of order) {
+    const length = lengths[i] as number;
+    // A batch ends at the sample whose middle lies beyond the batch's share of all tokens.
+    const end = ((batches.length + 1) * total) / count;
+    if (samples.length > 0 && before + tokens + length / 2 > end) {
+      batches.push(batch(task, samples, tokens));
+      before += tokens;
+      samples = [];
+      tokens = 0;
+    }
+    samples.push(i);
+    tokens += length;
+  }
+  if (samples.length > 0) batches.push(batch(task, samples, tokens));
+  return batches;
+}
+
+/**
+ * Shares batches out to workers: the largest first, each to the worker with the least tokens so far (LPT; R. Graham,
+ * SIAM J. Appl. Math. 17, 1969). Shards may be empty when there are more workers than batches.
+ */
+export function shardBatches(batches: readonly MicroBatch[], workers: number): MicroBatch[][] {
+  const shards = Array.from({ length: workers }, () => ({ tokens: 0, indices: [] as number[] }));
+  const order = batches.map((_, i) => i);
+  order.sort((a, b) => (batches[b] as MicroBatch).tokens - (batches[a] as MicroBatch).tokens || a - b);
+  for (const i of order) {
+    const least = shards.reduce((best, shard) => (shard.tokens < best.tokens ? shard : best));
+    least.tokens += (batches[i] as MicroBatch).tokens;
+    least.indices.push(i);
+  }
+  return shards.map(({ indices }) => indices.sort((a, b) => a - b).map((i) => batches[i] as MicroBatch));
+}
+
+function batch(task: EncodedTask, samples: readonly number[], tokens: number): MicroBatch {
+  const sequences = samples.flatMap((i) => task.samples[i]?.sequences ?? []);
+  return { samples, sequences, tokens };
+}
