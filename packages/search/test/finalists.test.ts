@@ -1,0 +1,81 @@
+import { CoppiceError, type Scored } from "@coppice/core";
+import { separableLandscape, toyExecutor, toyModel } from "@coppice/plugin-kit";
+import {
+  chooseFinalist,
+  type Evaluation,
+  memoryJournal,
+  PlanEvaluator,
+  rankFinalists,
+  runSearch,
+} from "@coppice/search";
+import { describe, expect, test } from "vitest";
+import { Climber, keepEverywhere } from "./strategies.js";
+
+const model = toyModel();
+const plan = keepEverywhere(model, [0, 1]);
+
+const finalist = (key: string, ...scores: number[]): Scored => ({
+  candidate: { plan, phase: "test", origin: "test" },
+  key,
+  scores: Float64Array.from(scores),
+  fitness: scores.reduce((sum, score) => sum + score, 0) / scores.length,
+  cached: false,
+});
+const evaluation = (key: string, ...scores: number[]): Evaluation => {
+  const { fitness, scores: array } = finalist(key, ...scores);
+  return { key, plan, fitness, scores: array };
+};
+
+describe("choice among finalists", () => {
+  test("goes by all samples together, each counting once", () => {
+    const finalists = [finalist("a", 1, 1, 1, 0), finalist("b", 1, 0, 1, 0), finalist("c", 1, 0, 0, 0)];
+    const choice = [evaluation("a", 0, 0), evaluation("b", 1, 1), evaluation("c", 1, 1)];
+    expect(
+      rankFinalists(finalists, choice).map((r) => [r.finalist.key, r.choiceFitness, r.pooledFitness]),
+    ).toEqual([
+      ["b", 1, 4 / 6],
+      ["a", 0, 3 / 6],
+      ["c", 1, 3 / 6],
+    ]);
+    expect(chooseFinalist(finalists, choice).key).toBe("b");
+  });
+
+  test("leaves out finalists that fail on the choice samples", () => {
+    const error = new CoppiceError("COPPICE_BACKEND_FAILED", "NaN");
+    const failed = { ...evaluation("a"), fitness: Number.NEGATIVE_INFINITY, error };
+    const finalists = [finalist("a", 1), finalist("b", 0)];
+    expect(chooseFinalist(finalists, [failed, evaluation("b", 0)]).key).toBe("b");
+    expect(() => chooseFinalist(finalists.slice(0, 1), [failed])).toThrow(error);
+  });
+
+  test("refuses lists that do not match", () => {
+    expect(() => chooseFinalist([], [])).toThrow("0 finalists");
+    expect(() => chooseFinalist([finalist("a", 1)], [evaluation("b", 1)])).toThrow("is of plan b");
+  });
+});
+
+test("re-scoring on the choice samples is remembered apart from the search", async () => {
+  const { fitness } = separableLandscape(model);
+  const journal = memoryJournal();
+  const strategy = new Climber(model, 1);
+  const { finalists } = await runSearch({
+    strategy,
+    model,
+    executor: toyExecutor(fitness),
+    evaluations: 20,
+    journal,
+    finalists: 5,
+  });
+  const candidates = finalists.map((scored) => scored.candidate);
+  const other = toyExecutor((p) => 1 - fitness(p), { samples: 2 });
+  const choice = new PlanEvaluator({ model, executor: other, journal, scope: "choice" });
+  const results = await choice.evaluate(candidates);
+  expect(other.evaluated).toHaveLength(5);
+  results.forEach((result, i) => {
+    expect(result.fitness).toBeCloseTo(1 - (finalists[i]?.fitness ?? 0), 12);
+    expect(result.correct).toHaveLength(2);
+  });
+  const resumed = new PlanEvaluator({ model, executor: other, journal, scope: "choice" });
+  expect(await resumed.evaluate(candidates)).toEqual(results);
+  expect([resumed.computed, other.evaluated.length]).toEqual([0, 5]);
+});
