@@ -1,3 +1,4 @@
+export { applyPlan, type OutputOptions, type OutputSummary, predictOutput } from "./apply.js";
 export { decodeValues, encodeValues } from "./decode.js";
 export { type Detected, families } from "./families/detect.js";
 export type { ExpertLayout, FamilyDescription, MlpNames } from "./families/family.js";
@@ -8,7 +9,25 @@ export {
   type FolderEntry,
   memoryFolder,
 } from "./folder.js";
+export { type Inspection, inspectModel } from "./inspect.js";
 export type { JsonObject } from "./json-object.js";
 export { defaultLimits, type FormatLimits } from "./limits.js";
 export { type LoadedCheckpoint, type LoadOptions, loadModel } from "./load.js";
+export { type ExportShape, exportShape } from "./output/export-shape.js";
+export { type Provenance, readProvenance } from "./output/provenance.js";
+export {
+  type ByteSink,
+  type CheckpointTarget,
+  type MemoryTarget,
+  memoryTarget,
+  type TargetTransaction,
+} from "./output/target.js";
+export type { WriteOptions } from "./output/write-files.js";
+export {
+  parseSafetensors,
+  type SafetensorsContent,
+  serializeSafetensors,
+  type TensorBytes,
+} from "./safetensors-bytes.js";
 export { readSafetensorsHeader, type SafetensorsHeader } from "./safetensors-header.js";
+export type { SourceCache } from "./source-cache.js";

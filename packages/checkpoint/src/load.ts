@@ -20,6 +20,8 @@ export interface LoadedCheckpoint extends AsyncDisposable {
   readonly tensors: ReadonlyMap<string, TensorRef>;
   readonly shards: TensorFiles["shards"];
   readonly folder: CheckpointFolder;
+  /** The folder's open files, shared by all that read this checkpoint. */
+  readonly sources: SourceCache;
   /** The family description that recognised it, and how its experts lie in the files. */
   readonly detected: Detected;
   /** Closes the files and the folder. Reads that are under way may fail. */
@@ -74,6 +76,7 @@ export async function loadModel(
       tensors: files.tensors,
       shards: files.shards,
       folder,
+      sources,
       detected,
       close,
       [Symbol.asyncDispose]: close,

@@ -1,0 +1,121 @@
+import { CoppiceError, type Plan, parsePlan } from "@coppice/core";
+import type { JsonObject } from "./json-object.js";
+import type { LoadedCheckpoint } from "./load.js";
+import { bytesContent, rangeContent } from "./output/content.js";
+import { type ExportShape, exportShape } from "./output/export-shape.js";
+import { outputTensors } from "./output/output-tensors.js";
+import { createProvenance, provenanceFileName } from "./output/provenance.js";
+import { defaultShardBytes, packShards } from "./output/shards.js";
+import type { CheckpointTarget } from "./output/target.js";
+import { type OutputFile, outputFile, type WriteOptions, writeFiles } from "./output/write-files.js";
+import { indexFileName } from "./tensor-files.js";
+
+/** What the size of an output checkpoint depends on besides its plan. */
+export interface OutputOptions {
+  /** Most tensor bytes per file; default 5 GB, as Hugging Face libraries write. */
+  readonly maxShardBytes?: number;
+  /** Kept in `coppice.json` under `metadata`; must survive JSON. */
+  readonly metadata?: JsonObject;
+}
+
+/** The files of an output checkpoint, known before any is written. */
+export interface OutputSummary {
+  readonly files: readonly { readonly name: string; readonly bytes: number }[];
+  /** Bytes of all files. */
+  readonly bytes: number;
+  /** Bytes of all tensors, without headers. */
+  readonly tensorBytes: number;
+  readonly experts: number;
+  readonly topK: number;
+}
+
+/** Tokenizer, generation settings, templates, licences: what a checkpoint folder needs besides its weights. */
+const companionFile = /\.(json|txt|model|jinja|tiktoken|vocab|bpe)$|^(LICEN[CS]E|NOTICE|USE_POLICY)/i;
+/** Indexes of weights in other formats; their files are not copied either. */
+const foreignIndex = /\.index\.json$/i;
+/** Largest companion file that is copied: tokenizers have up to some 40 MB. */
+const companionBytes = 256_000_000;
+
+/**
+ * Writes the checkpoint that `plan` makes of a loaded one, in its family's own stock layout, so that it is an
+ * ordinary, smaller checkpoint: kept experts renumbered in slot order, merged experts computed in float32 and rounded
+ * to the stored dtype (nearest, ties to even), router rows in slot order, all else copied byte by byte; config
+ * and index rewritten, tokenizer and other small files copied, `coppice.json` added.
+ *
+ * Memory does not depend on the size of the checkpoint. The target is complete or absent.
+ * @throws COPPICE_PLAN_INVALID, COPPICE_PLAN_MODEL, COPPICE_PLAN_KEEP, COPPICE_PLAN_EXPORT before anything is written;
+ * COPPICE_FORMAT_NAN, COPPICE_IO_EXISTS, COPPICE_IO_NO_SPACE, COPPICE_IO_READ, COPPICE_IO_WRITE, COPPICE_ABORTED
+ */
+export async function applyPlan(
+  loaded: LoadedCheckpoint,
+  plan: Plan,
+  target: CheckpointTarget,
+  options: OutputOptions & WriteOptions = {},
+): Promise<OutputSummary> {
+  const { files, summary } = await layOut(loaded, plan, options);
+  await writeFiles(files, target, options);
+  return summary;
+}
+
+/** What `applyPlan` with the same arguments writes, to the byte. Reads no weights. @throws as `applyPlan` */
+export async function predictOutput(
+  loaded: LoadedCheckpoint,
+  plan: Plan,
+  options: OutputOptions = {},
+): Promise<OutputSummary> {
+  return (await layOut(loaded, plan, options)).summary;
+}
+
+async function layOut(
+  loaded: LoadedCheckpoint,
+  plan: Plan,
+  options: OutputOptions,
+): Promise<{ files: OutputFile[]; summary: OutputSummary }> {
+  const { model, config } = loaded;
+  const { maxShardBytes = defaultShardBytes, metadata } = options;
+  if (!(maxShardBytes >= 1)) {
+    throw new CoppiceError("COPPICE_USAGE", `maxShardBytes is ${maxShardBytes}, expected at least 1`);
+  }
+  const checked = parsePlan(plan, model);
+  const shape = exportShape(model, checked);
+  const tensors = outputTensors(loaded, checked);
+  const files = [
+    ...packShards(tensors, maxShardBytes),
+    jsonFile("config.json", rewriteConfig(config, loaded, shape)),
+    jsonFile(provenanceFileName, createProvenance(model, checked, metadata)),
+    ...(await companionFiles(loaded)),
+  ];
+  const sum = (items: readonly { bytes: number }[]) => items.reduce((total, { bytes }) => total + bytes, 0);
+  return {
+    files,
+    summary: {
+      files: files.map(({ name, bytes }) => ({ name, bytes })),
+      bytes: sum(files),
+      tensorBytes: sum(tensors.flatMap(({ contents }) => contents)),
+      ...shape,
+    },
+  };
+}
+
+/** Every key that states the number of experts or the top-k gets the new value; all else stays. */
+function rewriteConfig(config: JsonObject, loaded: LoadedCheckpoint, shape: ExportShape): JsonObject {
+  const keys = loaded.detected.family.config;
+  const changes = new Map([
+    ...keys.experts.map((key) => [key, shape.experts] as const),
+    ...keys.topK.map((key) => [key, shape.topK] as const),
+  ]);
+  return Object.fromEntries(Object.entries(config).map(([key, value]) => [key, changes.get(key) ?? value]));
+}
+
+async function companionFiles(loaded: LoadedCheckpoint): Promise<OutputFile[]> {
+  const written = new Set(["config.json", provenanceFileName, indexFileName]);
+  const entries = (await loaded.folder.list()).filter(
+    ({ name, size }) =>
+      companionFile.test(name) && !foreignIndex.test(name) && !written.has(name) && size <= companionBytes,
+  );
+  return entries.map(({ name, size }) => outputFile(name, [rangeContent(loaded.sources, name, 0, size)]));
+}
+
+function jsonFile(name: string, value: unknown): OutputFile {
+  return outputFile(name, [bytesContent(new TextEncoder().encode(`${JSON.stringify(value, null, 2)}\n`))]);
+}
