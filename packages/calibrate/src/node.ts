@@ -1,0 +1,1 @@
+export { readStatistics, type WriteStatisticsOptions, writeStatistics } from "./node/files.js";

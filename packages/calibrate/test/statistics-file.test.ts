@@ -1,0 +1,133 @@
+import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { type CollectedStatistics, decodeStatistics, encodeStatistics } from "@coppice/calibrate";
+import { readStatistics, writeStatistics } from "@coppice/calibrate/node";
+import { parseSafetensors, serializeSafetensors, type TensorBytes } from "@coppice/checkpoint";
+import { isCoppiceError, statisticsFields } from "@coppice/core";
+import { afterEach, beforeEach, describe, expect, test } from "vitest";
+
+const statistics: CollectedStatistics = {
+  model: "abc",
+  tokens: 1000,
+  sources: [
+    { name: 'a "name"\n__proto__', hash: "0f", sequences: 3, tokens: 600 },
+    { name: "b", hash: "1f", sequences: 1, tokens: 400 },
+  ],
+  layers: [1, 11].map((layer) => ({
+    layer,
+    tokens: 1000,
+    count: Float64Array.of(1000, 0, 7),
+    gate: Float64Array.of(0.1 + 0.2, 0, 1e-300),
+    probability: Float64Array.of(1 / 3, 2 ** 60 + 1, 0),
+    norm: Float64Array.of(layer, 0, 5),
+    squaredNorm: Float64Array.of(1, 0, 5),
+    gateNorm: Float64Array.of(1, 0, 5),
+    squaredGateNorm: Float64Array.of(1, 0, 1.7e308),
+  })),
+};
+
+describe("the statistics file", () => {
+  test("gives back every bit", async () => {
+    const bytes = encodeStatistics(statistics);
+    expect(await decodeStatistics(bytes, "s")).toEqual(statistics);
+    expect(encodeStatistics(await decodeStatistics(bytes, "s"))).toEqual(bytes);
+  });
+
+  test("is a safetensors file that others can read", async () => {
+    const { tensors, metadata } = await parseSafetensors(encodeStatistics(statistics), "s");
+    expect([...tensors.keys()]).toEqual(
+      [1, 11].flatMap((l) => statisticsFields.map((f) => `layers.${l}.${f}`)),
+    );
+    expect(tensors.get("layers.1.count")).toMatchObject({ dtype: "F64", shape: [3] });
+    expect(metadata.get("format")).toBe("coppice.statistics");
+    expect(metadata.get("model")).toBe("abc");
+  });
+
+  const damage: Record<string, (tensors: Map<string, TensorBytes>, metadata: Map<string, string>) => void> = {
+    "another format": (_, metadata) => metadata.set("format", "pt"),
+    "another version": (_, metadata) => metadata.set("version", "2"),
+    "no model": (_, metadata) => metadata.delete("model"),
+    "tokens that are no count": (_, metadata) => metadata.set("tokens", "-1"),
+    "tokens that the sources do not have": (_, metadata) => metadata.set("tokens", "1001"),
+    "sources that are no JSON": (_, metadata) => metadata.set("sources", "[{"),
+    "sources that are no list": (_, metadata) => metadata.set("sources", "{}"),
+    "a source that is null": (_, metadata) => metadata.set("sources", "[null]"),
+    "a missing field": (tensors) => tensors.delete("layers.1.norm"),
+    "an unknown tensor": (tensors) => tensors.set("__proto__", tensors.get("layers.1.norm") as TensorBytes),
+    "a field of another size": (tensors) => tensors.set("layers.1.norm", float64(1, 2)),
+    "a field of another dtype": (tensors) =>
+      tensors.set("layers.1.norm", { dtype: "F32", shape: [3], bytes: new Uint8Array(12) }),
+    NaN: (tensors) => tensors.set("layers.1.norm", float64(1, Number.NaN, 1)),
+    infinity: (tensors) => tensors.set("layers.1.norm", float64(1, 1, Number.POSITIVE_INFINITY)),
+    "a negative sum": (tensors) => tensors.set("layers.11.gate", float64(1, -1, 1)),
+    "a count that is no integer": (tensors) => tensors.set("layers.11.count", float64(1, 1.5, 1)),
+    "a count beyond the tokens": (tensors) => tensors.set("layers.11.count", float64(1, 1001, 1)),
+    "layers without experts": (tensors) => {
+      for (const field of statisticsFields) tensors.set(`layers.1.${field}`, float64());
+    },
+  };
+  test.each(Object.keys(damage))("is refused with %s", async (what) => {
+    const { tensors, metadata } = await parseSafetensors(encodeStatistics(statistics), "s");
+    const changed = { tensors: new Map(tensors), metadata: new Map(metadata) };
+    damage[what]?.(changed.tensors, changed.metadata);
+    const bytes = serializeSafetensors(changed.tensors, changed.metadata);
+    await expect(decodeStatistics(bytes, "file.st")).rejects.toMatchObject({
+      code: "COPPICE_STATS_FORMAT",
+      message: expect.stringContaining("file.st"),
+    });
+  });
+
+  test("is refused when cut short at any byte, with one code", async () => {
+    const bytes = encodeStatistics(statistics);
+    for (let length = 0; length < bytes.length; length += 13) {
+      const error = await decodeStatistics(bytes.slice(0, length), "s").catch((caught: unknown) => caught);
+      expect(isCoppiceError(error, "COPPICE_STATS_FORMAT")).toBe(true);
+    }
+  });
+});
+
+describe("statistics on disk", () => {
+  let folder: string;
+  beforeEach(async () => {
+    folder = await mkdtemp(join(tmpdir(), "statistics-"));
+  });
+  afterEach(() => rm(folder, { recursive: true }));
+
+  test("are written whole, read back, and not overwritten unasked", async () => {
+    const path = join(folder, "s.safetensors");
+    await writeStatistics(path, statistics);
+    expect(await readStatistics(path)).toEqual(statistics);
+    const before = await readFile(path);
+    await expect(writeStatistics(path, { ...statistics, model: "other" })).rejects.toMatchObject({
+      code: "COPPICE_IO_EXISTS",
+    });
+    expect(await readFile(path)).toEqual(before);
+    await writeStatistics(path, { ...statistics, model: "other" }, { overwrite: true });
+    expect((await readStatistics(path)).model).toBe("other");
+    expect(await readdir(folder)).toEqual(["s.safetensors"]);
+  });
+
+  test("fail with a code where the system refuses", async () => {
+    await expect(writeStatistics(join(folder, "none", "s"), statistics)).rejects.toMatchObject({
+      code: "COPPICE_IO_WRITE",
+    });
+    await expect(readStatistics(join(folder, "none"))).rejects.toMatchObject({ code: "COPPICE_IO_READ" });
+    await writeFile(join(folder, "text"), "not a statistics file");
+    await expect(readStatistics(join(folder, "text"))).rejects.toMatchObject({
+      code: "COPPICE_STATS_FORMAT",
+    });
+    const signal = AbortSignal.abort();
+    await expect(writeStatistics(join(folder, "s"), statistics, { signal })).rejects.toMatchObject({
+      code: "COPPICE_ABORTED",
+    });
+    await expect(readStatistics(join(folder, "text"), { signal })).rejects.toMatchObject({
+      code: "COPPICE_ABORTED",
+    });
+    expect(await readdir(folder)).toEqual(["text"]);
+  });
+});
+
+function float64(...values: number[]): TensorBytes {
+  return { dtype: "F64", shape: [values.length], bytes: new Uint8Array(Float64Array.from(values).buffer) };
+}
