@@ -9,6 +9,11 @@ export interface Candidate {
   readonly phase: string;
   /** How it came about, such as "seed:reap", "mutation"; shown and journalled. */
   readonly origin: string;
+  /**
+   * True for a plan that is evaluated only for what it teaches, such as one that keeps more experts than was asked
+   * for; it costs an evaluation and is never a result of the search.
+   */
+  readonly probe?: boolean;
 }
 
 /** A candidate with its result. */

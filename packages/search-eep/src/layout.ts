@@ -70,21 +70,24 @@ export function createLayout(model: MoeModel, options: LayoutOptions): Layout {
 }
 
 /**
- * The kept experts per group that one criterion recommends: the highest sums over the group's layers of scores
- * divided by their layer's total, so that a layer with large numbers does not decide for the others.
+ * One criterion's score per expert of a group: the sum over the group's layers of scores divided by their layer's
+ * total, so that a layer with large numbers does not decide for the others.
  */
+export function normalizedSums(group: Group, scores: readonly Float64Array[]): Float64Array {
+  const sums = new Float64Array(group.experts);
+  for (const row of group.rows) {
+    const values = scores[row] as Float64Array;
+    const total = values.reduce((sum, value) => sum + Math.abs(value), 0) || 1;
+    values.forEach((value, expert) => {
+      sums[expert] = (sums[expert] as number) + value / total;
+    });
+  }
+  return sums;
+}
+
+/** The kept experts per group that one criterion recommends. */
 export function subsetsFromScores(layout: Layout, scores: readonly Float64Array[]): number[][] {
-  return layout.groups.map((group) => {
-    const sums = new Float64Array(group.experts);
-    for (const row of group.rows) {
-      const values = scores[row] as Float64Array;
-      const total = values.reduce((sum, value) => sum + Math.abs(value), 0) || 1;
-      values.forEach((value, expert) => {
-        sums[expert] = (sums[expert] as number) + value / total;
-      });
-    }
-    return highest(sums, layout.keep);
-  });
+  return layout.groups.map((group) => highest(normalizedSums(group, scores), layout.keep));
 }
 
 /**

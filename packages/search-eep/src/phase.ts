@@ -3,6 +3,8 @@ import type { Plan, Scored } from "@coppice/core";
 export interface Proposal {
   readonly plan: Plan;
   readonly origin: string;
+  /** See `Candidate.probe`. */
+  readonly probe?: boolean;
 }
 
 /** One part of the default search. */

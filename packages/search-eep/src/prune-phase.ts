@@ -4,18 +4,33 @@ import { type Layout, seedNames, subsetsFromScores } from "./layout.js";
 import { mixSubsets, randomSubsets, swapExperts } from "./operators-prune.js";
 import type { Phase, Proposal } from "./phase.js";
 import type { DefaultRates } from "./presets.js";
+import { fitSurrogate } from "./surrogate.js";
 
 export interface Pruned {
   readonly subsets: Subsets;
   readonly fitness: number;
 }
 
-/** Children drawn for one that is new before the space counts as exhausted. */
+interface Child {
+  readonly subsets: Subsets;
+  readonly origin: string;
+}
+
+/** Draws without a new plan before the neighbourhood counts as exhausted. */
 const redraws = 200;
 
+export interface PruneOptions {
+  readonly rates: DefaultRates;
+  readonly seeds: "all" | readonly string[];
+  readonly evaluations: number;
+  /** Subsets to start from besides the seeds, and where they come from. */
+  readonly start?: Child;
+}
+
 /**
- * Prune phase of the default preset: a steady-state search over one subset per group, started from every
- * criterion's plan, layer-wise mixtures of them and random plans; the same plan is never proposed twice.
+ * Prune phase of the default preset: a steady-state search over one subset per group, started from `start`, every
+ * criterion's plan, layer-wise mixtures of these and random plans. Of many children drawn, a linear surrogate fitted
+ * to all plans so far picks those to evaluate. The same plan is never proposed twice.
  */
 export class PrunePhase implements Phase {
   readonly #layout: Layout;
@@ -23,29 +38,28 @@ export class PrunePhase implements Phase {
   readonly #rates: DefaultRates;
   readonly #seen = new Set<string>();
   readonly #ranked: Pruned[] = [];
-  readonly #initial: { subsets: Subsets; origin: string }[] = [];
-  #asked: Subsets[] = [];
+  readonly #initial: Child[] = [];
+  #asked: Child[] = [];
   #left: number;
 
-  constructor(
-    layout: Layout,
-    context: SearchContext,
-    options: { rates: DefaultRates; seeds: "all" | readonly string[]; evaluations: number },
-  ) {
+  constructor(layout: Layout, context: SearchContext, options: PruneOptions) {
     this.#layout = layout;
     this.#rng = context.rng;
     this.#rates = options.rates;
     this.#left = options.evaluations;
-    const seeds = seedNames(layout, context.scores, options.seeds).map((name) => ({
-      subsets: subsetsFromScores(layout, context.scores.get(name) as readonly Float64Array[]),
-      origin: `seed:${name}`,
-    }));
-    const size = Math.max(seeds.length, Math.round(options.evaluations * options.rates.initShare), 1);
-    const sources = seeds.map((seed) => seed.subsets);
-    for (const seed of seeds) this.#add(seed.subsets, seed.origin);
+    if (options.start) this.#add(options.start);
+    const seeds = seedNames(layout, context.scores, options.seeds).map((name) =>
+      subsetsFromScores(layout, context.scores.get(name) as readonly Float64Array[]),
+    );
+    seedNames(layout, context.scores, options.seeds).forEach((name, i) => {
+      this.#add({ subsets: seeds[i] as Subsets, origin: `seed:${name}` });
+    });
+    const size = Math.max(1, Math.round(options.evaluations * options.rates.initShare));
     for (let i = 0; this.#initial.length < size && i < 4 * size; i++) {
-      if (sources.length > 1 && i % 2 === 0) this.#add(mixSubsets(this.#rng, sources), "mix");
-      else this.#add(randomSubsets(this.#rng, layout), "random");
+      // Random plans are there for the surrogate: it learns nothing of experts that are always or never kept.
+      const random = seeds.length < 2 || i % 5 === 4;
+      const subsets = random ? randomSubsets(this.#rng, layout) : mixSubsets(this.#rng, seeds);
+      this.#add({ subsets, origin: random ? "random" : "mix" });
     }
   }
 
@@ -55,65 +69,82 @@ export class PrunePhase implements Phase {
   }
 
   propose(limit: number): Proposal[] {
-    const proposals: Proposal[] = [];
-    this.#asked = [];
-    while (proposals.length < Math.min(limit, this.#left)) {
-      const child = this.#initial.shift() ?? this.#breed();
-      if (!child) break;
-      this.#asked.push(child.subsets);
-      proposals.push({ plan: planFromSubsets(this.#layout, child.subsets), origin: child.origin });
+    const wanted = Math.min(limit, this.#left);
+    this.#asked = this.#initial.splice(0, wanted);
+    if (this.#asked.length === 0 && wanted > 0) {
+      this.#asked = this.#breed(Math.min(wanted, this.#rates.children));
     }
-    this.#left -= proposals.length;
-    return proposals;
+    this.#left -= this.#asked.length;
+    return this.#asked.map(({ subsets, origin }) => ({
+      plan: planFromSubsets(this.#layout, subsets),
+      origin,
+    }));
   }
 
   learn(results: readonly Scored[]): void {
     results.forEach(({ fitness }, i) => {
-      this.#ranked.push({ subsets: this.#asked[i] as Subsets, fitness });
+      this.#ranked.push({ subsets: (this.#asked[i] as Child).subsets, fitness });
     });
     this.#ranked.sort((a, b) => b.fitness - a.fitness);
   }
 
-  #add(subsets: Subsets, origin: string): void {
-    const key = subsetsKey(subsets);
+  #add(child: Child): void {
+    const key = subsetsKey(child.subsets);
     if (this.#seen.has(key)) return;
     this.#seen.add(key);
-    this.#initial.push({ subsets, origin });
+    this.#initial.push(child);
   }
 
-  #breed(): { subsets: Subsets; origin: string } | undefined {
-    if (this.#ranked.length === 0) return undefined;
-    for (let i = 0; i < redraws; i++) {
-      const child = this.#draw(1 + i / 10);
+  /** Up to `count` new children: those the surrogate likes best among a pool, some by chance. */
+  #breed(count: number): Child[] {
+    if (this.#ranked.length === 0) return [];
+    const pool = new Map<string, Child>();
+    const size = Math.max(count, this.#rates.pool);
+    for (let misses = 0; pool.size < size && misses < redraws; ) {
+      // The mutation reaches further when its neighbourhood is used up.
+      const child = this.#draw(1 + Math.floor(misses / 50));
       const key = subsetsKey(child.subsets);
-      if (this.#seen.has(key)) continue;
-      this.#seen.add(key);
-      return child;
+      if (this.#seen.has(key) || pool.has(key)) misses++;
+      else pool.set(key, child);
     }
-    return undefined;
+    const finite = this.#ranked.filter(({ fitness }) => Number.isFinite(fitness));
+    const children = [...pool.values()];
+    if (finite.length > 0 && children.length > count) {
+      const predict = fitSurrogate(this.#layout, finite);
+      const predicted = new Map(children.map((child) => [child, predict(child.subsets)]));
+      children.sort((a, b) => (predicted.get(b) as number) - (predicted.get(a) as number));
+    }
+    const picked: Child[] = [];
+    while (picked.length < count && children.length > 0) {
+      const at = this.#rng.bernoulli(this.#rates.explore) ? this.#rng.integer(children.length) : 0;
+      picked.push(...children.splice(at, 1));
+    }
+    for (const child of picked) this.#seen.add(subsetsKey(child.subsets));
+    return picked;
   }
 
-  /** A child; `reach` widens the mutation when its neighbourhood is used up. */
-  #draw(reach: number): { subsets: Subsets; origin: string } {
+  #draw(reach: number): Child {
     const crossed = this.#ranked.length > 1 && this.#rng.bernoulli(this.#rates.pruneCrossover);
     const first = this.#parent();
-    const subsets = crossed ? mixSubsets(this.#rng, [first, this.#parent()]) : first;
-    const groups = Math.min(this.#layout.groups.length, Math.floor(reach) + this.#more());
-    const swaps = Math.floor(reach) + this.#more();
-    return {
-      subsets: swapExperts(this.#rng, this.#layout, subsets, { groups, swaps }),
-      origin: crossed ? "crossover+swap" : "swap",
-    };
+    if (!crossed) return { subsets: this.#mutate(first, reach), origin: "swap" };
+    const mixed = mixSubsets(this.#rng, [first, this.#parent()]);
+    return this.#rng.bernoulli(0.5)
+      ? { subsets: mixed, origin: "crossover" }
+      : { subsets: this.#mutate(mixed, reach), origin: "crossover+swap" };
   }
 
-  #more(): number {
-    return this.#rng.bernoulli(this.#rates.moreSwaps) ? 1 : 0;
+  #mutate(subsets: Subsets, reach: number): number[][] {
+    const groups = reach + (this.#rng.bernoulli(this.#rates.moreGroups) ? 1 : 0);
+    return swapExperts(this.#rng, this.#layout, subsets, {
+      groups: Math.min(this.#layout.groups.length, groups),
+      swaps: reach + (this.#rng.bernoulli(this.#rates.moreSwaps) ? 1 : 0),
+    });
   }
 
+  /** The better of two uniform draws among the best. */
   #parent(): Subsets {
     const among = Math.min(this.#rates.population, this.#ranked.length);
-    let best = among;
-    for (let i = 0; i < this.#rates.tournament; i++) best = Math.min(best, this.#rng.integer(among));
+    const best = Math.min(this.#rng.integer(among), this.#rng.integer(among));
     return (this.#ranked[best] as Pruned).subsets;
   }
 }

@@ -51,6 +51,8 @@ export interface SearchStep {
   /** null when the plan failed. */
   readonly fitness: number | null;
   readonly accuracy?: number;
+  /** True for a plan that was evaluated only for what it teaches and is no result. */
+  readonly probe?: true;
   /** Best fitness so far; null before the first success. */
   readonly best: number | null;
 }
@@ -115,16 +117,16 @@ export async function runSearch(options: SearchOptions): Promise<SearchResult> {
     const seenBefore = seen.size;
     const results = candidates.map((candidate, i) => {
       const evaluation = evaluations[i] as Evaluation;
-      const cached = seen.has(evaluation.key);
-      const scored = toScored(candidate, evaluation, cached);
-      if (cached) cacheHits++;
-      else {
+      const known = seen.get(evaluation.key);
+      const scored = toScored(candidate, evaluation, known !== undefined);
+      if (known) cacheHits++;
+      // A plan that was a probe becomes a result when it is proposed as one.
+      if (!known || (known.candidate.probe && !candidate.probe)) {
         const kept = toScored({ ...candidate, plan: evaluation.plan }, evaluation, false);
         seen.set(evaluation.key, kept);
         failure = evaluation.error ?? failure;
-        if (evaluation.error === undefined && (best === undefined || kept.fitness > best.fitness))
-          best = kept;
-        history.push(toStep(kept, seen.size, best));
+        if (!evaluation.error && !candidate.probe && !(best && kept.fitness <= best.fitness)) best = kept;
+        if (!known) history.push(toStep(kept, seen.size, best));
       }
       progress.scored(scored, seen.size, best);
       return scored;
@@ -159,10 +161,10 @@ export async function runSearch(options: SearchOptions): Promise<SearchResult> {
   };
 }
 
-/** The `count` results of highest fitness, best first; failed ones left out, the earlier one of equals first. */
+/** The `count` results of highest fitness, best first; failed ones and probes left out, the earlier of equals first. */
 export function bestOf(results: readonly Scored[], count: number): Scored[] {
   return results
-    .filter((result) => result.fitness > Number.NEGATIVE_INFINITY)
+    .filter((result) => result.fitness > Number.NEGATIVE_INFINITY && !result.candidate.probe)
     .sort((a, b) => b.fitness - a.fitness)
     .slice(0, count);
 }
@@ -196,7 +198,7 @@ function toScored(candidate: Candidate, evaluation: Evaluation, cached: boolean)
 }
 
 function toStep(scored: Scored, evaluation: number, best: Scored | undefined): SearchStep {
-  const { phase, origin } = scored.candidate;
+  const { phase, origin, probe } = scored.candidate;
   return {
     evaluation,
     key: scored.key,
@@ -204,6 +206,7 @@ function toStep(scored: Scored, evaluation: number, best: Scored | undefined): S
     origin,
     fitness: Number.isFinite(scored.fitness) ? scored.fitness : null,
     ...(scored.accuracy !== undefined && { accuracy: scored.accuracy }),
+    ...(probe && { probe }),
     best: best?.fitness ?? null,
   };
 }
