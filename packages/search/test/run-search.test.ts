@@ -207,6 +207,25 @@ describe("notifications", () => {
   });
 });
 
+test("a probe costs an evaluation but is no result, until it is proposed as one", async () => {
+  const landscape = (p: Plan) => (p.layers[0]?.experts.length ?? 6) + fitness(p) / 100;
+  const wide = plan(0, 1, 2, 3);
+  const propose = (plans: readonly (Plan | { probe: Plan })[]) => {
+    const left = plans.map((p) => ("probe" in p ? { ...candidate(p.probe), probe: true } : candidate(p)));
+    return { ask: (limit: number) => left.splice(0, Math.min(limit, 1)), tell: () => {} };
+  };
+  const run = { executor: toyExecutor(landscape), model, evaluations: 10 };
+  const result = await runSearch({ ...run, strategy: propose([{ probe: wide }, plan(0, 1), plan(2, 3)]) });
+  expect(result.evaluations).toBe(3);
+  expect(result.best.candidate.plan.layers[0]?.experts).toHaveLength(2);
+  expect(result.finalists).toHaveLength(2);
+  expect(result.history.map((step) => step.probe ?? false)).toEqual([true, false, false]);
+  expect(result.history[0]?.best).toBeNull();
+  const upgraded = await runSearch({ ...run, strategy: propose([{ probe: wide }, plan(0, 1), wide]) });
+  expect(upgraded.best.candidate.plan.layers[0]?.experts).toHaveLength(4);
+  expect(upgraded).toMatchObject({ evaluations: 2, cacheHits: 1 });
+});
+
 test("an aborted run says so and keeps what it had", async () => {
   const controller = new AbortController();
   const journal = memoryJournal();
