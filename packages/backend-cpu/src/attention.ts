@@ -1,6 +1,7 @@
 import type { DecoderLayer } from "@coppice/core";
-import { attentionGraph, attentionShape } from "@coppice/onnx";
+import { attentionGraph } from "@coppice/onnx";
 import type { Tensor } from "onnxruntime-node";
+import { headLayout, paddedShape } from "./head-layout.js";
 import type { LayerCache } from "./kv-cache.js";
 import type { PackedRows } from "./packed-rows.js";
 import type { RotaryTable } from "./rotary-table.js";
@@ -49,7 +50,7 @@ export async function runAttention(
   request: AttentionRequest,
 ): Promise<{ normed: Tensor; residual: Tensor; logits: Tensor | undefined }> {
   const { layer, hidden, weights, router, unit, rotary, cache, selected } = request;
-  const shape = attentionShape(layer, hidden.dims[1] as number);
+  const shape = paddedShape(layer, hidden.dims[1] as number, headLayout(layer.attention));
   const options = { cache: cache !== undefined, select: selected !== undefined };
   const feeds: Record<string, Tensor> = {
     hidden,

@@ -1,4 +1,4 @@
-import { type Backend, CoppiceError, type LoadRequest, type MoeModel } from "@coppice/core";
+import { type Backend, CoppiceError, type LoadRequest, type MoeModel, throwIfAborted } from "@coppice/core";
 import { CpuRunner } from "./runner.js";
 import { loadRuntime } from "./sessions.js";
 import { readWeights } from "./weights.js";
@@ -13,6 +13,7 @@ export function createCpuBackend(settings: CpuSettings): Backend {
     name: "cpu",
     capabilities: { blocking: true, sharesWeights: false },
     async load({ model, weights, signal }: LoadRequest) {
+      throwIfAborted(signal, "loading a model");
       checkSupported(model);
       const runtime = await loadRuntime();
       return new CpuRunner(runtime, model, await readWeights(runtime, model, weights, signal), settings);
@@ -28,8 +29,6 @@ function checkSupported(model: MoeModel): void {
     if (feedForward.kind === "moe") check(index, "router order", feedForward.router.order, "softmax-topk");
     else check(index, "feed-forward", feedForward.kind, "dense");
     for (const mlp of mlps) check(index, "activation", mlp.activation, "silu");
-    checkMultiple(index, "head size", attention.headDim);
-    checkMultiple(index, "number of rotating dimensions", attention.rotary.dimensions);
   }
 }
 
@@ -39,15 +38,5 @@ function check(layer: number, what: string, found: string, supported: string): v
     "COPPICE_BACKEND_UNSUPPORTED",
     `layer ${layer} has ${what} "${found}"; the cpu backend runs "${supported}"`,
     { details: { layer, found, supported } },
-  );
-}
-
-/** A limit of ONNX Runtime's GroupQueryAttention with rotary positions. */
-function checkMultiple(layer: number, what: string, found: number): void {
-  if (found % 16 === 0) return;
-  throw new CoppiceError(
-    "COPPICE_BACKEND_UNSUPPORTED",
-    `layer ${layer} has a ${what} of ${found}; the cpu backend needs a multiple of 16`,
-    { details: { layer, found }, hint: "use the reference backend" },
   );
 }

@@ -35,11 +35,12 @@ export async function runExperts(
   const groups = groupTokens(routing, experts.slots.length);
   const wanted = new Set(tap?.fields);
   const expertOutputs = wanted.has("expertOutputs") || wanted.has("expertNorms") || wanted.has("output");
+  const { topK } = routing;
   const slots = graphSlots(groups.used.length, experts.slots.length);
   const { result, expertOutputs: outputs } = await sessions.run(
-    `moe ${JSON.stringify({ hidden, width, slots, expertOutputs })}`,
-    () => moeGraph({ hidden, width }, { slots, expertOutputs }),
-    { normed, residual, ...feedsOf(runtime, groups, experts.slots, slots) },
+    `moe ${JSON.stringify({ hidden, width, slots, topK, expertOutputs })}`,
+    () => moeGraph({ hidden, width }, { slots, topK, expertOutputs }),
+    { normed, residual, ...feedsOf(runtime, groups, topK, experts.slots, slots) },
   );
   if (tap) {
     const sorted = outputs?.data as Float32Array | undefined;
@@ -59,13 +60,15 @@ function graphSlots(used: number, available: number): number {
 
 function feedsOf(
   { Tensor }: Runtime,
-  { used, sizes, rows, gates }: TokenGroups,
+  { used, sizes, rows, places, gates }: TokenGroups,
+  topK: number,
   experts: readonly MlpWeights[],
   slots: number,
 ): Record<string, Tensor> {
   const feeds: Record<string, Tensor> = {
-    rows: new Tensor("int64", rows, [rows.length, 1]),
-    gates: new Tensor("float32", gates, [gates.length, 1]),
+    rows: new Tensor("int32", rows, [rows.length]),
+    places: new Tensor("int32", places, [topK, rows.length / topK]),
+    gates: new Tensor("float32", gates, [topK, rows.length / topK, 1]),
     sizes: new Tensor(
       "int64",
       BigInt64Array.from({ length: slots }, (_, i) => BigInt(sizes[i] ?? 0)),

@@ -1,5 +1,6 @@
 import { CoppiceError, type KvCache, type MoeModel } from "@coppice/core";
 import type { Tensor } from "onnxruntime-node";
+import { headLayout } from "./head-layout.js";
 import type { Runtime } from "./sessions.js";
 
 /** Keys and values of one layer, each [sequences, kvHeads, capacity, headDim], that runs extend in place. */
@@ -31,7 +32,10 @@ export class CacheGroup {
     this.first = first;
     this.count = count;
     this.#runtime = runtime;
-    this.#sizes = model.layers.map(({ attention }) => attention);
+    this.#sizes = model.layers.map(({ attention }) => ({
+      kvHeads: attention.kvHeads,
+      headDim: headLayout(attention).size,
+    }));
   }
 
   /** Makes room for `positions` tokens per sequence; doubles, so that decoding copies each value about once. */

@@ -3,7 +3,7 @@ import type { Tensor } from "onnxruntime-node";
 import type { Runtime } from "./sessions.js";
 
 /**
- * cos and sin of positions, [position, dimensions / 2], grown by doubling.
+ * cos and sin of positions, [position, padded / 2], grown by doubling; dimensions that are filled in do not turn.
  *
  * Frequencies and angles are rounded to float32 as the reference implementations do: far into a context, exact
  * angles would differ from those the model was trained with by more than the tolerance of a logit.
@@ -13,11 +13,10 @@ export class RotaryTable {
   readonly #frequencies: Float32Array;
   #tables: { readonly cos: Tensor; readonly sin: Tensor } | undefined;
 
-  constructor(runtime: Runtime, { theta, dimensions }: RotarySpec) {
+  constructor(runtime: Runtime, { theta, dimensions }: RotarySpec, padded: number) {
     this.#runtime = runtime;
-    this.#frequencies = Float32Array.from(
-      { length: dimensions / 2 },
-      (_, i) => 1 / Math.fround(theta ** Math.fround((2 * i) / dimensions)),
+    this.#frequencies = Float32Array.from({ length: padded / 2 }, (_, i) =>
+      i < dimensions / 2 ? 1 / Math.fround(theta ** Math.fround((2 * i) / dimensions)) : 0,
     );
   }
 

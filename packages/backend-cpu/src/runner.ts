@@ -16,6 +16,7 @@ import { runAttention, unitFeeds } from "./attention.js";
 import type { CpuSettings } from "./backend.js";
 import { runExperts } from "./experts.js";
 import { allocateOutputs, type HeadOutputs, runHead } from "./head.js";
+import { headLayout } from "./head-layout.js";
 import { CpuCache } from "./kv-cache.js";
 import { MergeCache } from "./merge-cache.js";
 import { type PackedRows, packRows } from "./packed-rows.js";
@@ -93,9 +94,10 @@ export class CpuRunner implements Runner {
     const units = cache
       ? splitCached(this.#runtime, this.model, checked, limits, cache)
       : splitSequences(this.#runtime, this.model, checked, limits, tap !== undefined);
-    let tokenLayers = 0;
-    for (const unit of units) tokenLayers += await this.#runUnit(unit, work);
+    for (const unit of units) await this.#runUnit(unit, work);
     cache?.commit(sequences);
+    // What was asked for, not what shared beginnings and unwanted last rows left of it: the count of every backend.
+    const tokenLayers = checked.tokens * (checked.to - checked.from);
     return { ...work.outputs, boundaries: work.boundaries, tokenLayers };
   }
 
@@ -108,8 +110,8 @@ export class CpuRunner implements Runner {
     return this.dispose();
   }
 
-  /** Takes one unit through all layers; returns the token-layers computed. */
-  async #runUnit(unit: Unit, work: Work): Promise<number> {
+  /** Takes one unit through all layers. */
+  async #runUnit(unit: Unit, work: Work): Promise<void> {
     const { request, checked, boundaries } = work;
     const { hiddenSize, vocabSize, layers } = this.model;
     const { sequences, hidden: given, tap, signal } = request;
@@ -119,7 +121,6 @@ export class CpuRunner implements Runner {
     const wanted = wantedRows(unit, packed, checked);
     const feeds = unitFeeds(this.#runtime, unit.pieces, packed);
     let hidden = this.#inputRows(unit, packed, request, checked);
-    let tokenLayers = 0;
     for (let index = checked.from; index < checked.to; index++) {
       throwIfAborted(signal, `running layer ${index}`);
       const layer = layers[index] as DecoderLayer;
@@ -140,7 +141,6 @@ export class CpuRunner implements Runner {
         cache,
         selected: selected?.length === 0 ? Int32Array.of(0) : selected,
       });
-      tokenLayers += selected?.length ?? packed.count;
       if (selected?.length === 0) break;
       if (experts && logits && router && layer.feedForward.kind === "moe") {
         const spec = layer.feedForward;
@@ -180,7 +180,6 @@ export class CpuRunner implements Runner {
         outputs,
       );
     }
-    return tokenLayers;
   }
 
   /** Input rows of the first layer to run: embeddings, or what the request gives. */
@@ -202,11 +201,12 @@ export class CpuRunner implements Runner {
     return new this.#runtime.Tensor("float32", rows, [packed.count, hiddenSize]);
   }
 
-  #rotaryOf({ attention: { rotary } }: DecoderLayer): RotaryTable {
+  #rotaryOf({ attention }: DecoderLayer): RotaryTable {
+    const { rotary } = attention;
     const key = JSON.stringify(rotary);
     let table = this.#rotary.get(key);
     if (!table) {
-      table = new RotaryTable(this.#runtime, rotary);
+      table = new RotaryTable(this.#runtime, rotary, headLayout(attention).rotary);
       this.#rotary.set(key, table);
     }
     return table;

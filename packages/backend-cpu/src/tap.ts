@@ -15,54 +15,61 @@ interface TappedLayer {
 
 /** Shows a layer to a tap: the fields it asked for, and no others. */
 export function reportLayer(tap: Tap, wanted: ReadonlySet<TapField>, seen: TappedLayer): void {
-  const { layer, tokens, hidden, input, logits, routing, groups, sorted } = seen;
+  const { layer, tokens, input, logits, routing, sorted } = seen;
   const { topK, slots, gates } = routing;
   let shown: LayerTap = { layer, tokens, topK };
   if (wanted.has("input")) shown = { ...shown, input };
   if (wanted.has("routerLogits")) shown = { ...shown, routerLogits: logits };
   if (wanted.has("routing")) shown = { ...shown, slots, gates };
   if (sorted) {
-    const { places } = groups;
-    if (wanted.has("expertOutputs")) {
-      shown = { ...shown, expertOutputs: byToken(sorted, places, hidden) };
-    }
-    if (wanted.has("expertNorms")) shown = { ...shown, expertNorms: norms(sorted, places, hidden) };
-    if (wanted.has("output")) shown = { ...shown, output: weightedSums(sorted, routing, places, hidden) };
+    if (wanted.has("expertOutputs")) shown = { ...shown, expertOutputs: byToken(seen, sorted) };
+    if (wanted.has("expertNorms")) shown = { ...shown, expertNorms: norms(seen, sorted) };
+    if (wanted.has("output")) shown = { ...shown, output: weightedSums(seen, sorted) };
   }
   tap.onLayer(shown);
 }
 
-function byToken(sorted: Float32Array, places: Int32Array, hidden: number): Float32Array {
-  const outputs = new Float32Array(sorted.length);
-  for (let choice = 0; choice < places.length; choice++) {
-    const from = (places[choice] as number) * hidden;
-    outputs.set(sorted.subarray(from, from + hidden), choice * hidden);
+/** Calls `visit` with every choice (token, rank) and where its expert output begins. */
+function eachChoice(
+  { places }: TokenGroups,
+  { topK }: Routing,
+  hidden: number,
+  visit: (choice: number, from: number) => void,
+): void {
+  const tokens = places.length / topK;
+  for (let token = 0; token < tokens; token++) {
+    for (let rank = 0; rank < topK; rank++) {
+      visit(token * topK + rank, (places[rank * tokens + token] as number) * hidden);
+    }
   }
+}
+
+function byToken({ hidden, groups, routing }: TappedLayer, sorted: Float32Array): Float32Array {
+  const outputs = new Float32Array(sorted.length);
+  eachChoice(groups, routing, hidden, (choice, from) => {
+    outputs.set(sorted.subarray(from, from + hidden), choice * hidden);
+  });
   return outputs;
 }
 
-function norms(sorted: Float32Array, places: Int32Array, hidden: number): Float32Array {
-  return Float32Array.from(places, (place) => {
+function norms({ hidden, groups, routing }: TappedLayer, sorted: Float32Array): Float32Array {
+  const result = new Float32Array(groups.places.length);
+  eachChoice(groups, routing, hidden, (choice, from) => {
     let sum = 0;
-    for (let i = place * hidden; i < (place + 1) * hidden; i++) sum += (sorted[i] as number) ** 2;
-    return Math.sqrt(sum);
+    for (let i = from; i < from + hidden; i++) sum += (sorted[i] as number) ** 2;
+    result[choice] = Math.sqrt(sum);
   });
+  return result;
 }
 
-function weightedSums(
-  sorted: Float32Array,
-  { topK, gates }: Routing,
-  places: Int32Array,
-  hidden: number,
-): Float32Array {
-  const output = new Float32Array((places.length / topK) * hidden);
-  for (let choice = 0; choice < places.length; choice++) {
-    const gate = gates[choice] as number;
-    const from = (places[choice] as number) * hidden;
-    const at = Math.floor(choice / topK) * hidden;
+function weightedSums({ hidden, groups, routing, tokens }: TappedLayer, sorted: Float32Array): Float32Array {
+  const output = new Float32Array(tokens * hidden);
+  eachChoice(groups, routing, hidden, (choice, from) => {
+    const gate = routing.gates[choice] as number;
+    const at = Math.floor(choice / routing.topK) * hidden;
     for (let i = 0; i < hidden; i++) {
       output[at + i] = (output[at + i] as number) + gate * (sorted[from + i] as number);
     }
-  }
+  });
   return output;
 }

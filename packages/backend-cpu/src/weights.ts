@@ -1,4 +1,5 @@
 import {
+  type DecoderLayer,
   elementCount,
   type GatedMlpSpec,
   type LinearSpec,
@@ -8,6 +9,7 @@ import {
   type WeightReader,
 } from "@coppice/core";
 import type { Tensor } from "onnxruntime-node";
+import { headLayout, padHeads, padNorm } from "./head-layout.js";
 import type { Feeds, Runtime } from "./sessions.js";
 
 /** gate and up are [width, hidden], down is [hidden, width]. */
@@ -51,7 +53,7 @@ export async function readWeights(
     down: await tensor(spec.down),
   });
 
-  /** Linear maps of one input, one below the other; a missing bias counts as zeros when another has one. */
+  /** Query, key and value maps one below the other; a missing bias counts as zeros when another has one. */
   const stacked = async (linears: readonly LinearSpec[]) => {
     const outputs = linears.map(({ weight }) => weight.shape[0] as number);
     const inputs = linears[0]?.weight.shape[1] as number;
@@ -65,33 +67,43 @@ export async function readWeights(
       if (linear.bias && bias) await values(linear.bias, bias.subarray(at, end));
       at = end;
     }
+    return { weight, bias, inputs };
+  };
+
+  const attentionFeeds = async ({
+    attention,
+    attentionNorm,
+    feedForwardNorm,
+  }: DecoderLayer): Promise<Feeds> => {
+    const { query, key, value, output, queryNorm, keyNorm } = attention;
+    const layout = headLayout(attention);
+    const vector = (data: Float32Array) => new Tensor("float32", data, [data.length]);
+    const matrix = (data: Float32Array, rows: number) =>
+      new Tensor("float32", data, [rows, data.length / rows]);
+    const qkv = await stacked([query, key, value]);
+    const heads = attention.heads + 2 * attention.kvHeads;
     return {
-      weight: new Tensor("float32", weight, [total, inputs]),
-      bias: bias && new Tensor("float32", bias, [total]),
+      attentionNorm: await tensor(attentionNorm.weight),
+      qkv: matrix(padHeads(qkv.weight, layout, qkv.inputs), heads * layout.size),
+      ...(qkv.bias && { qkvBias: vector(padHeads(qkv.bias, layout, 1)) }),
+      ...(queryNorm && { queryNorm: vector(padNorm(await values(queryNorm.weight), layout)) }),
+      ...(keyNorm && { keyNorm: vector(padNorm(await values(keyNorm.weight), layout)) }),
+      output: matrix(padHeads(await values(output.weight), layout, 1), model.hiddenSize),
+      ...(output.bias && { outputBias: await tensor(output.bias) }),
+      feedForwardNorm: await tensor(feedForwardNorm.weight),
     };
   };
 
   const embedding = await values(model.embedding);
   const layers: LayerWeights[] = [];
-  for (const { attention, attentionNorm, feedForwardNorm, feedForward } of model.layers) {
-    const { query, key, value, output, queryNorm, keyNorm } = attention;
-    const qkv = await stacked([query, key, value]);
-    const projection = await stacked([output]);
-    const attentionFeeds: Feeds = {
-      attentionNorm: await tensor(attentionNorm.weight),
-      qkv: qkv.weight,
-      ...(qkv.bias && { qkvBias: qkv.bias }),
-      ...(queryNorm && { queryNorm: await tensor(queryNorm.weight) }),
-      ...(keyNorm && { keyNorm: await tensor(keyNorm.weight) }),
-      output: projection.weight,
-      ...(projection.bias && { outputBias: projection.bias }),
-      feedForwardNorm: await tensor(feedForwardNorm.weight),
-    };
+  for (const layer of model.layers) {
+    const { feedForward } = layer;
+    const attention = await attentionFeeds(layer);
     const mlps: MlpWeights[] = [];
     if (feedForward.kind === "dense") mlps.push(await mlp(feedForward.mlp));
     else for (const expert of feedForward.experts) mlps.push(await mlp(expert));
     const router = feedForward.kind === "moe" ? await values(feedForward.router.weight) : undefined;
-    layers.push({ attention: attentionFeeds, router, mlps });
+    layers.push({ attention, router, mlps });
   }
   const norm = await tensor(model.finalNorm.weight);
   const head = model.tied

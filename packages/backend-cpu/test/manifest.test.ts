@@ -1,0 +1,24 @@
+import { readFileSync } from "node:fs";
+import * as backend from "@coppice/backend-cpu";
+import { isPlugin } from "@coppice/core";
+import { expect, test } from "vitest";
+
+test("package.json lists the plugins that the package exports", () => {
+  const manifest = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8"));
+  const exported = Object.entries(backend).flatMap(([name, value]) =>
+    isPlugin(value)
+      ? [
+          {
+            kind: value.kind,
+            name: value.pluginName,
+            contract: value.contract,
+            export: name,
+            summary: value.summary,
+          },
+        ]
+      : [],
+  );
+  const byName = (list: { name: string }[]) => list.toSorted((a, b) => a.name.localeCompare(b.name));
+  expect(byName(manifest.coppice.plugins)).toEqual(byName(exported));
+  expect(exported).toHaveLength(1);
+});
