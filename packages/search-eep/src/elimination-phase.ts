@@ -105,7 +105,7 @@ export class EliminationPhase implements Phase {
     results.forEach(({ fitness }, i) => {
       const units = this.#asked[i] as Unit[];
       if (this.#stage === "base") this.#base = fitness;
-      else if (this.#stage === "single") (units[0] as Unit).loss = this.#base - fitness;
+      else if (this.#stage === "single") (units[0] as Unit).loss = this.#lossAt(fitness);
       else this.#measured.push({ units, fitness });
     });
     if (this.#stage === "base") this.#stage = "single";
@@ -123,12 +123,18 @@ export class EliminationPhase implements Phase {
     const best = measured.reduce((a, b) => (b.fitness > a.fitness ? b : a));
     if (!Number.isNaN(this.#base)) {
       for (const { units, fitness } of measured) {
-        for (const unit of units) unit.loss = (this.#base - fitness) / units.length;
+        for (const unit of units) unit.loss = this.#lossAt(fitness) / units.length;
       }
     }
     for (const { group, expert } of best.units) this.#kept[group]?.delete(expert);
     // Losses from criteria are no fitness: only measured ones are updated against a base.
     if (!Number.isNaN(this.#base)) this.#base = best.fitness;
+  }
+
+  /** A plan that failed costs more than any other; from a base that failed, only differences between plans count. */
+  #lossAt(fitness: number): number {
+    if (fitness === Number.NEGATIVE_INFINITY) return Number.MAX_VALUE;
+    return (this.#base === Number.NEGATIVE_INFINITY ? 0 : this.#base) - fitness;
   }
 
   #planSteps(evaluations: number): void {

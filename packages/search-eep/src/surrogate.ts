@@ -10,16 +10,20 @@ const penalty = 1;
 /** Plans matter by rank: weight e^(-2 rank / n), so that the model is good where the search goes on. */
 const rankDecay = 2;
 
+/** Most plans that the surrogate is fitted to, the best ones: the time of a fit grows with their cube. */
+const mostPlans = 512;
+
 /**
  * Fits fitness ~ sum over groups of the values of the kept experts, by weighted ridge regression on the plans that
- * were evaluated. `ranked` is best first and holds at least one plan, all with finite fitness.
+ * were evaluated. `all` is best first and holds at least one plan, all with finite fitness.
  *
  * Solved in the dual, (A Aᵀ + λI) with one row per plan, because plans are fewer than experts in large models.
  */
 export function fitSurrogate(
   layout: Layout,
-  ranked: readonly { subsets: Subsets; fitness: number }[],
+  all: readonly { subsets: Subsets; fitness: number }[],
 ): Surrogate {
+  const ranked = all.slice(0, mostPlans);
   const offsets: number[] = [];
   let units = 0;
   for (const group of layout.groups) {
