@@ -1,0 +1,50 @@
+import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
+import { projectToStock } from "@coppice/search-eep";
+import type { CliContext } from "../context.js";
+import { dryRunOption, examples, maxShardOption, outOption } from "../options.js";
+import { openModel } from "../work/open-model.js";
+import { readPlan } from "../work/plan-file.js";
+import { describeWritten, writeCheckpoint } from "../work/write-checkpoint.js";
+
+export function applyCommand(context: CliContext): CommandUnknownOpts {
+  return new Command("apply")
+    .description(
+      "Writes the checkpoint that a plan describes: an ordinary checkpoint of its family with fewer experts. " +
+        "The folder appears complete or not at all.",
+    )
+    .argument("<model>", "checkpoint folder that the plan was made for")
+    .requiredOption("--plan <file>", "plan.json of a search, or any plan")
+    .addOption(
+      new Option(
+        "--project-router",
+        "replace router maps, which no stock checkpoint can hold, by the nearest stock router",
+      ),
+    )
+    .addOption(outOption)
+    .addOption(dryRunOption)
+    .addOption(maxShardOption)
+    .addHelpText(
+      "after",
+      examples(
+        "coppice apply ./model --plan run/plan.json --out ./model-small",
+        "coppice apply ./model --plan run/plan.json --out ./model-small --dry-run --json",
+      ),
+    )
+    .action(async (path, options) => {
+      await using opened = await openModel(path, context);
+      const given = await readPlan(options.plan, opened.checkpoint.model, context);
+      const plan = options.projectRouter ? projectToStock(given) : given;
+      const written = await writeCheckpoint(
+        {
+          opened,
+          plan,
+          out: context.path(options.out),
+          dryRun: options.dryRun,
+          maxShardBytes: options.maxShardSize,
+          metadata: { command: "apply" },
+        },
+        context,
+      );
+      context.out.result({ ...written, plan }, () => describeWritten(written));
+    });
+}

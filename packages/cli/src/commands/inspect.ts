@@ -1,0 +1,91 @@
+import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
+import { type Inspection, inspectModel } from "@coppice/checkpoint";
+import {
+  checkKeep,
+  createPlan,
+  type ModelSize,
+  type MoeModel,
+  modelSize,
+  moeLayers,
+  type Plan,
+} from "@coppice/core";
+import { formatBytes, formatCount, formatShare } from "@coppice/report";
+import type { CliContext } from "../context.js";
+import { examples, wholeNumber } from "../options.js";
+import { formatFacts, formatTable } from "../terminal/format.js";
+import { openModel } from "../work/open-model.js";
+import { readPlan } from "../work/plan-file.js";
+
+export function inspectCommand(context: CliContext): CommandUnknownOpts {
+  return new Command("inspect")
+    .description(
+      "Says what a checkpoint is and what pruning would save. Reads headers only, so it takes a moment for any size.",
+    )
+    .argument("<model>", "checkpoint folder")
+    .addOption(new Option("--keep <n>", "size with n experts per layer").argParser(wholeNumber(1)))
+    .addOption(new Option("--plan <file>", "size under this plan"))
+    .addHelpText(
+      "after",
+      examples("coppice inspect ./Mixtral-8x7B-v0.1", "coppice inspect ./model --keep 4 --json"),
+    )
+    .action(async (path, options) => {
+      await using opened = await openModel(path, context);
+      const { model } = opened.checkpoint;
+      const plan = options.plan === undefined ? undefined : await readPlan(options.plan, model, context);
+      const inspection = await inspectModel(opened.checkpoint, plan);
+      const shrink = keepCounts(inspection, options.keep).map((keep) => ({
+        keep,
+        ...modelSize(model, keepFirst(model, keep)),
+      }));
+      context.out.result({ name: opened.name, ...inspection, shrink }, () =>
+        [facts(opened.name, inspection), "", sizeTable(inspection, shrink)].join("\n"),
+      );
+    });
+}
+
+function facts(name: string, model: Inspection): string {
+  return formatFacts([
+    ["model", `${name} (${model.title})`],
+    ["fingerprint", model.fingerprint],
+    ["layers", `${model.layers}, ${model.moeLayers} with experts`],
+    ["experts", `${model.experts} per layer, top-${model.topK}`],
+    ["routing", model.routing],
+    ["hidden size", String(model.hiddenSize)],
+    ["vocabulary", String(model.vocabSize)],
+    ["context", String(model.contextLength)],
+    ["files", `${model.shards.length} safetensors, ${Object.keys(model.dtypes).join(", ")}`],
+    ["largest tensor", `${model.largestTensor.name}, ${formatBytes(model.largestTensor.bytes)}`],
+    ["one expert less", `saves ${formatBytes(model.perExpert.bytes)} over all layers`],
+  ]);
+}
+
+function sizeTable(full: Inspection, shrink: readonly (ModelSize & { keep: number })[]): string {
+  const row = (label: string, size: ModelSize) => [
+    label,
+    formatBytes(size.bytes),
+    formatShare(size.bytes, full.bytes),
+    formatCount(size.parameters),
+    formatCount(size.activeParameters),
+  ];
+  const rows = [row("all", full), ...shrink.map((size) => row(`${size.keep} per layer`, size))];
+  if (full.output) rows.push(row("by the plan", { ...full.output, bytes: full.output.tensorBytes }));
+  return formatTable(["experts kept", "weights", "of full", "parameters", "active"], rows, [1, 2, 3, 4]);
+}
+
+/** Three quarters, half, a quarter: enough to see the slope. */
+function keepCounts({ experts, topK }: Inspection, wanted: number | undefined): number[] {
+  if (wanted !== undefined) return [wanted];
+  const counts = [0.75, 0.5, 0.25].map((share) => Math.round(share * experts));
+  return [...new Set(counts)].filter((keep) => keep >= topK && keep < experts);
+}
+
+/** Experts of a layer are equal in size, so which ones are kept does not matter here. */
+function keepFirst(model: MoeModel, keep: number): Plan {
+  return createPlan(
+    model,
+    moeLayers(model).map(({ index, feedForward: { experts, router } }) => {
+      checkKeep(keep, experts.length, router.topK, index);
+      return { layer: index, experts: Array.from({ length: keep }, (_, expert) => expert) };
+    }),
+  );
+}

@@ -1,0 +1,138 @@
+import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
+import { checkKeep, moeLayers, RunEmitter } from "@coppice/core";
+import { defaultMetric, defaultObjective, objectives, parseMetric } from "@coppice/evaluate";
+import { openRunFolder } from "@coppice/search/node";
+import type { CliContext } from "../context.js";
+import {
+  backendOption,
+  backendSetOption,
+  examples,
+  list,
+  seedOption,
+  settings,
+  wholeNumber,
+  workersOption,
+} from "../options.js";
+import { findPlugin, loadPlugin } from "../plugins/find-plugin.js";
+import { runAndReport } from "../search-job/run-and-report.js";
+import { sampleSets } from "../search-job/sample-sets.js";
+import { runIdentity, type SearchJob } from "../search-job/search-job.js";
+import { keptShare, scoreTable } from "../search-job/search-result.js";
+import { shellLine } from "../terminal/format.js";
+import { openPool } from "../work/model-pool.js";
+import { openModel } from "../work/open-model.js";
+import { readTask } from "../work/task-file.js";
+
+/** Criteria that cost one pass of calibration together. */
+const defaultSeeds = ["frequency", "soft-activation", "reap"];
+const defaultBudget = 400;
+
+export function searchCommand(context: CliContext): CommandUnknownOpts {
+  return new Command("search")
+    .description(
+      "Searches which experts to keep, and how to merge the others into them, by the score on your task. " +
+        "Interrupt it at any time: the same command continues where it stopped.",
+    )
+    .argument("<model>", "checkpoint folder")
+    .requiredOption("--task <file>", "task file (JSON lines) whose score is to be kept")
+    .addOption(
+      new Option("--keep <n>", "experts that every layer keeps")
+        .argParser(wholeNumber(1))
+        .makeOptionMandatory(),
+    )
+    .requiredOption("--out <folder>", "run folder: journal, plan.json, report.html, result.json")
+    .addOption(
+      new Option("--top-k <n>", "experts per token; default: the model's own").argParser(wholeNumber(1)),
+    )
+    .addOption(new Option("--limit <n>", "search on the first n samples").argParser(wholeNumber(1)))
+    .option("--holdout <file>", "task file that no decision looks at; default: 30 % of the task is set aside")
+    .addOption(
+      new Option("--budget <n>", "plans to evaluate").argParser(wholeNumber(1)).default(defaultBudget),
+    )
+    .addOption(new Option("--strategy <name>", "search plugin").default("eep"))
+    .option("--preset <name>", "preset of the strategy; eep has default, paper, released")
+    .addOption(new Option("--set <key=value>", "option of the strategy; repeatable").argParser(settings))
+    .addOption(
+      new Option("--seeds <names>", "criteria whose plans start the search, or none")
+        .argParser(list)
+        .default(defaultSeeds, defaultSeeds.join(",")),
+    )
+    .addOption(
+      new Option("--objective <name>", "what the search maximises; default: by the task's form").choices(
+        objectives,
+      ),
+    )
+    .option("--metric <name>", "metric of the table; default: by the task's form")
+    .option("--chat", "put prompts into the checkpoint's chat template")
+    .addOption(seedOption)
+    .option("--fresh", "refuse to continue an earlier run")
+    .addOption(backendOption)
+    .addOption(backendSetOption)
+    .addOption(workersOption)
+    .addHelpText(
+      "after",
+      examples(
+        "coppice search ./model --keep 4 --task task.jsonl --out run",
+        "coppice search ./model --keep 4 --task task.jsonl --holdout dev.jsonl --limit 200 --budget 700 --seed 2 --out run",
+        "coppice search ./model --keep 8 --top-k 1 --task task.jsonl --set router=stock --out run",
+      ),
+    )
+    .action(async (path, options) => {
+      const { cwd } = context.io;
+      const { keep, topK } = options;
+      await using opened = await openModel(path, context);
+      const { model } = opened.checkpoint;
+      for (const { index, feedForward } of moeLayers(model)) {
+        checkKeep(keep, feedForward.experts.length, topK ?? feedForward.router.topK, index);
+      }
+      const task = await readTask(options.task, context);
+      const holdout = options.holdout === undefined ? undefined : await readTask(options.holdout, context);
+      const seeds = options.seeds.filter((name) => name !== "none");
+      const job: SearchJob = {
+        opened,
+        sets: sampleSets({ task, holdout, limit: options.limit, seed: options.seed }),
+        strategy: await loadPlugin("search", options.strategy, cwd),
+        options: {
+          keep,
+          ...(topK !== undefined && { topK }),
+          ...(options.preset !== undefined && { preset: options.preset }),
+          ...options.set,
+        },
+        keep,
+        topK,
+        criteria: await Promise.all(seeds.map((name) => loadPlugin("criterion", name, cwd))),
+        evaluations: options.budget,
+        seed: options.seed,
+        objective: options.objective ?? defaultObjective(task.form),
+        metric:
+          options.metric === undefined ? defaultMetric(task.form) : parseMetric(options.metric, task.form),
+        chat: options.chat ?? false,
+        backend: findPlugin("backend", options.backend, cwd),
+        backendOptions: options.backendSet ?? {},
+      };
+      const emitter = new RunEmitter();
+      context.out.follow(emitter);
+      await using folder = await openRunFolder(context.path(options.out), runIdentity(job), {
+        fresh: options.fresh ?? false,
+      });
+      if (folder.resumed) context.out.note(`Continuing the run in ${folder.path}.`);
+      await using pool = await openPool(opened, options, context, emitter);
+      const { result, data, report, planFile } = await runAndReport(
+        { job, pool, folder, emitter, signal: context.signal },
+        `coppice ${shellLine(context.argv)}`,
+      );
+      context.out.settle();
+      context.out.result({ ...data, run: folder.path, report }, () =>
+        [
+          scoreTable(result.rows),
+          "",
+          keptShare(result.rows),
+          `plan    ${planFile}`,
+          `report  ${report}`,
+          `next    ${context.commandLine("apply", path, "--plan", `${options.out}/plan.json`, "--out", "./small")}`,
+        ]
+          .filter((line) => line !== undefined)
+          .join("\n"),
+      );
+    });
+}

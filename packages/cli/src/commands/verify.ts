@@ -1,0 +1,78 @@
+import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
+import { readProvenance } from "@coppice/checkpoint";
+import { CoppiceError, type Plan, parsePlan } from "@coppice/core";
+import type { CliContext } from "../context.js";
+import { backendOption, backendSetOption, examples, numberIn, seedOption } from "../options.js";
+import { formatFacts } from "../terminal/format.js";
+import { type OpenModel, openModel } from "../work/open-model.js";
+import { readPlan } from "../work/plan-file.js";
+import { readTask } from "../work/task-file.js";
+import { verifyModels } from "../work/verify-models.js";
+
+/** Equivalence that float32 sums in another order still reach. */
+const defaultTolerance = 1e-4;
+
+export function verifyCommand(context: CliContext): CommandUnknownOpts {
+  return new Command("verify")
+    .description(
+      "Runs the original under a plan and the written checkpoint as it is, on the same token sequences, and compares " +
+        "the logits of every position. Ends with code 1 when they differ.",
+    )
+    .argument("<model>", "original checkpoint folder")
+    .argument("<other>", "checkpoint folder that was written from it")
+    .option("--plan <file>", "plan for the original; default: the one in <other>/coppice.json")
+    .option("--task <file>", "compare on prompts of this task too")
+    .addOption(
+      new Option("--tolerance <x>", "largest difference that counts as equal")
+        .argParser(numberIn(0, Number.POSITIVE_INFINITY))
+        .default(defaultTolerance),
+    )
+    .addOption(seedOption)
+    .addOption(backendOption)
+    .addOption(backendSetOption)
+    .addHelpText(
+      "after",
+      examples("coppice verify ./model ./small", "coppice verify ./model ./small --task dev.jsonl --json"),
+    )
+    .action(async (path, otherPath, options) => {
+      await using original = await openModel(path, context);
+      await using other = await openModel(otherPath, context);
+      const plan =
+        options.plan === undefined
+          ? await planOf(other, original, context)
+          : await readPlan(options.plan, original.checkpoint.model, context);
+      const task = options.task === undefined ? undefined : await readTask(options.task, context);
+      const { tolerance } = options;
+      const result = await verifyModels(
+        { original, other, plan, task, seed: options.seed, tolerance },
+        options,
+        context,
+      );
+      context.out.settle();
+      if (!result.equal) context.exitCode = 1;
+      context.out.result({ ...result, tolerance, plan: plan !== undefined }, () =>
+        formatFacts([
+          [
+            result.equal ? "equal" : "DIFFERENT",
+            `largest difference ${result.maxAbsDiff.toExponential(2)}, tolerance ${tolerance}`,
+          ],
+          [
+            "compared",
+            `${result.positions} positions of ${result.sequences} sequences, ${original.checkpoint.model.vocabSize} logits each`,
+          ],
+          ["original", plan ? "under the plan" : "as it is"],
+        ]),
+      );
+    });
+}
+
+/** The plan that `other` says it was made with. */
+async function planOf(other: OpenModel, original: OpenModel, context: CliContext): Promise<Plan | undefined> {
+  const provenance = await readProvenance(other.checkpoint.folder, { signal: context.signal });
+  if (provenance) return parsePlan(provenance.plan, original.checkpoint.model);
+  const { model } = original.checkpoint;
+  if (model.fingerprint === other.checkpoint.model.fingerprint) return undefined;
+  throw new CoppiceError("COPPICE_USAGE", `${other.path} has no coppice.json, so its plan is not known`, {
+    hint: "give the plan with --plan",
+  });
+}

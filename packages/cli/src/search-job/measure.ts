@@ -1,0 +1,91 @@
+import { type Plan, planKey } from "@coppice/core";
+import {
+  bootstrapMean,
+  type Metric,
+  type PairedDifference,
+  pairedBootstrap,
+  type Task,
+} from "@coppice/evaluate";
+import type { Measurement, SearchRun } from "./search-job.js";
+
+/** Which samples were measured; the name is in the journal. */
+export type Scope = "search" | "report";
+
+/**
+ * Measures plans by the metric that users see, each plan and set once for the life of a run: results are kept in its
+ * journal beside those of the search.
+ */
+export class Measurer {
+  readonly #run: SearchRun;
+  readonly #known = new Map<string, Measurement>();
+  #done = 0;
+  readonly #total: number;
+
+  /** @param total measurements that are expected, for the progress display */
+  constructor(run: SearchRun, total: number) {
+    this.#run = run;
+    this.#total = total;
+    for (const record of run.folder.journal.records) {
+      if (record.type !== "measured") continue;
+      const { id, ...measurement } = record as unknown as Measurement & { id: string };
+      this.#known.set(id, measurement);
+    }
+  }
+
+  /** @param plan absent: the model as it is */
+  async measure(scope: Scope, plan?: Plan): Promise<Measurement> {
+    const { job, pool, folder, emitter } = this.#run;
+    const { metric, chat, sets, opened } = job;
+    const { model } = opened.checkpoint;
+    const task: Task = sets[scope];
+    const id = `${scope} ${metric} ${plan ? planKey(plan, model) : "full"}`;
+    let measurement = this.#known.get(id);
+    if (!measurement) {
+      const { value, low, high, samples, scores } = await pool.score(task, {
+        metric,
+        chat,
+        ...(plan && { plan }),
+      });
+      measurement = { metric, value, low, high, samples, scores: Array.from(scores) };
+      this.#known.set(id, measurement);
+      await folder.journal.append([{ type: "measured", id, ...measurement }]);
+    }
+    this.#done++;
+    emitter.notify("progress", {
+      stage: "measuring",
+      done: this.#done,
+      total: Math.max(this.#done, this.#total),
+      unit: "scores",
+    });
+    return measurement;
+  }
+}
+
+/** True when the value of a metric is the mean of its per-sample scores. */
+function isMean(metric: Metric): boolean {
+  return metric !== "perplexity";
+}
+
+/** Paired difference on the same samples; undefined for metrics that are no mean. */
+export function differenceTo(full: Measurement, other: Measurement): PairedDifference | undefined {
+  return isMean(full.metric) ? pairedBootstrap(other.scores, full.scores) : undefined;
+}
+
+/**
+ * The mean over several draws. Its interval is that of the mean over samples of the draws' mean score; for perplexity,
+ * which is no such mean, the mean of the draws' intervals.
+ */
+export function meanMeasurement(draws: readonly Measurement[]): Measurement {
+  const first = draws[0] as Measurement;
+  const average = (values: readonly number[]) =>
+    values.reduce((sum, value) => sum + value, 0) / values.length;
+  const scores = first.scores.map((_, i) => average(draws.map((draw) => draw.scores[i] as number)));
+  const interval = isMean(first.metric)
+    ? bootstrapMean(scores)
+    : {
+        value: average(draws.map(({ value }) => value)),
+        low: average(draws.map(({ low }) => low)),
+        high: average(draws.map(({ high }) => high)),
+      };
+  return { metric: first.metric, samples: first.samples, scores, ...interval };
+}

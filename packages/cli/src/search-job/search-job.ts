@@ -1,0 +1,92 @@
+import type { Plugin, RunEmitter } from "@coppice/core";
+import type { Metric, Objective, PairedDifference, TaskScore } from "@coppice/evaluate";
+import type { RunFolder, RunIdentity } from "@coppice/search/node";
+import type { FoundPlugin } from "../plugins/find-plugin.js";
+import type { ModelPool } from "../work/model-pool.js";
+import type { OpenModel } from "../work/open-model.js";
+import type { SampleSets } from "./sample-sets.js";
+
+/** A plugin that was loaded by name, with where it came from. */
+export interface NamedPlugin<K extends "search" | "criterion"> {
+  readonly plugin: Plugin<K>;
+  readonly source: FoundPlugin;
+}
+
+/** Everything that decides the result of a search. */
+export interface SearchJob {
+  readonly opened: OpenModel;
+  readonly sets: SampleSets;
+  readonly strategy: NamedPlugin<"search">;
+  /** Options of the strategy, `keep` and `topK` included. */
+  readonly options: Readonly<Record<string, unknown>>;
+  readonly keep: number;
+  readonly topK: number | undefined;
+  /** Criteria whose plans seed the search and stand in the table. */
+  readonly criteria: readonly NamedPlugin<"criterion">[];
+  /** Plans to evaluate. */
+  readonly evaluations: number;
+  readonly seed: number;
+  readonly objective: Objective;
+  readonly metric: Metric;
+  readonly chat: boolean;
+  readonly backend: FoundPlugin;
+  readonly backendOptions: Readonly<Record<string, unknown>>;
+}
+
+/** Where and with what a job runs; none of it changes the result. */
+export interface SearchRun {
+  readonly job: SearchJob;
+  readonly pool: ModelPool;
+  readonly folder: RunFolder;
+  readonly emitter: RunEmitter;
+  readonly signal: AbortSignal;
+}
+
+/** How many of the best plans are tested again on the choice samples. */
+export const finalistCount = 10;
+/** Draws behind the random baseline: enough for a mean, few enough to cost little. */
+export const randomDraws = 5;
+/** Candidates per ask; part of the identity, because strategies see it. */
+export const askBatch = 8;
+
+/** A metric on one set of samples. */
+export interface Measurement extends Pick<TaskScore, "metric" | "value" | "low" | "high" | "samples"> {
+  /** Per sample, in task order. */
+  readonly scores: readonly number[];
+}
+
+/** One model or plan in the table of results. */
+export interface ResultRow {
+  readonly label: string;
+  readonly note?: string;
+  readonly role: "full" | "chosen" | "baseline";
+  readonly search: Measurement;
+  readonly holdout: Measurement;
+  /** Paired difference to the full model on the report samples; absent where a metric has no mean. */
+  readonly difference?: PairedDifference;
+}
+
+export function runIdentity(job: SearchJob): RunIdentity {
+  const { strategy, criteria, backend, sets } = job;
+  const source = ({ source }: { source: FoundPlugin }) => ({
+    name: source.name,
+    package: source.package,
+    version: source.version,
+  });
+  return {
+    model: job.opened.checkpoint.model.fingerprint,
+    samples: sets.hashes,
+    chat: job.chat,
+    strategy: source(strategy),
+    options: job.options,
+    criteria: criteria.map(source),
+    evaluations: job.evaluations,
+    batch: askBatch,
+    finalists: finalistCount,
+    randomDraws,
+    seed: job.seed,
+    objective: job.objective,
+    metric: job.metric,
+    backend: { ...source({ source: backend }), options: job.backendOptions },
+  };
+}

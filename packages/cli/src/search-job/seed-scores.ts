@@ -1,0 +1,51 @@
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { type CollectedStatistics, encodeStatistics } from "@coppice/calibrate";
+import { readStatistics } from "@coppice/calibrate/node";
+import { CoppiceError, type Criterion, Rng } from "@coppice/core";
+import type { SearchRun } from "./search-job.js";
+
+const statisticsName = "statistics.safetensors";
+
+/**
+ * Scores of every criterion on the search samples. Statistics are collected once per run and kept in its folder; the
+ * run's identity vouches for them.
+ */
+export async function seedScores(run: SearchRun): Promise<Map<string, Float64Array[]>> {
+  const { job, signal } = run;
+  const { model, weights } = job.opened.checkpoint;
+  const criteria: [name: string, criterion: Criterion][] = [];
+  for (const { plugin } of job.criteria)
+    criteria.push([plugin.pluginName, await plugin.create({}, undefined)]);
+  const statistics = criteria.some(([, { needs }]) => needs.statistics) ? await collected(run) : undefined;
+  const scores = new Map<string, Float64Array[]>();
+  for (const [name, criterion] of criteria) {
+    const rows = await criterion.score({
+      model,
+      weights,
+      rng: Rng.fromSeed(job.seed),
+      signal,
+      ...(statistics && { statistics }),
+    });
+    scores.set(name, rows);
+  }
+  return scores;
+}
+
+async function collected(run: SearchRun): Promise<CollectedStatistics> {
+  const { job, pool, folder, emitter, signal } = run;
+  const path = join(folder.path, statisticsName);
+  const { fingerprint } = job.opened.checkpoint.model;
+  if (folder.resumed && existsSync(path)) {
+    const statistics = await readStatistics(path, { signal });
+    if (statistics.model === fingerprint) return statistics;
+    throw new CoppiceError(
+      "COPPICE_STATS_MODEL",
+      `${path} was made from the model ${statistics.model}, this is ${fingerprint}`,
+      { hint: "remove the file; it is made again" },
+    );
+  }
+  const statistics = await pool.statistics(job.sets.search, { chat: job.chat, emitter });
+  await folder.write(statisticsName, encodeStatistics(statistics));
+  return statistics;
+}

@@ -1,0 +1,21 @@
+import { type MoeModel, type Plan, parsePlan } from "@coppice/core";
+import type { CliContext } from "../context.js";
+import { readJsonFile } from "./text-file.js";
+
+/** Plans hold a few numbers per expert; the largest known models stay below 10 MB. */
+const planBytes = 256 * 1024 * 1024;
+
+/**
+ * Reads a plan file and checks it against the model. A `result.json` or `coppice.json` that holds a plan under
+ * `plan` is accepted as well.
+ * @throws COPPICE_IO_READ, COPPICE_PLAN_INVALID, COPPICE_PLAN_KEEP, COPPICE_PLAN_MODEL
+ */
+export async function readPlan(path: string, model: MoeModel, context: CliContext): Promise<Plan> {
+  const value = await readJsonFile(context.path(path), planBytes, "COPPICE_PLAN_INVALID", context.signal);
+  return parsePlan(unwrap(value), model);
+}
+
+function unwrap(value: unknown): unknown {
+  if (typeof value !== "object" || value === null || "format" in value || !("plan" in value)) return value;
+  return value.plan;
+}

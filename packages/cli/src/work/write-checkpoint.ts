@@ -1,0 +1,87 @@
+import { existsSync } from "node:fs";
+import { applyPlan, type JsonObject, type OutputSummary, predictOutput } from "@coppice/checkpoint";
+import { folderTarget } from "@coppice/checkpoint/node";
+import { CoppiceError, modelSize, type Plan, RunEmitter } from "@coppice/core";
+import { formatBytes, formatCount, formatShare } from "@coppice/report";
+import type { CliContext } from "../context.js";
+import { formatFacts } from "../terminal/format.js";
+import type { OpenModel } from "./open-model.js";
+
+export interface WriteRequest {
+  readonly opened: OpenModel;
+  readonly plan: Plan;
+  /** Absolute path of the folder to write. */
+  readonly out: string;
+  readonly dryRun: boolean | undefined;
+  readonly maxShardBytes: number | undefined;
+  /** Goes into `coppice.json`. */
+  readonly metadata: JsonObject;
+}
+
+/** What `apply`, `prune` and `merge` report about the checkpoint that they wrote or would write. */
+export interface WrittenCheckpoint {
+  readonly out: string;
+  readonly dryRun: boolean;
+  /** Bytes of weights, headers not included. */
+  readonly bytesBefore: number;
+  readonly bytesAfter: number;
+  readonly parametersBefore: number;
+  readonly parametersAfter: number;
+  readonly activeParametersBefore: number;
+  readonly activeParametersAfter: number;
+  /** Bytes of all files, tokenizer and headers included. */
+  readonly fileBytes: number;
+  readonly files: OutputSummary["files"];
+}
+
+/** Fails before any work when the output could not be written at its end. @throws COPPICE_IO_EXISTS */
+export function checkAbsent(out: string): void {
+  if (!existsSync(out)) return;
+  throw new CoppiceError("COPPICE_IO_EXISTS", `${out} exists already and is not overwritten`, {
+    hint: "give another output folder, or remove this one",
+    details: { path: out },
+  });
+}
+
+/** Writes the checkpoint of a plan, or with `dryRun` only says what it would be. */
+export async function writeCheckpoint(
+  request: WriteRequest,
+  context: CliContext,
+): Promise<WrittenCheckpoint> {
+  const { opened, plan, out, maxShardBytes, metadata, dryRun = false } = request;
+  const { checkpoint } = opened;
+  const options = { metadata, ...(maxShardBytes !== undefined && { maxShardBytes }) };
+  checkAbsent(out);
+  const emitter = new RunEmitter();
+  context.out.follow(emitter);
+  const summary = dryRun
+    ? await predictOutput(checkpoint, plan, options)
+    : await applyPlan(checkpoint, plan, folderTarget(out), { ...options, emitter, signal: context.signal });
+  context.out.settle();
+  const before = modelSize(checkpoint.model);
+  const after = modelSize(checkpoint.model, plan);
+  return {
+    out,
+    dryRun,
+    bytesBefore: before.bytes,
+    bytesAfter: summary.tensorBytes,
+    parametersBefore: before.parameters,
+    parametersAfter: after.parameters,
+    activeParametersBefore: before.activeParameters,
+    activeParametersAfter: after.activeParameters,
+    fileBytes: summary.bytes,
+    files: summary.files,
+  };
+}
+
+export function describeWritten(written: WrittenCheckpoint): string {
+  const change = (before: number, after: number, format: (value: number) => string) =>
+    `${format(before)} -> ${format(after)} (${formatShare(after, before)})`;
+  const { out, dryRun, files, fileBytes } = written;
+  return formatFacts([
+    [dryRun ? "would write" : "wrote", `${out} (${files.length} files, ${formatBytes(fileBytes)})`],
+    ["weights", change(written.bytesBefore, written.bytesAfter, formatBytes)],
+    ["parameters", change(written.parametersBefore, written.parametersAfter, formatCount)],
+    ["active per token", change(written.activeParametersBefore, written.activeParametersAfter, formatCount)],
+  ]);
+}
