@@ -1,0 +1,105 @@
+import { checkRunRequest, createPlan, type KvCache, type RunRequest } from "@coppice/core";
+import { describe, expect, test } from "vitest";
+import { tinyModel } from "./tiny-model.js";
+
+const { model } = tinyModel();
+const ids = (...tokens: number[]) => Int32Array.from(tokens);
+const sequences = [ids(1, 2, 3), ids(4), ids(5, 6)];
+const cacheOf = (lengths: number[]): KvCache => ({ lengths, dispose() {} });
+
+describe("checkRunRequest", () => {
+  test("packs rows and fills in the whole range of layers", () => {
+    expect(checkRunRequest(model, { sequences })).toEqual({
+      tokens: 6,
+      starts: ids(0, 3, 4, 6),
+      from: 0,
+      to: 3,
+    });
+    const positions = [ids(0, 2), ids(), ids(1)];
+    expect(checkRunRequest(model, { sequences, positions }).rows).toEqual(ids(0, 2, 5));
+    const targets = [ids(7, 8), ids(), ids(9)];
+    expect(checkRunRequest(model, { sequences, positions, targets }).targets).toEqual(ids(7, 8, 9));
+    const hidden = new Float32Array(6 * 8);
+    expect(checkRunRequest(model, { sequences, from: 1, to: 2, hidden, boundaries: [2] })).toMatchObject({
+      from: 1,
+      to: 2,
+    });
+    expect(checkRunRequest(model, { sequences, cache: cacheOf([0, 3, 9]) }).tokens).toBe(6);
+  });
+
+  test("packs more targets than a call can take arguments", () => {
+    const many = new Int32Array(300_000).fill(3);
+    const positions = [many.map((_, i) => i)];
+    expect(checkRunRequest(model, { sequences: [many], positions, targets: [many] }).targets).toHaveLength(
+      300_000,
+    );
+  });
+
+  const hidden = new Float32Array(48);
+  const refused: [string, RunRequest, RegExp][] = [
+    ["no sequence", { sequences: [] }, /no sequence/],
+    ["an empty sequence", { sequences: [ids(1), ids()] }, /sequence 1 is empty/],
+    [
+      "an unknown token",
+      { sequences: [ids(1, 11)] },
+      /sequence 0 has token 11 at 1; the vocabulary is 0 to 10/,
+    ],
+    ["a negative token", { sequences: [ids(-1)] }, /token -1/],
+    ["from beyond to", { sequences, from: 2, to: 1, hidden }, /layers from 2 to 1.*0 <= from < to <= 3/],
+    ["an empty range", { sequences, from: 1, to: 1, hidden }, /from 1 to 1/],
+    ["a fraction", { sequences, to: 1.5 }, /to 1.5/],
+    ["a layer too many", { sequences, to: 4 }, /to 4/],
+    ["a negative layer", { sequences, from: -1 }, /from -1/],
+    ["no hidden", { sequences, from: 1 }, /from is 1 but hidden/],
+    ["hidden at the start", { sequences, hidden }, /hidden is given but from is 0/],
+    [
+      "hidden of another size",
+      { sequences, from: 1, hidden: hidden.subarray(1) },
+      /47 values, expected 6 x 8/,
+    ],
+    ["an early boundary", { sequences, from: 1, hidden, boundaries: [1] }, /boundary 1 .* expected 2 to 3/],
+    ["a late boundary", { sequences, to: 2, boundaries: [3] }, /boundary 3 .* expected 1 to 2/],
+    ["a broken boundary", { sequences, boundaries: [0.5] }, /boundary 0.5/],
+    ["positions of two", { sequences, positions: [ids(), ids()] }, /for 2 sequences, the batch has 3/],
+    [
+      "a far position",
+      { sequences, positions: [ids(3), ids(), ids()] },
+      /position 3 .* sequence 0 of 3 tokens/,
+    ],
+    ["a repeated position", { sequences, positions: [ids(1, 1), ids(), ids()] }, /position 1 follows 1/],
+    ["positions inside", { sequences, to: 2, positions: [ids(), ids(), ids()] }, /layers up to 3, not 2/],
+    ["lone targets", { sequences, targets: [] }, /targets are given without positions/],
+    [
+      "targets for two",
+      { sequences, positions: [ids(), ids(), ids()], targets: [ids(), ids()] },
+      /targets are given for 2 sequences/,
+    ],
+    [
+      "too few targets",
+      { sequences, positions: [ids(0, 1), ids(), ids()], targets: [ids(1), ids(), ids()] },
+      /sequence 0 has 1 targets for 2 positions/,
+    ],
+    [
+      "an unknown target",
+      { sequences, positions: [ids(0), ids(), ids()], targets: [ids(11), ids(), ids()] },
+      /targets of sequence 0 has token 11/,
+    ],
+    ["a cache of two", { sequences, cache: cacheOf([0, 0]) }, /cache holds 2 sequences, the request 3/],
+    ["a cache of a part", { sequences, to: 2, cache: cacheOf([0, 0, 0]) }, /a cache needs all 3 layers/],
+  ];
+  test.each(refused)("refuses %s", (_, request, message) => {
+    expect(() => checkRunRequest(model, request)).toThrow(
+      expect.objectContaining({ code: "COPPICE_USAGE", message: expect.stringMatching(message) }),
+    );
+  });
+
+  test("refuses a plan of another model", () => {
+    const plan = createPlan({ ...model, fingerprint: "beef" });
+    expect(() => checkRunRequest(model, { sequences, plan })).toThrow(
+      expect.objectContaining({
+        code: "COPPICE_PLAN_MODEL",
+        message: expect.stringMatching(/"beef".*"f00d"/),
+      }),
+    );
+  });
+});
