@@ -23,7 +23,7 @@ import { type PackedRows, packRows } from "./packed-rows.js";
 import { type PlannedExperts, planLayers } from "./planned-layers.js";
 import { RotaryTable } from "./rotary-table.js";
 import { type Runtime, Sessions } from "./sessions.js";
-import { splitCached, splitSequences, type Unit, unitLimits } from "./units.js";
+import { splitCached, splitSequences, type Unit, type UnitLimits, unitLimits } from "./units.js";
 import type { LayerWeights, ModelWeights } from "./weights.js";
 
 /** What one call of `run` computes, over all its units. */
@@ -41,22 +41,26 @@ export class CpuRunner implements Runner {
   readonly model: MoeModel;
   readonly #runtime: Runtime;
   readonly #weights: ModelWeights;
+  readonly #limits: UnitLimits;
   readonly #sessions: Sessions;
   readonly #merges: MergeCache;
   readonly #rotary = new Map<string, RotaryTable>();
   #disposed = false;
 
-  constructor(runtime: Runtime, model: MoeModel, weights: ModelWeights, settings: CpuSettings) {
+  constructor(
+    runtime: Runtime,
+    model: MoeModel,
+    weights: ModelWeights,
+    settings: CpuSettings,
+    sessions = new Sessions(runtime, settings.threads),
+    limits = unitLimits(model),
+  ) {
     this.model = model;
     this.#runtime = runtime;
     this.#weights = weights;
-    this.#sessions = new Sessions(runtime, settings.threads);
+    this.#limits = limits;
+    this.#sessions = sessions;
     this.#merges = new MergeCache(runtime, settings.mergeCacheBytes);
-  }
-
-  /** Native sessions that are open. */
-  get sessionCount(): number {
-    return this.#sessions.count;
   }
 
   createCache(sequences: number): KvCache {
@@ -90,7 +94,7 @@ export class CpuRunner implements Runner {
         request.boundaries?.map((layer) => [layer, new Float32Array(checked.tokens * hiddenSize)]),
       ),
     };
-    const limits = unitLimits(this.model);
+    const limits = this.#limits;
     const units = cache
       ? splitCached(this.#runtime, this.model, checked, limits, cache)
       : splitSequences(this.#runtime, this.model, checked, limits, tap !== undefined);

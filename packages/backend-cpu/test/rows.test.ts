@@ -1,0 +1,87 @@
+import type { CheckedRunRequest } from "@coppice/core";
+import fc from "fast-check";
+import { describe, expect, test } from "vitest";
+import { groupTokens } from "../src/group-tokens.js";
+import { packRows } from "../src/packed-rows.js";
+
+const ids = fc.array(fc.nat(2), { minLength: 1, maxLength: 6 }).map((tokens) => Int32Array.from(tokens));
+const batch = fc.array(ids, { minLength: 1, maxLength: 8 });
+
+function checkedOf(sequences: readonly Int32Array[]): CheckedRunRequest {
+  const starts = [0];
+  for (const sequence of sequences) starts.push((starts.at(-1) as number) + sequence.length);
+  return { tokens: starts.at(-1) as number, starts: Int32Array.from(starts), from: 0, to: 1 };
+}
+
+describe("packed rows", () => {
+  test("one row for every different beginning, and every token finds its own", () => {
+    fc.assert(
+      fc.property(batch, fc.boolean(), (sequences, share) => {
+        const pieces = sequences.map(({ length }, sequence) => ({
+          sequence,
+          begin: 0,
+          end: length,
+          past: 0,
+        }));
+        const packed = packRows(pieces, sequences, checkedOf(sequences), 3, share);
+        const beginnings = sequences.flatMap((tokens, s) =>
+          Array.from(tokens, (_, i) => (share ? "" : `${s}:`) + tokens.slice(0, i + 1).join()),
+        );
+        const distinct = [...new Set(beginnings)];
+        expect(packed.count).toBe(distinct.length);
+        // Rows and beginnings correspond one to one.
+        expect(Array.from(packed.rowOf, (row) => distinct[row])).toEqual(beginnings);
+        expect(Array.from(packed.tokenOf, (token) => beginnings[token])).toEqual(distinct);
+        // The padded block holds the row of every token, and `unpad` finds a place of every row.
+        for (const [s, { length }] of sequences.entries()) {
+          for (let i = 0; i < packed.longest; i++) {
+            const row = packed.pad[s * packed.longest + i] as number;
+            if (i < length) expect(row).toBe(packed.rowOf[(packed.offsets[s] as number) + i]);
+            expect(row).toBeLessThan(packed.count);
+          }
+        }
+        expect(Array.from(packed.unpad, (place) => packed.pad[place])).toEqual(distinct.map((_, row) => row));
+      }),
+    );
+  });
+});
+
+describe("grouped tokens", () => {
+  test("every choice once, sorted by slot, and back", () => {
+    const routing = fc
+      .tuple(fc.integer({ min: 1, max: 3 }), fc.integer({ min: 3, max: 9 }), fc.integer({ min: 1, max: 12 }))
+      .chain(([topK, slots, tokens]) =>
+        fc.record({
+          topK: fc.constant(topK),
+          slotCount: fc.constant(slots),
+          chosen: fc.array(fc.uniqueArray(fc.nat(slots - 1), { minLength: topK, maxLength: topK }), {
+            minLength: tokens,
+            maxLength: tokens,
+          }),
+        }),
+      );
+    fc.assert(
+      fc.property(routing, ({ topK, slotCount, chosen }) => {
+        const slots = Int32Array.from(chosen.flat());
+        const gates = Float32Array.from(slots, (_, choice) => choice + 1);
+        const groups = groupTokens({ topK, slots, gates }, slotCount);
+        expect(groups.used).toEqual([...new Set(slots)].sort((a, b) => a - b));
+        expect(groups.used.map((slot) => slots.filter((other) => other === slot).length)).toEqual(
+          groups.sizes,
+        );
+        const slotAt = groups.used.flatMap((slot, i) =>
+          new Array<number>(groups.sizes[i] as number).fill(slot),
+        );
+        for (const [token, of] of chosen.entries()) {
+          for (const [rank, slot] of of.entries()) {
+            const place = groups.places[rank * chosen.length + token] as number;
+            expect(groups.rows[place]).toBe(token);
+            expect(slotAt[place]).toBe(slot);
+            expect(groups.gates[rank * chosen.length + token]).toBe(token * topK + rank + 1);
+          }
+        }
+        expect(new Set(groups.places).size).toBe(slots.length);
+      }),
+    );
+  });
+});
