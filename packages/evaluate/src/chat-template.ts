@@ -8,8 +8,8 @@ import { Environment, Interpreter, parse, tokenize } from "@huggingface/jinja";
 export const chatTemplateLimits = {
   /** Characters of a template: several times the longest that well-known models have. */
   sourceChars: 262_144,
-  /** Expressions evaluated for one conversation, around a second of work; published templates need hundreds. */
-  steps: 1_000_000,
+  /** Time for one conversation; published templates need a few milliseconds. */
+  milliseconds: 2_000,
   /** Numbers that one `range` may give; templates count messages and tools. */
   range: 100_000,
   /** Characters of any text a template builds, as long as a task line may be. */
@@ -62,23 +62,28 @@ export function createChatTemplate(file: string | undefined, config: unknown): C
 interface JinjaInterpreter {
   run(program: unknown): { readonly value: unknown };
   evaluate(node: unknown, environment: unknown): { readonly value: unknown };
+  evaluateBlock(nodes: unknown, environment: unknown): { readonly value: unknown };
 }
 
-/** An interpreter that counts what it evaluates, which bounds loops and recursion alike. */
+/** An interpreter that looks at the clock before every expression and every turn of a loop. */
 function boundedInterpreter(environment: unknown): JinjaInterpreter {
   const interpreter: JinjaInterpreter = new Interpreter(environment);
-  const evaluate = interpreter.evaluate.bind(interpreter);
-  let steps = 0;
-  interpreter.evaluate = (node, scope) => {
-    if (++steps > chatTemplateLimits.steps) throw new Error(`more than ${chatTemplateLimits.steps} steps`);
-    const result = evaluate(node, scope);
-    if (typeof result.value === "string" && result.value.length > chatTemplateLimits.outputChars) {
-      throw new Error(
-        `text of ${result.value.length} characters; the limit is ${chatTemplateLimits.outputChars}`,
-      );
-    }
-    return result;
-  };
+  const deadline = performance.now() + chatTemplateLimits.milliseconds;
+  for (const method of ["evaluate", "evaluateBlock"] as const) {
+    const inner = interpreter[method].bind(interpreter);
+    interpreter[method] = (node, scope) => {
+      if (performance.now() > deadline) {
+        throw new Error(`it takes more than ${chatTemplateLimits.milliseconds} milliseconds`);
+      }
+      const result = inner(node, scope);
+      if (typeof result.value === "string" && result.value.length > chatTemplateLimits.outputChars) {
+        throw new Error(
+          `text of ${result.value.length} characters; the limit is ${chatTemplateLimits.outputChars}`,
+        );
+      }
+      return result;
+    };
+  }
   return interpreter;
 }
 

@@ -96,7 +96,8 @@ export async function generate(
         break;
       }
       tokens.push(token);
-      onToken?.(token, stream.push(token));
+      const text = stream.push(token);
+      onToken?.(token, text);
       if (stream.stopped) {
         finish = "stop";
         break;

@@ -1,0 +1,278 @@
+import { createPlan, type LayerPlan, type Plan, Rng, type Runner } from "@coppice/core";
+import {
+  createEvaluator,
+  encodeTask,
+  microBatches,
+  objectives,
+  observeEndToken,
+  parseTask,
+  shardBatches,
+} from "@coppice/evaluate";
+import * as fc from "fast-check";
+import { describe, expect, it } from "vitest";
+import { PrefixCache, prefixKeys } from "../src/prefix-cache.js";
+import { byteTokenizer } from "./byte-tokenizer.js";
+import { fakeModel, hiddenRunner, scriptedRunner, sureRunner } from "./fake-runners.js";
+
+const tokenizer = byteTokenizer();
+const model = fakeModel();
+const lines = Array.from({ length: 40 }, (_, i) =>
+  JSON.stringify({ prompt: "x".repeat(1 + ((i * 7) % 30)) + i, answer: ` ${i % 7}` }),
+);
+const task = encodeTask(parseTask(lines.join("\n"), "t.jsonl"), { tokenizer, model });
+
+/** Plans over layers 1 to 3 of the toy model, many with equal prefixes. */
+function plans(count: number, seed = 1): Plan[] {
+  const rng = Rng.fromSeed(seed);
+  const subsets = [
+    [0, 1],
+    [0, 1, 2],
+    [3, 5],
+    [5, 3],
+  ];
+  return Array.from({ length: count }, () => {
+    const layers: LayerPlan[] = [1, 2, 3]
+      .filter(() => rng.bernoulli(0.8))
+      .map((layer) => ({ layer, experts: rng.pick(subsets) }));
+    return createPlan(model, layers);
+  });
+}
+
+describe("microBatches", () => {
+  it("holds every sample once, in batches of about equal size", () => {
+    fc.assert(
+      fc.property(fc.array(fc.integer({ min: 1, max: 60 }), { minLength: 1, maxLength: 300 }), (lengths) => {
+        const samples = lengths.map((length, line) => ({
+          line,
+          promptTokens: 0,
+          sequences: [
+            { ids: new Int32Array(length), positions: new Int32Array(0), targets: new Int32Array(0) },
+          ],
+        }));
+        const batches = microBatches({ ...task, samples });
+        expect(batches.flatMap((batch) => batch.samples).sort((a, b) => a - b)).toEqual(
+          lengths.map((_, i) => i),
+        );
+        const total = lengths.reduce((sum, length) => sum + length, 0);
+        for (const batch of batches) {
+          expect(batch.tokens).toBeGreaterThan(0);
+          expect(batch.tokens).toBeLessThanOrEqual(total / batches.length + 60);
+        }
+        for (const workers of [1, 2, 3, 5]) {
+          const shards = shardBatches(batches, workers);
+          expect(shards).toHaveLength(workers);
+          expect(shards.flat().sort(bySample)).toEqual([...batches].sort(bySample));
+        }
+      }),
+      { numRuns: 100 },
+    );
+  });
+});
+
+const bySample = (a: { samples: readonly number[] }, b: { samples: readonly number[] }) =>
+  (a.samples[0] as number) - (b.samples[0] as number);
+
+describe("createEvaluator", () => {
+  it("gives the same bits with and without reuse, for any budget, and counts the work exactly", async () => {
+    const tokens = microBatches(task).reduce((sum, batch) => sum + batch.tokens, 0);
+    const bytes = tokens * model.hiddenSize * 4;
+    const layers = model.layers.length;
+    const plain = createEvaluator({ runner: hiddenRunner(model), task, prefixCacheBytes: 0 });
+    const expected = [];
+    for (const plan of plans(30)) expected.push(await plain.evaluate(plan));
+    expect(plain.work()).toEqual({ tokenLayers: 30 * tokens * layers, avoidedTokenLayers: 0 });
+    let avoided = 0;
+    for (const budget of [1, 3, 1000]) {
+      const runner = hiddenRunner(model);
+      const evaluator = createEvaluator({ runner, task, prefixCacheBytes: budget * bytes });
+      for (const [i, plan] of plans(30).entries())
+        expect(await evaluator.evaluate(plan)).toEqual(expected[i]);
+      const work = evaluator.work();
+      expect(work.tokenLayers + work.avoidedTokenLayers).toBe(30 * tokens * layers);
+      expect(work.avoidedTokenLayers).toBeGreaterThanOrEqual(avoided);
+      avoided = work.avoidedTokenLayers;
+    }
+    expect(avoided).toBeGreaterThan(20 * tokens);
+  });
+
+  it("runs plans that differ only in slot order as one", async () => {
+    const evaluator = createEvaluator({ runner: hiddenRunner(model), task, prefixCacheBytes: 0 });
+    const a = await evaluator.evaluate(createPlan(model, [{ layer: 1, experts: [4, 2, 0] }]));
+    const b = await evaluator.evaluate(createPlan(model, [{ layer: 1, experts: [0, 2, 4] }]));
+    expect(a).toEqual(b);
+  });
+
+  it("scores shards as it scores the whole", async () => {
+    const [plan] = plans(1) as [Plan];
+    const whole = await createEvaluator({ runner: hiddenRunner(model), task }).evaluate(plan);
+    for (const batches of shardBatches(microBatches(task), 3)) {
+      const evaluator = createEvaluator({ runner: hiddenRunner(model), task, batches });
+      const part = await evaluator.evaluate(plan);
+      expect([...part.scores]).toEqual(Array.from(evaluator.samples, (sample) => whole.scores[sample]));
+      expect(part.correct).toEqual(
+        Uint8Array.from(evaluator.samples, (sample) => whole.correct?.[sample] ?? 9),
+      );
+    }
+  });
+
+  it("stops between batches when aborted", async () => {
+    const controller = new AbortController();
+    const inner = hiddenRunner(model);
+    const runner: Runner = {
+      ...inner,
+      run: async (request) => {
+        controller.abort();
+        return inner.run({
+          sequences: request.sequences,
+          positions: request.positions ?? [],
+          targets: request.targets ?? [],
+        });
+      },
+    };
+    const evaluator = createEvaluator({ runner, task, prefixCacheBytes: 0 });
+    await expect(evaluator.evaluate(createPlan(model), { signal: controller.signal })).rejects.toMatchObject({
+      code: "COPPICE_ABORTED",
+    });
+    expect(inner.requests).toHaveLength(1);
+  });
+
+  it("refuses objectives that do not fit", () => {
+    const text = encodeTask(parseTask("some text", "t.txt"), { tokenizer, model });
+    const runner = hiddenRunner(model);
+    expect(() => createEvaluator({ runner, task: text, objective: "likelihood" })).toThrow(/log-likelihood/);
+    expect(() => createEvaluator({ runner, task, objective: "magic" as "blend" })).toThrow(/"magic"/);
+  });
+});
+
+describe("objectives", () => {
+  const generation = encodeTask(parseTask('{"prompt":"p","answer":"ab"}', "g"), { tokenizer, model });
+  const [a, b, newline] = [2 + 97, 2 + 98, 2 + 10] as const;
+  /** Probability 0.5 on each of two tokens after "p", then sure of b, then of the end. */
+  const runner = (end: number, second: number) =>
+    scriptedRunner(model, (ids) => {
+      const logits = new Float32Array(model.vocabSize).fill(-100);
+      if (ids.length === 1) for (const token of [a, second]) logits[token] = 0;
+      else logits[ids.length === 2 ? b : end] = 0;
+      return logits;
+    });
+  const score = async (objective: (typeof objectives)[number], end = 0, second = 2 + 122) => {
+    const evaluator = createEvaluator({
+      runner: runner(end, second),
+      task: generation,
+      objective,
+      prefixCacheBytes: 0,
+    });
+    const { scores, correct } = await evaluator.evaluate(createPlan(model));
+    return [scores[0], correct?.[0]];
+  };
+
+  it("score answers", async () => {
+    // The tie goes to the lower id: "a" before "z", but after "A".
+    expect(await score("exact-match")).toEqual([1, 1]);
+    expect(await score("exact-match", 0, 2 + 65)).toEqual([0, 0]);
+    expect(await score("likelihood")).toEqual([expect.closeTo(0.5, 5), 1]);
+    expect(await score("likelihood", 0, 2 + 65)).toEqual([expect.closeTo(0.5, 5), 0]);
+    expect(await score("log-likelihood")).toEqual([expect.closeTo(Math.log(0.5) / 3, 5), 1]);
+    expect(await score("blend")).toEqual([expect.closeTo(0.75, 5), 1]);
+  });
+
+  it("take a newline for an end, and bound what is hopeless", async () => {
+    expect(await score("exact-match", newline)).toEqual([1, 1]);
+    expect(await score("log-likelihood", newline)).toEqual([-20, 1]);
+    const observed = await observeEndToken(runner(newline, 2 + 122), generation);
+    expect(observed.endToken).toBe(newline);
+    const evaluator = createEvaluator({
+      runner: runner(newline, 2 + 122),
+      task: observed,
+      objective: "likelihood",
+      prefixCacheBytes: 0,
+    });
+    expect((await evaluator.evaluate(createPlan(model))).scores[0]).toBeCloseTo(0.5, 5);
+    expect(
+      (
+        await observeEndToken(
+          sureRunner(model, () => a),
+          generation,
+        )
+      ).endToken,
+    ).toBe(0);
+  });
+
+  it.each([
+    ["one token each", '{"prompt":"p","choices":["a","b","c"],"answer":1}', 1],
+    ["several tokens", '{"prompt":"p","choices":["az","b","czz"],"answer":1}', 3],
+  ])("score choices: %s", async (_, line, sequences) => {
+    const choices = encodeTask(parseTask(line, "c"), { tokenizer, model });
+    expect(choices.samples[0]?.sequences).toHaveLength(sequences);
+    // log p: a = log 0.2, b = log 0.5, c = log 0.3; z after them is sure.
+    const logits = scriptedRunner(model, (ids) => {
+      const row = new Float32Array(model.vocabSize).fill(-100);
+      if (ids.length > 1) row[2 + 122] = 0;
+      else
+        [0.2, 0.5, 0.3].forEach((p, i) => {
+          row[a + i] = Math.log(p);
+        });
+      return row;
+    });
+    const values: Record<string, number> = {};
+    for (const objective of objectives) {
+      const { scores, correct } = await createEvaluator({
+        runner: logits,
+        task: choices,
+        objective,
+        prefixCacheBytes: 0,
+      }).evaluate(createPlan(model));
+      values[objective] = scores[0] as number;
+      expect(correct).toEqual(Uint8Array.of(1));
+    }
+    expect(values).toEqual({
+      "exact-match": 1,
+      likelihood: expect.closeTo(0.5, 5),
+      "log-likelihood": expect.closeTo(Math.log(0.5), 5),
+      blend: expect.closeTo(0.75, 5),
+    });
+  });
+
+  it("score text", async () => {
+    const text = encodeTask(parseTask("pab", "t.txt"), { tokenizer, model });
+    const { scores, correct } = await createEvaluator({
+      runner: runner(0, 2 + 122),
+      task: text,
+      prefixCacheBytes: 0,
+    }).evaluate(createPlan(model));
+    expect(correct).toBeUndefined();
+    expect(scores[0]).toBeCloseTo(Math.log(0.5) / 2, 5);
+  });
+});
+
+describe("PrefixCache", () => {
+  it("keys prefixes by what they compute", () => {
+    const of = (...layers: LayerPlan[]) => prefixKeys(createPlan(model, layers), model);
+    const a = of({ layer: 1, experts: [0, 1] }, { layer: 3, experts: [0, 1] });
+    const b = of({ layer: 1, experts: [1, 0] }, { layer: 2, experts: [0, 1, 2, 3, 4, 5] });
+    const c = of({ layer: 1, experts: [0, 2] });
+    expect(a.slice(0, 4)).toEqual(b.slice(0, 4));
+    expect(a[4]).not.toBe(b[4]);
+    expect(a.slice(0, 2)).toEqual(c.slice(0, 2));
+    expect(a[2]).not.toBe(c[2]);
+    expect(new Set(a).size).toBe(a.length);
+  });
+
+  it("lets a new prefix in when full only at its second coming, and drops the least recently used", () => {
+    const cache = new PrefixCache(20, 10);
+    const values = [new Float32Array(1)];
+    const x = ["x0", "x1", "x2", "end"];
+    const y = ["y0", "y1", "end"];
+    expect(cache.worthStoring(x, 0)).toEqual([1, 2]);
+    cache.store("x1", values);
+    cache.store("x2", values);
+    expect(cache.worthStoring(y, 0)).toEqual([]);
+    expect(cache.find(y)).toBeUndefined();
+    expect(cache.find(["x0", "x1", "end"])?.layer).toBe(1);
+    expect(cache.worthStoring(y, 0)).toEqual([1]);
+    cache.store("y1", values);
+    expect(cache.size).toBe(2);
+    expect(cache.find(x)?.layer).toBe(1);
+    expect(new PrefixCache(9, 10).worthStoring(x, 0)).toEqual([]);
+  });
+});

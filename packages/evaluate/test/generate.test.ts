@@ -1,0 +1,142 @@
+import { createPlan } from "@coppice/core";
+import { calibrationSequences, encodeTask, generate, parseTask } from "@coppice/evaluate";
+import { describe, expect, it } from "vitest";
+import { byteTokenizer } from "./byte-tokenizer.js";
+import { fakeModel, hiddenRunner, scriptedRunner, sureRunner } from "./fake-runners.js";
+
+const tokenizer = byteTokenizer();
+const model = fakeModel();
+const byte = (text: string) => [...new TextEncoder().encode(text)].map((value) => value + 2);
+const writing = (text: string) => {
+  const tokens = [...byte(text), 0];
+  return sureRunner(model, (ids) => tokens[ids.length - 1] as number);
+};
+
+describe("generate", () => {
+  it("streams whole characters and ends at end-of-text", async () => {
+    const parts: string[] = [];
+    const result = await generate(writing("a €🌲!"), tokenizer, "p", {
+      onToken: (_, text) => parts.push(text),
+    });
+    expect(result).toMatchObject({ text: "a €🌲!", finish: "end", promptTokens: 1 });
+    expect(result.tokens).toHaveLength(10);
+    expect(parts).toEqual(["a", " ", "", "", "€", "", "", "", "🌲", "!"]);
+  });
+
+  it("gives the same text whether or not anyone listens", async () => {
+    expect((await generate(writing("abc"), tokenizer, "p")).text).toBe("abc");
+  });
+
+  it("stops at strings, and never shows their begin", async () => {
+    const parts: string[] = [];
+    const result = await generate(writing("one stone, END two"), tokenizer, "p", {
+      stop: ["stop", "END"],
+      onToken: (_, text) => parts.push(text),
+    });
+    expect(result).toMatchObject({ text: "one stone, ", finish: "stop" });
+    expect(parts.join("")).toBe("one stone, ");
+    expect((await generate(writing("a st"), tokenizer, "p", { stop: ["stop"] })).text).toBe("a st");
+  });
+
+  it("ends at its limits", async () => {
+    expect(await generate(writing("abcdef"), tokenizer, "p", { maxTokens: 3 })).toMatchObject({
+      text: "abc",
+      finish: "length",
+    });
+    const endless = sureRunner(model, () => 2 + 97);
+    const { tokens, finish } = await generate(endless, tokenizer, "p".repeat(60), { maxTokens: 100 });
+    // 60 prompt tokens and 4 more fill the context of 64; one more is predicted there.
+    expect([tokens.length, finish]).toEqual([5, "length"]);
+  });
+
+  it("samples by seed, from the nucleus", async () => {
+    const three = scriptedRunner(model, () => {
+      const row = new Float32Array(model.vocabSize).fill(-100);
+      [0.6, 0.3, 0.1].forEach((p, i) => {
+        row[2 + 97 + i] = Math.log(p);
+      });
+      return row;
+    });
+    const sample = async (options: object) =>
+      (await generate(three, tokenizer, "p", { maxTokens: 60, temperature: 1, ...options })).text;
+    const all = await sample({ seed: 4 });
+    expect(await sample({ seed: 4 })).toBe(all);
+    expect(await sample({ seed: 5 })).not.toBe(all);
+    expect([...new Set(all)].sort()).toEqual(["a", "b", "c"]);
+    expect([...new Set(await sample({ topP: 0.8 }))].sort()).toEqual(["a", "b"]);
+    expect([...new Set(await sample({ topP: 0.6 }))]).toEqual(["a"]);
+    expect([...new Set(await sample({ temperature: 0.01 }))]).toEqual(["a"]);
+    const count = [
+      ...(await generate(three, tokenizer, "p", { maxTokens: 63, temperature: 1, seed: 1 })).text,
+    ];
+    expect(count.filter((letter) => letter === "a").length).toBeGreaterThan(25);
+  });
+
+  it("runs the plan, and equals decoding without a cache", async () => {
+    const plan = createPlan(model, [{ layer: 1, experts: [0, 1] }]);
+    const runner = hiddenRunner(model);
+    const { tokens } = await generate(runner, tokenizer, "hello", { plan, maxTokens: 8 });
+    const ids = [...byte("hello")];
+    for (const token of tokens) {
+      const { argmax } = await hiddenRunner(model).run({
+        sequences: [Int32Array.from(ids)],
+        positions: [Int32Array.of(ids.length - 1)],
+        targets: [Int32Array.of(0)],
+        plan,
+      });
+      expect(argmax?.[0]).toBe(token);
+      ids.push(token);
+    }
+    expect(runner.requests.every((request) => request.plan === plan)).toBe(true);
+  });
+
+  it.each([
+    [{ maxTokens: 0 }, "COPPICE_USAGE"],
+    [{ temperature: -1 }, "COPPICE_USAGE"],
+    [{ topP: 0 }, "COPPICE_USAGE"],
+    [{ stop: [""] }, "COPPICE_USAGE"],
+    [{ signal: AbortSignal.abort() }, "COPPICE_ABORTED"],
+    [{ chat: true }, "COPPICE_TOKENIZER"],
+  ])("refuses %j", async (options, code) => {
+    await expect(generate(writing("a"), tokenizer, "p", options)).rejects.toMatchObject({ code });
+  });
+
+  it("refuses prompts without tokens or beyond the context", async () => {
+    await expect(generate(writing("a"), tokenizer, "")).rejects.toMatchObject({ code: "COPPICE_USAGE" });
+    await expect(generate(writing("a"), tokenizer, "p".repeat(65))).rejects.toMatchObject({
+      code: "COPPICE_TASK_TOO_LONG",
+    });
+  });
+});
+
+describe("text", () => {
+  const text = "0123456789".repeat(10);
+  const task = parseTask(JSON.stringify({ text }), "t.jsonl");
+
+  it("is cut into windows in which every token that follows another is scored once", () => {
+    const { samples } = encodeTask(task, { tokenizer, model, window: 30 });
+    const scored = samples.flatMap(({ sequences }) => [...(sequences[0]?.targets ?? [])]);
+    expect(samples.map(({ sequences }) => sequences[0]?.ids.length)).toEqual([29, 29, 29, 9]);
+    expect(tokenizer.decode(scored)).toBe(text.replace(/(.{30})/g, "$1|").replace(/(^|\|)./g, ""));
+    expect(encodeTask(task, { tokenizer, model, window: 30, limit: 2 }).samples).toHaveLength(2);
+    expect(encodeTask(task, { tokenizer, model }).samples).toHaveLength(2);
+  });
+
+  it("scores every token when the tokenizer puts a begin token before it", () => {
+    const begins = byteTokenizer({ config: { add_bos_token: true } });
+    const { samples } = encodeTask(task, { tokenizer: begins, model, window: 31 });
+    expect(samples.map(({ sequences }) => sequences[0]?.ids[0])).toEqual([1, 1, 1, 1]);
+    expect(begins.decode(samples.flatMap(({ sequences }) => [...(sequences[0]?.targets ?? [])]))).toBe(text);
+  });
+
+  it("gives whole sequences for calibration", () => {
+    const texts = calibrationSequences(task, { tokenizer, model, window: 40 });
+    expect(texts.map((ids) => tokenizer.decode(ids)).join("")).toBe(text);
+    const lines = '{"prompt":"q","choices":[" a"," b"],"answer":1}';
+    expect(
+      calibrationSequences(parseTask(lines, "c"), { tokenizer, model }).map((ids) => tokenizer.decode(ids)),
+    ).toEqual(["q b"]);
+    const long = parseTask(JSON.stringify({ prompt: "p".repeat(90), answer: "a" }), "l");
+    expect(calibrationSequences(long, { tokenizer, model })[0]).toHaveLength(64);
+  });
+});
