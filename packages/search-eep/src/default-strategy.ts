@@ -60,6 +60,7 @@ export class DefaultStrategy implements SearchStrategy {
         rates,
         seeds,
         evaluations: prune - this.#asked,
+        known: elimination.finished,
         ...(this.#asked > 0 && { start: { subsets: elimination.subsets, origin: "elimination" } }),
       });
       yield { name: "prune", run: pruning };

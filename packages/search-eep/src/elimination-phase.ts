@@ -1,7 +1,8 @@
 import type { Scored, SearchContext } from "@coppice/core";
-import { planFromSubsets, type Subsets } from "./genome.js";
+import { planFromSubsets, type Subsets, subsetsKey } from "./genome.js";
 import { type Layout, normalizedSums, seedNames } from "./layout.js";
 import type { Phase, Proposal } from "./phase.js";
+import type { Pruned } from "./prune-phase.js";
 
 /** One expert of one group, and what dropping it is thought to cost. */
 interface Unit {
@@ -21,7 +22,7 @@ const mostAlternatives = 3;
  * selection, Minoux 1978, used as a heuristic).
  *
  * With too many experts to measure each alone, the criteria's scores order them; with too few evaluations for one
- * step per expert, a step drops several. The plans keep more than was asked for, so all are probes.
+ * step per expert, a step drops several. Plans that keep more than was asked for are probes.
  */
 export class EliminationPhase implements Phase {
   readonly #layout: Layout;
@@ -38,6 +39,9 @@ export class EliminationPhase implements Phase {
   #alternatives = mostAlternatives;
   #measured: { units: Unit[]; fitness: number }[] = [];
   #pending: Unit[][] = [];
+  /** Fitness of every plan so far; what is known is not proposed again. */
+  readonly #known = new Map<string, number>();
+  readonly #finished: Pruned[] = [];
 
   constructor(
     layout: Layout,
@@ -59,7 +63,7 @@ export class EliminationPhase implements Phase {
       return sums;
     });
     this.#units = layout.groups.flatMap((group, g) =>
-      Array.from({ length: group.experts }, (_, expert) => ({
+      Array.from({ length: group.experts > layout.keep ? group.experts : 0 }, (_, expert) => ({
         group: g,
         expert,
         loss: prior[g]?.[expert] as number,
@@ -82,6 +86,11 @@ export class EliminationPhase implements Phase {
     return kept.map((set) => [...set].sort((a, b) => a - b));
   }
 
+  /** Evaluated plans that keep no more than was asked for. */
+  get finished(): readonly Pruned[] {
+    return this.#finished;
+  }
+
   propose(limit: number): Proposal[] {
     this.#asked = [];
     if (this.#left <= 0) return [];
@@ -90,20 +99,26 @@ export class EliminationPhase implements Phase {
     else if (this.#stage === "single") {
       this.#asked = this.#units.slice(this.#cursor, this.#cursor + wanted).map((unit) => [unit]);
     } else {
-      if (this.#pending.length === 0) this.#pending = this.#candidates();
+      if (this.#pending.length === 0) this.#pending = this.#nextStep();
       this.#asked = this.#pending.splice(0, wanted);
     }
     this.#left -= this.#asked.length;
-    return this.#asked.map((units) => ({
-      plan: planFromSubsets(this.#layout, this.#without(units)),
-      origin: this.#stage === "base" ? "model" : "elimination",
-      probe: true,
-    }));
+    return this.#asked.map((units) => {
+      const subsets = this.#without(units);
+      return {
+        plan: planFromSubsets(this.#layout, subsets),
+        origin: this.#stage === "base" ? "model" : "elimination",
+        ...(!this.#isFinished(subsets) && { probe: true }),
+      };
+    });
   }
 
   learn(results: readonly Scored[]): void {
     results.forEach(({ fitness }, i) => {
       const units = this.#asked[i] as Unit[];
+      const subsets = this.#without(units);
+      this.#known.set(subsetsKey(subsets), fitness);
+      if (this.#isFinished(subsets)) this.#finished.push({ subsets, fitness });
       if (this.#stage === "base") this.#base = fitness;
       else if (this.#stage === "single") (units[0] as Unit).loss = this.#lossAt(fitness);
       else this.#measured.push({ units, fitness });
@@ -113,6 +128,25 @@ export class EliminationPhase implements Phase {
       this.#cursor += results.length;
       if (this.#cursor === this.#units.length) this.#stage = "steps";
     } else if (this.#pending.length === 0 || this.#left <= 0) this.#drop();
+  }
+
+  /** Alternatives of the next step that are not known yet; steps between known ones are taken on the way. */
+  #nextStep(): Unit[][] {
+    for (;;) {
+      const sets = this.#candidates();
+      const unknown: Unit[][] = [];
+      for (const units of sets) {
+        const fitness = this.#known.get(subsetsKey(this.#without(units)));
+        if (fitness === undefined) unknown.push(units);
+        else this.#measured.push({ units, fitness });
+      }
+      if (unknown.length > 0 || sets.length === 0) return unknown;
+      this.#drop();
+    }
+  }
+
+  #isFinished(subsets: Subsets): boolean {
+    return subsets.every((subset) => subset.length === this.#layout.keep);
   }
 
   /** Drops the measured alternative that is best, and remembers what the others cost. */

@@ -25,6 +25,8 @@ export interface PruneOptions {
   readonly evaluations: number;
   /** Subsets to start from besides the seeds, and where they come from. */
   readonly start?: Child;
+  /** Subsets that were evaluated before this phase. */
+  readonly known?: readonly Pruned[];
 }
 
 /**
@@ -47,6 +49,11 @@ export class PrunePhase implements Phase {
     this.#rng = context.rng;
     this.#rates = options.rates;
     this.#left = options.evaluations;
+    for (const known of options.known ?? []) {
+      this.#seen.add(subsetsKey(known.subsets));
+      this.#ranked.push(known);
+    }
+    this.#ranked.sort((a, b) => b.fitness - a.fitness);
     if (options.start) this.#add(options.start);
     const seeds = seedNames(layout, context.scores, options.seeds).map((name) =>
       subsetsFromScores(layout, context.scores.get(name) as readonly Float64Array[]),

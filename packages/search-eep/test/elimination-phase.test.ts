@@ -16,7 +16,9 @@ function eliminate(evaluations: number, scores: ReadonlyMap<string, readonly Flo
     const proposals = phase.propose(8);
     if (proposals.length === 0) break;
     plans.push(...proposals.map(({ plan }) => plan));
-    expect(proposals.every(({ probe }) => probe)).toBe(true);
+    for (const { plan, probe } of proposals) {
+      expect(probe ?? false).toBe(plan.layers.some((layer) => layer.experts.length > 4));
+    }
     phase.learn(
       proposals.map(({ plan, origin }): Scored => {
         const value = fitness(plan);
@@ -31,6 +33,7 @@ function eliminate(evaluations: number, scores: ReadonlyMap<string, readonly Flo
       }),
     );
   }
+  expect(new Set(plans.map((plan) => planKey(plan, model))).size).toBe(plans.length);
   return { plans, subsets: phase.subsets };
 }
 
