@@ -1,5 +1,8 @@
 import { CoppiceError, type Plan, parsePlan } from "@coppice/core";
+import { readSmallFile } from "./folder.js";
+import { replaceJsonValues } from "./json-edit.js";
 import type { JsonObject } from "./json-object.js";
+import { defaultLimits } from "./limits.js";
 import type { LoadedCheckpoint } from "./load.js";
 import { bytesContent, rangeContent } from "./output/content.js";
 import { type ExportShape, exportShape } from "./output/export-shape.js";
@@ -71,7 +74,7 @@ async function layOut(
   plan: Plan,
   options: OutputOptions,
 ): Promise<{ files: OutputFile[]; summary: OutputSummary }> {
-  const { model, config } = loaded;
+  const { model } = loaded;
   const { maxShardBytes = defaultShardBytes, metadata } = options;
   if (!(maxShardBytes >= 1)) {
     throw new CoppiceError("COPPICE_USAGE", `maxShardBytes is ${maxShardBytes}, expected at least 1`);
@@ -81,7 +84,7 @@ async function layOut(
   const tensors = outputTensors(loaded, checked);
   const files = [
     ...packShards(tensors, maxShardBytes),
-    jsonFile("config.json", rewriteConfig(config, loaded, shape)),
+    await rewriteConfig(loaded, shape),
     jsonFile(provenanceFileName, createProvenance(model, checked, metadata)),
     ...(await companionFiles(loaded)),
   ];
@@ -97,14 +100,17 @@ async function layOut(
   };
 }
 
-/** Every key that states the number of experts or the top-k gets the new value; all else stays. */
-function rewriteConfig(config: JsonObject, loaded: LoadedCheckpoint, shape: ExportShape): JsonObject {
+/** Every key that states the number of experts or the top-k gets the new value; all else stays as it is spelt. */
+async function rewriteConfig(loaded: LoadedCheckpoint, shape: ExportShape): Promise<OutputFile> {
   const keys = loaded.detected.family.config;
   const changes = new Map([
-    ...keys.experts.map((key) => [key, shape.experts] as const),
-    ...keys.topK.map((key) => [key, shape.topK] as const),
+    ...keys.experts.map((key) => [key, String(shape.experts)] as const),
+    ...keys.topK.map((key) => [key, String(shape.topK)] as const),
   ]);
-  return Object.fromEntries(Object.entries(config).map(([key, value]) => [key, changes.get(key) ?? value]));
+  const bytes = await readSmallFile(loaded.folder, "config.json", defaultLimits.configBytes);
+  const text = new TextDecoder().decode(bytes);
+  const changed = new TextEncoder().encode(replaceJsonValues(text, changes));
+  return outputFile("config.json", [bytesContent(changed)]);
 }
 
 async function companionFiles(loaded: LoadedCheckpoint): Promise<OutputFile[]> {

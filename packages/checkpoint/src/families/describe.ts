@@ -26,8 +26,9 @@ export type ModelDescription = Omit<MoeModel, "fingerprint">;
 
 /**
  * Describes the model that config and tensors form. Every tensor is looked up and its shape compared with the
- * config; every tensor of the checkpoint must be accounted for, because one that is left out (a bias, a scale)
- * would make the description compute something else.
+ * config. Every tensor of the checkpoint below the roots that the family uses (`model.`) must be accounted for,
+ * because one that is left out (a bias, a scale) would make the description compute something else; tensors of other
+ * names are no part of the model.
  * @throws COPPICE_FORMAT_CONFIG, COPPICE_FORMAT_MISSING_TENSOR, COPPICE_FORMAT_SHAPE, COPPICE_FORMAT_DTYPE,
  * COPPICE_FAMILY_UNSUPPORTED
  */
@@ -43,19 +44,19 @@ export function describeModel(
   const take = new TensorTaker(tensors);
   const names = family.tensors;
   const embedding = take.tensor(names.embedding, [vocabSize, hiddenSize]);
+  const isMoe = family.moeLayers?.(config) ?? (() => true);
   const layers: DecoderLayer[] = [];
   for (let index = 0; index < settings.layers; index++) {
     const norm = (name: string): NormSpec => ({
       weight: take.tensor(tensorName(name, index), [hiddenSize]),
       epsilon: settings.epsilon,
     });
-    const isMoe = family.isMoeLayer?.(config, index) ?? true;
     layers.push({
       index,
       attentionNorm: norm(names.attentionNorm),
       attention: describeAttention(detected, settings, take, index),
       feedForwardNorm: norm(names.feedForwardNorm),
-      feedForward: isMoe
+      feedForward: isMoe(index)
         ? describeExperts(detected, settings, take, index)
         : { kind: "dense", mlp: describeDense(detected, config, settings, take, index) },
     });
@@ -70,7 +71,7 @@ export function describeModel(
   // A tied checkpoint may carry a copy of the embedding under the head's name; loaders ignore it.
   if (settings.tied) take.ignore(names.head);
   const head = settings.tied ? embedding : take.tensor(names.head, [vocabSize, hiddenSize]);
-  take.checkAllTaken(family.title);
+  take.checkAllTaken(family.title, Object.values(family.tensors));
   return {
     family: family.name,
     hiddenSize,
@@ -232,9 +233,12 @@ class TensorTaker {
     this.#taken.add(name);
   }
 
-  checkAllTaken(family: string): void {
+  checkAllTaken(family: string, names: readonly (string | MlpNames)[]): void {
+    const roots = new Set(
+      names.map((name) => (typeof name === "string" ? name.split(".", 1)[0] : undefined)),
+    );
     const rest = [...this.#tensors.keys()].filter(
-      (name) => !this.#taken.has(name) && !ignoredTensors.test(name),
+      (name) => !this.#taken.has(name) && roots.has(name.split(".", 1)[0]) && !ignoredTensors.test(name),
     );
     if (rest.length === 0) return;
     const shown = rest.slice(0, 3).map((name) => name.slice(0, 120));

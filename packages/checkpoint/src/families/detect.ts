@@ -1,5 +1,6 @@
 import { CoppiceError, type TensorRef } from "@coppice/core";
 import type { ConfigReader } from "../config.js";
+import { showValue } from "../json-object.js";
 import { type ExpertLayout, type FamilyDescription, tensorName } from "./family.js";
 import { mixtral } from "./mixtral.js";
 import { qwen3Moe } from "./qwen3-moe.js";
@@ -13,35 +14,38 @@ export interface Detected {
 }
 
 /**
- * Finds the family: the expert layout by tensor names alone, the family among those with such a layout by
- * `model_type`, and by tensor names when a config states none. Names alone never override a stated
- * `model_type`, because families of equal names route differently.
+ * Finds the family by `model_type`, and the layout of its experts by tensor names; a config without `model_type` is
+ * recognised by tensor names alone. Names never override a stated `model_type`, because families of equal names
+ * route differently.
  * @throws COPPICE_FAMILY_UNKNOWN, COPPICE_FAMILY_UNSUPPORTED
  */
 export function detectFamily(config: ConfigReader, tensors: ReadonlyMap<string, TensorRef>): Detected {
   const modelType = config.string("model_type");
-  const matches = families.flatMap((family) => {
-    const layout = findLayout(family, config, tensors);
-    return layout ? [{ family, layout }] : [];
-  });
   const stated = families.find((family) => family.name === modelType);
   if (stated) {
-    const match = matches.find(({ family }) => family === stated);
-    if (match) return match;
+    const layout = findLayout(stated, config, tensors);
+    if (layout) return { family: stated, layout };
+    const [stock] = stated.layouts as readonly [ExpertLayout];
     throw new CoppiceError(
       "COPPICE_FAMILY_UNSUPPORTED",
-      `config.json says model_type "${stated.name}", but no ${stated.title} layout has tensors such as ${samples(tensors)}; ` +
-        `expected for example ${tensorName(stated.layouts[0]?.router ?? "", firstMoeLayer(stated, config))}`,
+      `config.json says model_type "${stated.name}", but the tensors fit no ${stated.title} layout: ` +
+        `they are such as ${samples(tensors)}; expected for example ` +
+        tensorName(stock.router, firstMoeLayer(stated, config)),
       { details: { modelType: stated.name, tensors: sampleNames(tensors) } },
     );
   }
-  const complete = matches.filter(({ family }) => hasAllKinds(family, tensors));
-  if (modelType === undefined && complete.length === 1) return complete[0] as Detected;
+  if (modelType === undefined) {
+    const matches = families.flatMap((family) => {
+      const layout = hasNormsOf(family, tensors) ? findLayout(family, config, tensors) : undefined;
+      return layout ? [{ family, layout }] : [];
+    });
+    if (matches.length === 1) return matches[0] as Detected;
+  }
   const architectures = config.get("architectures")?.value;
   throw new CoppiceError(
     "COPPICE_FAMILY_UNKNOWN",
-    `no family description fits: model_type is ${JSON.stringify(modelType ?? null)}, architectures are ` +
-      `${JSON.stringify(architectures ?? null)?.slice(0, 200)}, tensors are such as ${samples(tensors)}; ` +
+    `no family description fits: model_type is ${showValue(modelType ?? null)}, architectures are ` +
+      `${showValue(architectures ?? null)}, tensors are such as ${samples(tensors)}; ` +
       `known are ${families.map(({ name }) => name).join(", ")}`,
     { details: { modelType: modelType ?? null, tensors: sampleNames(tensors) } },
   );
@@ -61,15 +65,15 @@ function findLayout(
 
 /** Layer 0 when a family's rule leaves none with experts: the search for its tensors then fails with a name. */
 function firstMoeLayer(family: FamilyDescription, config: ConfigReader): number {
-  const { isMoeLayer } = family;
-  if (!isMoeLayer) return 0;
-  const layers = Math.min(config.integer("num_hidden_layers", 0, 0), 10_000);
-  for (let layer = 0; layer < layers; layer++) if (isMoeLayer(config, layer)) return layer;
+  if (!family.moeLayers) return 0;
+  const isMoe = family.moeLayers(config);
+  const layers = Math.min(config.integer("num_hidden_layers"), 10_000);
+  for (let layer = 0; layer < layers; layer++) if (isMoe(layer)) return layer;
   return 0;
 }
 
 /** True when the checkpoint has query norms exactly when the family does: what tells equal layouts apart. */
-function hasAllKinds(family: FamilyDescription, tensors: ReadonlyMap<string, TensorRef>): boolean {
+function hasNormsOf(family: FamilyDescription, tensors: ReadonlyMap<string, TensorRef>): boolean {
   const { query, queryNorm } = family.tensors;
   const norm = tensorName(queryNorm ?? `${query.replace("q_proj", "q_norm")}.weight`, 0);
   return tensors.has(norm) === (queryNorm !== undefined);

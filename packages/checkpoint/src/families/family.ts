@@ -67,7 +67,7 @@ export interface FamilyDescription {
   /** The sliding attention window of a config, or undefined for full attention. */
   readonly slidingWindow: (config: ConfigReader) => number | undefined;
   /** Which layers have experts; absent: all. */
-  readonly isMoeLayer?: (config: ConfigReader, layer: number) => boolean;
+  readonly moeLayers?: (config: ConfigReader) => (layer: number) => boolean;
 }
 
 /** Fills in a tensor name. */

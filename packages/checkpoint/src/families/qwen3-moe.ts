@@ -35,7 +35,9 @@ export const qwen3Moe: FamilyDescription = {
   attentionBias: "attention_bias",
   slidingWindow: (config) =>
     config.boolean("use_sliding_window", false) ? config.integer("sliding_window", 4096) : undefined,
-  isMoeLayer: (config, layer) =>
-    !config.integers("mlp_only_layers").includes(layer) &&
-    (layer + 1) % config.integer("decoder_sparse_step", 1) === 0,
+  moeLayers: (config) => {
+    const dense = new Set(config.integers("mlp_only_layers"));
+    const step = config.integer("decoder_sparse_step", 1);
+    return (layer) => !dense.has(layer) && (layer + 1) % step === 0;
+  },
 };

@@ -88,10 +88,9 @@ function syntheticConfig(family: FamilyDescription, options: SyntheticOptions): 
 function syntheticTensors(family: FamilyDescription, options: SyntheticOptions): OutputTensor[] {
   const { hiddenSize, vocabSize, heads, kvHeads, experts, expertWidth, dtype = "BF16" } = options;
   const { headDim = hiddenSize / heads, tied = false, fused = false } = options;
-  const block = new RandomBlock(dtype, options.seed ?? 0);
-  const tensors: OutputTensor[] = [];
+  const shapes: { name: string; shape: readonly number[]; isNorm: boolean }[] = [];
   const add = (name: string, shape: readonly number[], isNorm = false) =>
-    tensors.push({ name, dtype, shape, contents: [block.tensor(elementCount(shape), isNorm)] });
+    shapes.push({ name, shape, isNorm });
   const names = family.tensors;
   const layout = family.layouts.find(({ kind }) => kind === (fused ? "fused" : "separate"));
   if (!layout)
@@ -122,32 +121,41 @@ function syntheticTensors(family: FamilyDescription, options: SyntheticOptions):
   }
   add(names.finalNorm, [hiddenSize], true);
   if (!tied) add(names.head, [vocabSize, hiddenSize]);
-  return tensors;
+  const parameters = shapes.reduce((sum, { shape }) => sum + elementCount(shape), 0);
+  const block = new RandomBlock(dtype, parameters, options.seed ?? 0);
+  return shapes.map(({ name, shape, isNorm }) => {
+    return { name, dtype, shape, contents: [block.tensor(elementCount(shape), isNorm)] };
+  });
 }
 
-/** Random values of a block, a prime number, so that windows of sizes with common factors do not line up. */
-const blockValues = 4_194_301;
+/** Random values of a block, prime numbers, so that windows of sizes with common factors do not line up. */
+const smallBlock = 65_521;
+const largeBlock = 4_194_301;
+/** Parameters up to which the small block is random enough, and made in no time. */
+const smallModel = 1_000_000;
 
 class RandomBlock {
   readonly #rng: Rng;
   readonly #width: number;
+  readonly #length: number;
   readonly #weights: Uint8Array;
   readonly #norms: Uint8Array;
 
-  constructor(dtype: DType, seed: number) {
+  constructor(dtype: DType, parameters: number, seed: number) {
     this.#rng = Rng.fromSeed(seed);
     this.#width = dtypeBytes[dtype];
-    const values = Float32Array.from({ length: blockValues }, () => 0.02 * this.#rng.normal());
-    this.#weights = encoded(dtype, values);
+    this.#length = parameters > smallModel ? largeBlock : smallBlock;
+    const values = Float32Array.from({ length: this.#length }, () => 0.02 * this.#rng.normal());
     this.#norms = encoded(
       dtype,
       values.map((value) => 1 + value),
     );
+    this.#weights = encoded(dtype, values);
   }
 
   tensor(count: number, isNorm: boolean): Content {
     const block = isNorm ? this.#norms : this.#weights;
-    const start = this.#rng.integer(blockValues) * this.#width;
+    const start = this.#rng.integer(this.#length) * this.#width;
     return {
       bytes: count * this.#width,
       fill: async (offset, into) => {
