@@ -3,7 +3,9 @@ import { greedy, oneShot, random } from "@coppice/search-baselines";
 import { describe, test } from "vitest";
 
 const model = toyModel();
-const scores = new Map([["worst", separableLandscape(model).values.map((row) => row.map((value) => -value))]]);
+const scores = new Map([
+  ["worst", separableLandscape(model).values.map((row) => row.map((value) => -value))],
+]);
 
 describe("random", () => {
   for (const { name, run } of searchConformance(random, { keep: 3 }, { model })) test(name, run);
