@@ -74,6 +74,18 @@ describe("bad files", () => {
       "-Infinity at [2]",
     ],
     [
+      "experts of one layer in different dtypes",
+      (files) =>
+        editTensors(files, (tensors) => {
+          const name = "model.layers.1.block_sparse_moe.experts.2.w2.weight";
+          tensors.set(name, { dtype: "F32", shape: [8, 6], bytes: new Uint8Array(192) });
+        }),
+      "COPPICE_FORMAT_DTYPE",
+      "layer 1",
+      "experts.0.w2.weight in BF16",
+      "experts.2.w2.weight in F32",
+    ],
+    [
       "integer weights",
       (files) =>
         editTensors(files, (tensors) => {

@@ -20,7 +20,9 @@ export interface LayerPlan {
   readonly experts: readonly number[];
   /**
    * Expert-merging matrix [slots][original experts] (W_EM of EEP, arXiv 2407.00945): the weights of slot i are
-   * the sum over j of `merge[i][j]` times expert j, the same coefficient for gate, up and down.
+   * the sum over j of `merge[i][j]` times expert j, the same coefficient for gate, up and down, computed by
+   * `mergeRows` and rounded by `roundToDtype` to the dtype in which the layer's experts are stored: so what is
+   * evaluated is what a checkpoint of the plan holds, bit by bit.
    * Absent: slot i is expert `experts[i]` unchanged.
    */
   readonly merge?: readonly (readonly number[])[];

@@ -151,7 +151,24 @@ function describeExperts(
       });
     }
   }
+  checkOneDtype(experts, layer);
   return { kind: "moe", router, experts };
+}
+
+/** Merged experts are stored in the dtype of their layer's experts, so there must be one. */
+function checkOneDtype(experts: readonly GatedMlpSpec[], layer: number): void {
+  const [first] = experts as readonly [GatedMlpSpec];
+  for (const expert of experts) {
+    for (const role of ["gate", "up", "down"] as const) {
+      if (expert[role].dtype === first[role].dtype) continue;
+      throw new CoppiceError(
+        "COPPICE_FORMAT_DTYPE",
+        `the experts of layer ${layer} are stored in different dtypes: ${first[role].name} in ${first[role].dtype}, ` +
+          `${expert[role].name} in ${expert[role].dtype}`,
+        { details: { layer, tensor: expert[role].name } },
+      );
+    }
+  }
 }
 
 function describeDense(

@@ -102,7 +102,7 @@ function slotContent(
     .map((expert, index) => ({ ref: expert[role], coefficient: coefficientOf(plan, slot, index) }))
     .filter(({ coefficient }) => coefficient !== 0);
   const [only] = used;
-  if (used.length === 1 && only?.coefficient === 1 && only.ref.dtype === own.dtype) {
+  if (used.length === 1 && only?.coefficient === 1) {
     return rangeContent(sources, only.ref.file, only.ref.begin, only.ref.end);
   }
   return mergeContent(
