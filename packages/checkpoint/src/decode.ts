@@ -1,4 +1,4 @@
-import { CoppiceError, type DType } from "@coppice/core";
+import { CoppiceError, type DType, roundToDtype } from "@coppice/core";
 
 /**
  * Widens stored values to float32. The returned position is that of the first value that is not finite, or of
@@ -114,6 +114,33 @@ export function encodeValues(dtype: DType, values: Float32Array, bytes: Uint8Arr
         details: { dtype },
       });
   }
+}
+
+/**
+ * `roundToDtype` and `encodeValues` in one: the stored form of computed values, which may be overwritten.
+ * @returns the position of the first value that is not finite, or -1
+ */
+export function encodeRounded(dtype: DType, values: Float32Array, bytes: Uint8Array): number {
+  if (dtype === "BF16" && roundIntoBfloat16(values, bytes)) return -1;
+  const bad = firstNonFinite(values);
+  if (bad >= 0) return bad;
+  roundToDtype(values, dtype);
+  encodeValues(dtype, values, bytes);
+  return -1;
+}
+
+/** One pass instead of three, for values below the range where rounding needs care; false when some are not. */
+function roundIntoBfloat16(values: Float32Array, bytes: Uint8Array): boolean {
+  const bits = new Int32Array(values.buffer, values.byteOffset, values.length);
+  const words = new Int16Array(bytes.buffer, bytes.byteOffset, values.length);
+  let large = 0;
+  for (let i = 0; i < words.length; i++) {
+    const word = bits[i] as number;
+    // Reaches the sign bit from 0x7f7f8000 on: values that round to infinity, infinity and NaN.
+    large |= ((word & 0x7fffffff) + 0x00808000) | 0;
+    words[i] = ((word + 0x7fff + ((word >>> 16) & 1)) | 0) >> 16;
+  }
+  return large >= 0;
 }
 
 function encodeSmallFloat(

@@ -48,12 +48,12 @@ async function apply(checkpoint: LoadedCheckpoint, plan: Plan, options: OutputOp
   return { files, summary, output: await load(files) };
 }
 
-/** A merge that uses three of four experts, in no order. */
+/** A merge of three of four experts into one, and a scaled single one. */
 const merging = {
   experts: [3, 1],
   merge: [
     [0.25, 0, -0.5, 1.25],
-    [0, 1, 0, 0],
+    [0, 0.5, 0, 0],
   ],
 } satisfies Omit<LayerPlan, "layer">;
 
@@ -102,7 +102,8 @@ describe("applyPlan", () => {
               const exact = 0.25 * values[0]![i]! - 0.5 * values[2]![i]! + 1.25 * values[3]![i]!;
               expect(merged[i]).toBe(nearestBfloat16(exact));
             }
-            expect(await output.weights.read(layer.feedForward.experts[1]![role])).toEqual(values[1]);
+            const half = await output.weights.read(layer.feedForward.experts[1]![role]);
+            expect(half).toEqual(values[1]!.map((value) => value / 2));
           }
         }
       });

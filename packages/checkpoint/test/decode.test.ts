@@ -2,6 +2,7 @@ import { decodeValues, encodeValues } from "@coppice/checkpoint";
 import { type DType, dtypeBytes, roundToDtype } from "@coppice/core";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { encodeRounded } from "../src/decode.js";
 
 const decode = (dtype: DType, bytes: Uint8Array) => {
   const out = new Float32Array(bytes.length / dtypeBytes[dtype]);
@@ -98,6 +99,29 @@ describe("encodeValues", () => {
       );
     });
   }
+
+  it("is one step of encodeRounded", () => {
+    const special = fc.constantFrom(3.4e38, -3.4e38, Math.fround(3.3961775292304e38), 3.3895313892515355e38);
+    const list = fc.array(fc.oneof({ weight: 20, arbitrary: value }, special), { maxLength: 20 });
+    for (const dtype of ["F64", "F32", "F16", "BF16", "F8_E4M3"] as const) {
+      fc.assert(
+        fc.property(list, (items) => {
+          const values = Float32Array.from(items);
+          const expected = new Uint8Array(values.length * dtypeBytes[dtype]);
+          const rounded = values.slice();
+          roundToDtype(rounded, dtype);
+          encodeValues(dtype, rounded, expected);
+          const bytes = new Uint8Array(expected.length);
+          expect(encodeRounded(dtype, values, bytes)).toBe(-1);
+          expect(bytes).toEqual(expected);
+        }),
+        { numRuns: 1000 },
+      );
+      for (const bad of [Number.NaN, Number.POSITIVE_INFINITY, Number.NEGATIVE_INFINITY]) {
+        expect(encodeRounded(dtype, Float32Array.of(0, 1, bad), new Uint8Array(24))).toBe(2);
+      }
+    }
+  });
 
   it("gives back every pattern of the small formats", () => {
     for (const [dtype, words] of [

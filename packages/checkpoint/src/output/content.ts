@@ -1,12 +1,5 @@
-import {
-  CoppiceError,
-  dtypeBytes,
-  elementCount,
-  mergeRows,
-  roundToDtype,
-  type TensorRef,
-} from "@coppice/core";
-import { decodeValues, encodeValues, firstNonFinite } from "../decode.js";
+import { CoppiceError, dtypeBytes, elementCount, mergeRows, type TensorRef } from "@coppice/core";
+import { decodeValues, encodeRounded } from "../decode.js";
 import type { SourceCache } from "../source-cache.js";
 import { badValue } from "../weight-reader.js";
 
@@ -102,7 +95,7 @@ export function mergeContent(
         );
         const merged = scratch.floats(0, size);
         mergeRows(values, coefficients, merged);
-        const bad = firstNonFinite(merged);
+        const bad = encodeRounded(dtype, merged, into.subarray(at * width, (at + size) * width));
         if (bad >= 0) {
           throw new CoppiceError(
             "COPPICE_PLAN_EXPORT",
@@ -110,8 +103,6 @@ export function mergeContent(
             { hint: "the plan's merge coefficients are too large", details: { tensor: name } },
           );
         }
-        roundToDtype(merged, dtype);
-        encodeValues(dtype, merged, into.subarray(at * width, (at + size) * width));
       }
     },
   };
