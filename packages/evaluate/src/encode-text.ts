@@ -53,9 +53,12 @@ export function encodeTextTask(task: TextTask, options: EncodeOptions): EncodedS
 /**
  * The samples as plain token sequences, for calibration: prompts followed by their (right) answers, and texts in
  * windows. Sequences longer than the context are cut, since no score depends on them.
- * @param options as for `encodeTask`
+ * @param options as for `encodeTask`; `promptsOnly` leaves the answers out
  */
-export function calibrationSequences(task: Task, options: EncodeOptions): Int32Array[] {
+export function calibrationSequences(
+  task: Task,
+  options: EncodeOptions & { readonly promptsOnly?: boolean },
+): Int32Array[] {
   if (task.form === "text") {
     return encodeTextTask(task, options).map(({ sequences }) => {
       const { ids, targets } = sequences[0] as EncodedSample["sequences"][number];
@@ -66,7 +69,7 @@ export function calibrationSequences(task: Task, options: EncodeOptions): Int32A
   return samples.map((sample) => {
     const prompt = encodePrompt(sample.prompt, options);
     const text = "choices" in sample ? (sample.choices[sample.answer] as string) : sample.answer.trimEnd();
-    const answer = prompt.continueWith(options.chat ? text.trimStart() : text);
+    const answer = options.promptsOnly ? [] : prompt.continueWith(options.chat ? text.trimStart() : text);
     const ids = concat(prompt.ids, answer).slice(0, options.model.contextLength);
     checkIds(ids, options.model);
     return ids;

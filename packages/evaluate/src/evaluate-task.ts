@@ -1,5 +1,6 @@
 import { type MoeModel, type Plan, RunEmitter, type Runner, throwIfAborted } from "@coppice/core";
 import { type EncodedSample, type EncodedTask, encodeTask } from "./encode-task.js";
+import { observeEndToken } from "./end-token.js";
 import { type Evidence, indexOfMax, runBatch } from "./evidence.js";
 import { f1Score } from "./f1.js";
 import {
@@ -48,20 +49,31 @@ export interface ScoreSamplesOptions {
   readonly onSamples?: (count: number) => void;
 }
 
-/** Scores samples, batch by batch; the metric must fit the form. */
+/**
+ * Scores samples, batch by batch; the metric must fit the form. For metrics of log-probabilities the token that ends
+ * answers is observed first; see `observeEndToken`.
+ */
 export async function scoreSamples(options: ScoreSamplesOptions): Promise<SampleScores> {
-  const { task, signal, onSamples } = options;
+  const { runner, metric, signal, onSamples } = options;
+  const observes = metric === "log-likelihood" || metric === "perplexity";
+  const task = observes ? await observeEndToken(runner, options.task, { signal }) : options.task;
   const samples: number[] = [];
   const scores: number[] = [];
   const tokens: number[] = [];
-  for (const batch of options.batches ?? microBatches(task)) {
+  for (const batch of ownBatches(task, options.batches)) {
     throwIfAborted(signal, "evaluating a task");
     samples.push(...batch.samples);
-    scores.push(...(await scoreBatch(options, batch)));
+    scores.push(...(await scoreBatch({ ...options, task }, batch)));
     for (const index of batch.samples) tokens.push(expectedTokens(task.samples[index] as EncodedSample));
     onSamples?.(batch.samples.length);
   }
   return { samples, scores, tokens };
+}
+
+/** The batches to run, cut anew because their sequences hold the end token. */
+function ownBatches(task: EncodedTask, wanted: readonly MicroBatch[] | undefined): MicroBatch[] {
+  const first = new Set(wanted?.map(({ samples }) => samples[0]));
+  return microBatches(task).filter(({ samples }) => !wanted || first.has(samples[0]));
 }
 
 async function scoreBatch(options: ScoreSamplesOptions, batch: MicroBatch): Promise<number[]> {

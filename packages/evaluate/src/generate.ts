@@ -1,6 +1,6 @@
 import { CoppiceError, type Plan, Rng, type Runner, throwIfAborted } from "@coppice/core";
 import { endOfTextTokens } from "./answer-text.js";
-import { checkIds } from "./encode-prompt.js";
+import { checkIds, encodePrompt } from "./encode-prompt.js";
 import { sampleToken } from "./sample-token.js";
 import { createTextStream } from "./text-stream.js";
 import type { Tokenizer } from "./tokenizer.js";
@@ -36,12 +36,13 @@ export interface Generated {
 
 /**
  * Continues a prompt, token by token, with cached keys and values.
+ * @param prompt text, or token ids that are taken as they are
  * @throws COPPICE_USAGE, COPPICE_TASK_TOO_LONG when the prompt exceeds the context, COPPICE_ABORTED
  */
 export async function generate(
   runner: Runner,
   tokenizer: Tokenizer,
-  prompt: string,
+  prompt: string | Int32Array,
   options: GenerateOptions = {},
 ): Promise<Generated> {
   const {
@@ -56,9 +57,7 @@ export async function generate(
   } = options;
   checkOptions(maxTokens, temperature, topP, stop);
   const { model } = runner;
-  const ids = chat
-    ? tokenizer.encode(tokenizer.renderChat([{ role: "user", content: prompt }]), { special: false })
-    : tokenizer.encode(prompt);
+  const ids = typeof prompt === "string" ? encodePrompt(prompt, { tokenizer, chat }).ids : prompt;
   if (ids.length === 0)
     throw new CoppiceError("COPPICE_USAGE", "the prompt has no tokens, expected at least one");
   checkIds(ids, model);

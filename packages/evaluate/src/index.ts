@@ -15,6 +15,7 @@ export * from "./evaluator.js";
 export { f1Score } from "./f1.js";
 export * from "./generate.js";
 export * from "./intervals.js";
+export { loadTokenizer, type TokenizerFolder } from "./load-tokenizer.js";
 export * from "./metrics.js";
 export * from "./micro-batch.js";
 export {

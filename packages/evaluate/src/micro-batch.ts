@@ -10,12 +10,15 @@ export interface MicroBatch {
   readonly tokens: number;
 }
 
-/** About this many tokens run at once: enough to fill matrix products, few enough to stay in the caches. */
+/**
+ * About this many tokens run at once: enough to fill matrix products and to compute equal beginnings of prompts once,
+ * few enough to bound memory and to hear an abort soon.
+ */
 const batchTokens = 1_024;
-/** Batches that a task is cut into at least, so that up to eight workers get shards of equal size ... */
-const minBatches = 8;
-/** ... unless batches would become smaller than this, where overhead takes over. */
-const minBatchTokens = 192;
+/** Batches that a task is cut into at least, so that up to four workers get shards of equal size ... */
+const minBatches = 4;
+/** ... unless batches would become smaller than this, where a token costs half as much again. */
+const minBatchTokens = 256;
 
 /**
  * Cuts a task into batches of about equal size, samples of similar length together. The cut depends on nothing but

@@ -1,0 +1,51 @@
+import { CoppiceError } from "@coppice/core";
+import { createTokenizer, type Tokenizer, tokenizerLimits } from "./tokenizer.js";
+
+/** What is needed of a checkpoint's folder; a `CheckpointFolder` of `@coppice/checkpoint` is one. */
+export interface TokenizerFolder {
+  readonly label: string;
+  list(): Promise<readonly { readonly name: string; readonly size: number }[]>;
+  open(name: string): Promise<{
+    readonly size: number;
+    read(offset: number, into: Uint8Array): Promise<void>;
+    close(): Promise<void>;
+  }>;
+}
+
+/**
+ * The tokenizer of a checkpoint folder: tokenizer.json, and when they are there tokenizer_config.json and
+ * chat_template.jinja. The folder stays open.
+ * @throws COPPICE_TOKENIZER when there is none or it is malformed; the folder's own errors
+ */
+export async function loadTokenizer(folder: TokenizerFolder): Promise<Tokenizer> {
+  const sizes = new Map((await folder.list()).map(({ name, size }) => [name, size]));
+  const read = async (name: string, limit: number): Promise<string | undefined> => {
+    const size = sizes.get(name);
+    if (size === undefined) return undefined;
+    // A character takes at least one byte and at most four.
+    if (size > 4 * limit) {
+      throw new CoppiceError("COPPICE_TOKENIZER", `${name} has ${size} bytes, at most ${4 * limit} are read`);
+    }
+    const source = await folder.open(name);
+    try {
+      const bytes = new Uint8Array(source.size);
+      await source.read(0, bytes);
+      return new TextDecoder().decode(bytes);
+    } finally {
+      await source.close();
+    }
+  };
+  const tokenizer = await read("tokenizer.json", tokenizerLimits.tokenizerChars);
+  if (tokenizer === undefined) {
+    throw new CoppiceError("COPPICE_TOKENIZER", `tokenizer.json is not in ${folder.label}`, {
+      hint: "copy the tokenizer files beside the weights, or work with token ids",
+    });
+  }
+  const config = await read("tokenizer_config.json", tokenizerLimits.configChars);
+  const chatTemplate = await read("chat_template.jinja", tokenizerLimits.configChars);
+  return createTokenizer({
+    tokenizer,
+    ...(config !== undefined && { config }),
+    ...(chatTemplate !== undefined && { chatTemplate }),
+  });
+}

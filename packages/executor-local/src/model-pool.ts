@@ -1,0 +1,184 @@
+import { type CollectedStatistics, mergeStatistics } from "@coppice/calibrate";
+import { type Executor, type MoeModel, type Plan, RunEmitter } from "@coppice/core";
+import {
+  combineScores,
+  type Generated,
+  type GenerateOptions,
+  type Task,
+  type TaskScore,
+} from "@coppice/evaluate";
+import type { BackendSource } from "./backend-source.js";
+import { checkWorkers, defaultWorkers } from "./default-workers.js";
+import type { WorkerEvent } from "./protocol.js";
+import { createScorer, type ScorerOptions } from "./scorer.js";
+import { stopSignal } from "./stop-signal.js";
+import { WorkerHost } from "./worker-host.js";
+import type { Isolation } from "./worker-port.js";
+
+export interface ModelPoolOptions {
+  /** Checkpoint folder. */
+  readonly model: string;
+  readonly backend: BackendSource;
+  /** Default: one per core, at most 4, and no more than hold the weights in free memory. */
+  readonly workers?: number;
+  /** Default "process". */
+  readonly isolation?: Isolation;
+  readonly signal?: AbortSignal;
+}
+
+export interface PoolTaskOptions {
+  readonly task: Task;
+  /** First samples only; for text, first windows. */
+  readonly limit?: number;
+  /** Prompts in the checkpoint's chat template. Default false. */
+  readonly chat?: boolean;
+  readonly signal?: AbortSignal;
+  /** Gets `progress`. */
+  readonly emitter?: RunEmitter;
+}
+
+/**
+ * A model that is loaded in several workers, so that the calling thread stays free. Results do not depend on the
+ * number of workers, to the last bit. Every method throws COPPICE_ABORTED at once when its signal is aborted,
+ * COPPICE_BACKEND_CRASHED when a worker ended unexpectedly and did so again when started anew, and
+ * COPPICE_BACKEND_DISPOSED after `dispose`.
+ */
+export interface ModelPool extends AsyncDisposable {
+  readonly model: MoeModel;
+  readonly workers: number;
+  /** An executor for searches on one task. Disposing it frees its memory and leaves the pool as it is. */
+  scorer(options: ScorerOptions): Promise<Executor>;
+  /** `evaluateTask` of `@coppice/evaluate`, samples shared out to the workers. */
+  evaluateTask(
+    options: PoolTaskOptions & { readonly metric?: string; readonly plan?: Plan },
+  ): Promise<TaskScore>;
+  /** `collectStatistics` of `@coppice/calibrate` on the samples, prompts with their answers unless `promptsOnly`. */
+  collectStatistics(
+    options: PoolTaskOptions & { readonly promptsOnly?: boolean },
+  ): Promise<CollectedStatistics>;
+  /** `generate` of `@coppice/evaluate`, on one worker. */
+  generate(prompt: string | Int32Array, options?: GenerateOptions): Promise<Generated>;
+  /** Logits, [sequence][position], at the last position or at all. */
+  logits(
+    sequences: readonly Int32Array[],
+    options?: { readonly all?: boolean; readonly plan?: Plan; readonly signal?: AbortSignal },
+  ): Promise<Float32Array[][]>;
+  /** Ends all workers, whatever they do. */
+  dispose(): Promise<void>;
+}
+
+/** Parts that calibration data is cut into: enough for any number of workers to share, few enough to cost nothing. */
+const statisticsParts = 16;
+
+/**
+ * Loads a model into workers.
+ * @throws COPPICE_BACKEND_UNAVAILABLE, COPPICE_PLUGIN_INVALID, COPPICE_PLUGIN_OPTIONS, COPPICE_BACKEND_UNSUPPORTED,
+ * the COPPICE_FORMAT and COPPICE_FAMILY errors of the checkpoint, COPPICE_USAGE, COPPICE_ABORTED
+ */
+export async function createModelPool(options: ModelPoolOptions): Promise<ModelPool> {
+  const { model: path, backend, isolation = "process", signal } = options;
+  const workers = checkWorkers(options.workers ?? (await defaultWorkers(path, signal)));
+  const hosts = Array.from({ length: workers }, () => new WorkerHost(isolation));
+  let disposed: Promise<void> | undefined;
+  const dispose = (): Promise<void> => {
+    disposed ??= Promise.all(hosts.map((host) => host.dispose())).then(() => {});
+    return disposed;
+  };
+  let model: MoeModel;
+  try {
+    const opened = await Promise.all(
+      hosts.map((host) => host.establish("open", "open", { model: path, backend }, { signal })),
+    );
+    model = (opened[0] as (typeof opened)[number]).model;
+  } catch (error) {
+    await dispose();
+    throw error;
+  }
+  const shard = (index: number) => ({ index, count: workers });
+  // Calls that need one worker take turns.
+  let turn = 0;
+  const nextHost = () => hosts[turn++ % workers] as WorkerHost;
+
+  return {
+    model,
+    workers,
+    dispose,
+    [Symbol.asyncDispose]: dispose,
+    scorer: (scorerOptions) => createScorer(hosts, scorerOptions),
+
+    async evaluateTask({ signal: stop, emitter, ...params }) {
+      const onEvent = progressOf(emitter, "evaluating", "samples");
+      const shards = await all(hosts, stop, (host, index, signal) =>
+        host.call("scoreTask", { ...params, shard: shard(index) }, { signal, onEvent }),
+      );
+      const { metric, total } = shards[0] as (typeof shards)[number];
+      return combineScores(
+        metric,
+        total,
+        shards.map(({ scores }) => scores),
+      );
+    },
+
+    async collectStatistics({ signal: stop, emitter, ...params }) {
+      const onEvent = progressOf(emitter, "collecting statistics", "tokens");
+      const shards = await all(hosts, stop, (host, index, signal) =>
+        host.call(
+          "collectStatistics",
+          { ...params, parts: statisticsParts, shard: shard(index) },
+          { signal, onEvent },
+        ),
+      );
+      const { hash, sequences } = shards[0] as (typeof shards)[number];
+      const parts = shards.flatMap((result) => result.parts).sort((a, b) => a.part - b.part);
+      // The parts are one set of data, under one name.
+      const sum = parts
+        .map(({ statistics }): CollectedStatistics => ({ ...statistics, sources: [] }))
+        .reduce(mergeStatistics);
+      return { ...sum, sources: [{ name: params.task.name, hash, sequences, tokens: sum.tokens }] };
+    },
+
+    generate: (prompt, { onToken, signal: stop, ...rest } = {}) =>
+      nextHost().call(
+        "generate",
+        { prompt, options: rest },
+        {
+          signal: stop,
+          onEvent: (event) => event.type === "token" && onToken?.(event.token, event.text),
+        },
+      ),
+
+    logits: (sequences, { all: everywhere = false, plan, signal: stop } = {}) =>
+      all(sequences, stop, (sequence, _, signal) =>
+        nextHost().call("logits", { sequence, all: everywhere, ...(plan && { plan }) }, { signal }),
+      ),
+  };
+}
+
+/** Waits for all; the first failure stops the others. */
+async function all<T, R>(
+  items: readonly T[],
+  outer: AbortSignal | undefined,
+  work: (item: T, index: number, signal: AbortSignal) => Promise<R>,
+): Promise<R[]> {
+  const failed = new AbortController();
+  const signal = stopSignal(outer, failed);
+  try {
+    return await Promise.all(items.map((item, i) => work(item, i, signal)));
+  } catch (error) {
+    failed.abort();
+    throw error;
+  }
+}
+
+/** Adds up what the workers have done. */
+function progressOf(emitter = new RunEmitter(), stage: string, unit: string): (event: WorkerEvent) => void {
+  const begin = performance.now();
+  let done = 0;
+  return (event) => {
+    if (event.type !== "done") return;
+    done += event.count;
+    const { total } = event;
+    const etaMs = ((performance.now() - begin) / done) * (total - done);
+    emitter.notify("progress", { stage, done, total, unit, etaMs });
+  };
+}

@@ -1,0 +1,60 @@
+import type { CollectedStatistics } from "@coppice/calibrate";
+import type { MoeModel, Plan, PlanScores, SerializedError, WorkCounters } from "@coppice/core";
+import type { Generated, GenerateOptions, Metric, Objective, SampleScores, Task } from "@coppice/evaluate";
+import type { BackendSource } from "./backend-source.js";
+
+/** Which part of a task's micro-batches a worker owns. */
+export interface Shard {
+  readonly index: number;
+  readonly count: number;
+}
+
+export interface TaskParams {
+  readonly task: Task;
+  readonly limit?: number;
+  readonly chat?: boolean;
+}
+
+/** What a worker can do: name -> what it is given, and what it answers. All of it survives structured clone. */
+export interface WorkerMethods {
+  /** Loads the model; comes first. */
+  open: { params: { model: string; backend: BackendSource }; result: { model: MoeModel } };
+  /** Makes an evaluator for the worker's shard, known by a name from then on. */
+  createScorer: {
+    params: TaskParams & { scorer: number; objective?: Objective; prefixCacheBytes?: number; shard: Shard };
+    result: { samples: Int32Array; total: number };
+  };
+  disposeScorer: { params: { scorer: number }; result: undefined };
+  evaluate: { params: { scorer: number; plan: Plan }; result: PlanScores & { work: WorkCounters } };
+  scoreTask: {
+    params: TaskParams & { metric?: string; plan?: Plan; shard: Shard };
+    result: { metric: Metric; total: number; scores: SampleScores };
+  };
+  /** Statistics of the parts of the data whose number is the shard's index modulo its count. */
+  collectStatistics: {
+    params: TaskParams & { promptsOnly?: boolean; parts: number; shard: Shard };
+    result: { hash: string; sequences: number; parts: { part: number; statistics: CollectedStatistics }[] };
+  };
+  generate: {
+    params: { prompt: string | Int32Array; options: Omit<GenerateOptions, "onToken" | "signal"> };
+    result: Generated;
+  };
+  /** One array per wanted position. */
+  logits: { params: { sequence: Int32Array; all: boolean; plan?: Plan }; result: Float32Array[] };
+}
+
+export type Method = keyof WorkerMethods;
+
+/** What workers tell while they work. */
+export type WorkerEvent =
+  | { readonly type: "done"; readonly count: number; readonly total: number }
+  | { readonly type: "token"; readonly token: number; readonly text: string };
+
+export type ToWorker =
+  | { readonly type: "call"; readonly id: number; readonly method: Method; readonly params: unknown }
+  | { readonly type: "abort"; readonly id: number };
+
+export type FromWorker =
+  | { readonly type: "result"; readonly id: number; readonly result: unknown }
+  | { readonly type: "error"; readonly id: number; readonly error: SerializedError }
+  | { readonly type: "event"; readonly id: number; readonly event: WorkerEvent };

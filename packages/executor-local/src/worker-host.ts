@@ -1,0 +1,170 @@
+import { abortedError, CoppiceError, reviveError, throwIfAborted } from "@coppice/core";
+import type { FromWorker, Method, WorkerEvent, WorkerMethods } from "./protocol.js";
+import { type Isolation, startWorker, type WorkerPort } from "./worker-port.js";
+
+/** Times that one call may end its worker before it is given up: an accident repeats rarely, a fault always. */
+const attempts = 3;
+
+export interface CallOptions {
+  readonly signal?: AbortSignal | undefined;
+  readonly onEvent?: (event: WorkerEvent) => void;
+}
+
+interface Current {
+  readonly id: number;
+  readonly onEvent: ((event: WorkerEvent) => void) | undefined;
+  resolve(result: unknown): void;
+  reject(error: unknown): void;
+}
+
+/**
+ * One worker and the calls that wait for it, one at a time. When the worker ends unexpectedly it is started again,
+ * everything that made its state is repeated, and then the call that was running: only that call can be to blame.
+ */
+export class WorkerHost {
+  readonly #isolation: Isolation;
+  /** Calls that make the state of a fresh worker, by name. */
+  readonly #state = new Map<string, { method: Method; params: unknown }>();
+  #port: WorkerPort | undefined;
+  #current: Current | undefined;
+  #ready = false;
+  /** The last call's end. */
+  #last: Promise<unknown> = Promise.resolve();
+  #nextId = 1;
+  #disposed = false;
+
+  constructor(isolation: Isolation) {
+    this.#isolation = isolation;
+  }
+
+  /** A call that must be repeated when the worker is started again, until `forget(name)`. */
+  async establish<M extends Method>(
+    name: string,
+    method: M,
+    params: WorkerMethods[M]["params"],
+    options: CallOptions = {},
+  ): Promise<WorkerMethods[M]["result"]> {
+    const result = await this.call(method, params, options);
+    this.#state.set(name, { method, params });
+    return result;
+  }
+
+  forget(name: string): void {
+    this.#state.delete(name);
+  }
+
+  /**
+   * @throws COPPICE_BACKEND_CRASHED when the worker ended at every attempt, COPPICE_BACKEND_DISPOSED, COPPICE_ABORTED
+   * at once when the signal is aborted, and what the worker threw
+   */
+  call<M extends Method>(
+    method: M,
+    params: WorkerMethods[M]["params"],
+    options: CallOptions = {},
+  ): Promise<WorkerMethods[M]["result"]> {
+    const { signal } = options;
+    const turn = this.#last.then(() => {
+      throwIfAborted(signal, `waiting for a worker to ${words[method]}`);
+      return this.#attempt(method, params, options);
+    });
+    this.#last = turn.catch(() => {});
+    return untilAborted(turn, signal, words[method]) as Promise<WorkerMethods[M]["result"]>;
+  }
+
+  async dispose(): Promise<void> {
+    this.#disposed = true;
+    await this.#port?.kill();
+    await this.#last;
+  }
+
+  async #attempt(method: Method, params: unknown, options: CallOptions): Promise<unknown> {
+    for (let attempt = 1; ; attempt++) {
+      try {
+        if (!this.#ready) {
+          for (const call of this.#state.values()) await this.#send(call.method, call.params, {});
+          this.#ready = true;
+        }
+        return await this.#send(method, params, options);
+      } catch (error) {
+        if (!(error instanceof WorkerEnd)) throw error;
+        if (this.#disposed) throw disposed();
+        if (attempt < attempts && !options.signal?.aborted) continue;
+        throw new CoppiceError(
+          "COPPICE_BACKEND_CRASHED",
+          `a worker ended ${attempt} times while it was to ${words[method]}; the last time with ${error.reason}`,
+          {
+            hint: "when memory is short, use fewer workers",
+            details: { attempts: attempt, reason: error.reason },
+          },
+        );
+      }
+    }
+  }
+
+  #send(method: Method, params: unknown, { signal, onEvent }: CallOptions): Promise<unknown> {
+    if (this.#disposed) throw disposed();
+    this.#port ??= startWorker(this.#isolation, {
+      onMessage: (message) => this.#receive(message),
+      onExit: (reason) => {
+        this.#port = undefined;
+        this.#ready = false;
+        this.#current?.reject(new WorkerEnd(reason));
+      },
+    });
+    const port = this.#port;
+    const id = this.#nextId++;
+    const stop = () => port.send({ type: "abort", id });
+    signal?.addEventListener("abort", stop, { once: true });
+    return new Promise((resolve, reject) => {
+      this.#current = { id, onEvent, resolve, reject };
+      port.send({ type: "call", id, method, params });
+    }).finally(() => {
+      this.#current = undefined;
+      signal?.removeEventListener("abort", stop);
+    });
+  }
+
+  #receive(message: FromWorker): void {
+    const current = this.#current;
+    if (!current || message.id !== current.id) return;
+    if (message.type === "event") current.onEvent?.(message.event);
+    else if (message.type === "result") current.resolve(message.result);
+    else current.reject(reviveError(message.error));
+  }
+}
+
+/** The worker is gone; never leaves this file. */
+class WorkerEnd extends Error {
+  readonly reason: string;
+
+  constructor(reason: string) {
+    super(reason);
+    this.reason = reason;
+  }
+}
+
+/** Settles at the abort, although the work ends a little later: a computation is stopped between batches only. */
+function untilAborted<T>(work: Promise<T>, signal: AbortSignal | undefined, what: string): Promise<T> {
+  if (!signal) return work;
+  return new Promise((resolve, reject) => {
+    const stop = () => reject(abortedError(signal, `waiting for a worker to ${what}`));
+    if (signal.aborted) stop();
+    else signal.addEventListener("abort", stop, { once: true });
+    work.then(resolve, reject).finally(() => signal.removeEventListener("abort", stop));
+  });
+}
+
+function disposed(): CoppiceError {
+  return new CoppiceError("COPPICE_BACKEND_DISPOSED", "the workers were used after their disposal");
+}
+
+const words: Readonly<Record<Method, string>> = {
+  open: "load the model",
+  createScorer: "prepare the samples",
+  disposeScorer: "forget samples",
+  evaluate: "evaluate a plan",
+  scoreTask: "evaluate a task",
+  collectStatistics: "collect statistics",
+  generate: "generate text",
+  logits: "compute logits",
+};

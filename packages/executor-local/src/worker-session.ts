@@ -1,0 +1,199 @@
+import { collectStatistics, hashSequences } from "@coppice/calibrate";
+import { type LoadedCheckpoint, loadModel } from "@coppice/checkpoint";
+import { openFolder } from "@coppice/checkpoint/node";
+import { CoppiceError, RunEmitter, type Runner } from "@coppice/core";
+import {
+  calibrationSequences,
+  checkObjective,
+  createEvaluator,
+  defaultObjective,
+  type EncodedTask,
+  type Evaluator,
+  encodeTask,
+  generate,
+  loadTokenizer,
+  microBatches,
+  observeEndToken,
+  prepareTask,
+  scoreSamples,
+  shardBatches,
+  type Tokenizer,
+} from "@coppice/evaluate";
+import { createBackend } from "./backend-source.js";
+import type { Method, TaskParams, WorkerEvent, WorkerMethods } from "./protocol.js";
+import { partsOf } from "./statistics-parts.js";
+
+interface CallContext {
+  readonly signal: AbortSignal;
+  onEvent(event: WorkerEvent): void;
+}
+
+type Handlers = {
+  [M in Method]: (
+    params: WorkerMethods[M]["params"],
+    context: CallContext,
+  ) => Promise<WorkerMethods[M]["result"]> | WorkerMethods[M]["result"];
+};
+
+/** The state of a worker: the loaded model and the evaluators made so far. */
+export class WorkerSession {
+  #opened: { checkpoint: LoadedCheckpoint; runner: Runner } | undefined;
+  #tokenizer: Tokenizer | undefined;
+  readonly #evaluators = new Map<number, Evaluator>();
+
+  async call(method: Method, params: unknown, context: CallContext): Promise<unknown> {
+    return (this.#handlers[method] as (params: unknown, context: CallContext) => unknown)(params, context);
+  }
+
+  readonly #handlers: Handlers = {
+    open: async ({ model: path, backend: source }, { signal }) => {
+      const backend = await createBackend(source);
+      const checkpoint = await loadModel(await openFolder(path), { signal });
+      const { model, weights } = checkpoint;
+      try {
+        this.#opened = { checkpoint, runner: yielding(await backend.load({ model, weights, signal })) };
+      } catch (error) {
+        await checkpoint.close();
+        throw error;
+      }
+      return { model };
+    },
+
+    createScorer: async ({ scorer, objective, prefixCacheBytes, shard, ...source }, { signal }) => {
+      const { runner } = this.#model;
+      const encoded = await this.#encode(source);
+      const aim = objective ?? defaultObjective(encoded.form);
+      checkObjective(aim, encoded.form);
+      // Every worker looks at the same first samples, so all see the same end.
+      const task = aim === "exact-match" ? encoded : await observeEndToken(runner, encoded, { signal });
+      const evaluator = createEvaluator({
+        runner,
+        task,
+        objective: aim,
+        batches: shardBatches(microBatches(task), shard.count)[shard.index] ?? [],
+        ...(prefixCacheBytes !== undefined && { prefixCacheBytes }),
+      });
+      this.#evaluators.set(scorer, evaluator);
+      return { samples: evaluator.samples, total: task.samples.length };
+    },
+
+    disposeScorer: ({ scorer }) => {
+      this.#evaluators.delete(scorer);
+      return undefined;
+    },
+
+    evaluate: async ({ scorer, plan }, { signal }) => {
+      const evaluator = this.#evaluators.get(scorer);
+      if (!evaluator) throw new CoppiceError("COPPICE_INTERNAL", `the worker has no scorer ${scorer}`);
+      const scores = await evaluator.evaluate(plan, { signal });
+      return { ...scores, work: evaluator.work() };
+    },
+
+    scoreTask: async ({ metric: name, plan, shard, ...source }, { signal, onEvent }) => {
+      const { checkpoint, runner } = this.#model;
+      const tokenizer = await this.#loadTokenizer();
+      const { task, metric } = prepareTask(checkpoint.model, {
+        ...source,
+        tokenizer,
+        ...(name !== undefined && { metric: name }),
+      });
+      const total = task.samples.length;
+      const scores = await scoreSamples({
+        runner,
+        tokenizer,
+        task,
+        metric,
+        plan,
+        batches: shardBatches(microBatches(task), shard.count)[shard.index] ?? [],
+        signal,
+        onSamples: (count) => onEvent({ type: "done", count, total }),
+      });
+      return { metric, total, scores };
+    },
+
+    collectStatistics: async ({ task, promptsOnly, parts, shard, limit, chat }, { signal, onEvent }) => {
+      const { checkpoint, runner } = this.#model;
+      const sequences = calibrationSequences(task, {
+        tokenizer: await this.#loadTokenizer(),
+        model: checkpoint.model,
+        ...(limit !== undefined && { limit }),
+        ...(chat !== undefined && { chat }),
+        ...(promptsOnly !== undefined && { promptsOnly }),
+      });
+      const total = sequences.reduce((sum, { length }) => sum + length, 0);
+      const collected: WorkerMethods["collectStatistics"]["result"]["parts"] = [];
+      for (const [part, data] of partsOf(sequences, parts).entries()) {
+        if (part % shard.count !== shard.index || data.length === 0) continue;
+        const emitter = new RunEmitter();
+        let before = 0;
+        emitter.on("progress", ({ done }) => {
+          onEvent({ type: "done", count: done - before, total });
+          before = done;
+        });
+        const statistics = await collectStatistics({
+          runner,
+          sequences: data,
+          name: task.name,
+          emitter,
+          signal,
+        });
+        collected.push({ part, statistics });
+      }
+      return { hash: hashSequences(sequences), sequences: sequences.length, parts: collected };
+    },
+
+    generate: async ({ prompt, options }, { signal, onEvent }) =>
+      generate(this.#model.runner, await this.#loadTokenizer(), prompt, {
+        ...options,
+        signal,
+        onToken: (token, text) => onEvent({ type: "token", token, text }),
+      }),
+
+    logits: async ({ sequence, all, plan }, { signal }) => {
+      const { checkpoint, runner } = this.#model;
+      const last = sequence.length - 1;
+      const positions = all ? Int32Array.from(sequence, (_, i) => i) : Int32Array.of(last);
+      const { logits = new Float32Array(0) } = await runner.run({
+        sequences: [sequence],
+        positions: [positions],
+        ...(plan && { plan }),
+        signal,
+      });
+      const { vocabSize } = checkpoint.model;
+      return Array.from(positions, (_, row) => logits.slice(row * vocabSize, (row + 1) * vocabSize));
+    },
+  };
+
+  get #model() {
+    if (!this.#opened) throw new CoppiceError("COPPICE_INTERNAL", "the worker has no model");
+    return this.#opened;
+  }
+
+  async #loadTokenizer(): Promise<Tokenizer> {
+    this.#tokenizer ??= await loadTokenizer(this.#model.checkpoint.folder);
+    return this.#tokenizer;
+  }
+
+  async #encode({ task, limit, chat }: TaskParams): Promise<EncodedTask> {
+    return encodeTask(task, {
+      tokenizer: await this.#loadTokenizer(),
+      model: this.#model.checkpoint.model,
+      ...(limit !== undefined && { limit }),
+      ...(chat !== undefined && { chat }),
+    });
+  }
+}
+
+/** Lets messages in before every run: a backend may block its thread, and an abort must be heard between batches. */
+function yielding(runner: Runner): Runner {
+  return {
+    model: runner.model,
+    run: async (request) => {
+      await new Promise((resolve) => setImmediate(resolve));
+      return runner.run(request);
+    },
+    createCache: (sequences) => runner.createCache(sequences),
+    dispose: () => runner.dispose(),
+    [Symbol.asyncDispose]: () => runner.dispose(),
+  };
+}

@@ -1,0 +1,70 @@
+import { type Progress, RunEmitter } from "@coppice/core";
+import { parseTask } from "@coppice/evaluate";
+import { createModelPool } from "@coppice/executor-local";
+import { describe, expect, it } from "vitest";
+import { backend, limit, model, samplePlans, task } from "./setup.js";
+
+const pool = (workers: number) =>
+  createModelPool({ model, backend: backend(), workers, isolation: workers === 2 ? "process" : "thread" });
+
+describe("createModelPool", () => {
+  it("gives the same scores, statistics and logits for any number of workers", async () => {
+    const results: unknown[] = [];
+    for (const workers of [1, 2, 3]) {
+      await using own = await pool(workers);
+      const [plan] = samplePlans(own.model, 1);
+      const text = parseTask("Some words to be perplexed by. ".repeat(40), "t.txt");
+      results.push({
+        exact: await own.evaluateTask({ task, limit, ...(plan && { plan }) }),
+        likelihood: await own.evaluateTask({ task, limit, metric: "log-likelihood" }),
+        perplexity: await own.evaluateTask({ task: text }),
+        statistics: await own.collectStatistics({ task, limit }),
+        prompts: (await own.collectStatistics({ task, limit, promptsOnly: true })).tokens,
+        logits: await own.logits([Int32Array.of(1, 2, 3), Int32Array.of(4, 5)], { all: true }),
+      });
+    }
+    expect(results[1]).toEqual(results[0]);
+    expect(results[2]).toEqual(results[0]);
+    expect(results[0]).toMatchObject({
+      exact: { metric: "exact-match", samples: limit },
+      perplexity: { metric: "perplexity", value: expect.any(Number) },
+      statistics: { sources: [{ name: "arith.jsonl", sequences: limit }] },
+      logits: [{ length: 3 }, { length: 2 }],
+    });
+  });
+
+  it("tells how far it is, and streams generated text", async () => {
+    await using own = await pool(2);
+    const emitter = new RunEmitter();
+    const seen: Progress[] = [];
+    emitter.on("progress", (progress) => seen.push(progress));
+    await own.evaluateTask({ task, limit, emitter });
+    expect(seen.map(({ done }) => done)).toEqual([...seen.map(({ done }) => done)].sort((a, b) => a - b));
+    expect(seen.at(-1)).toMatchObject({ done: limit, total: limit, unit: "samples" });
+    seen.length = 0;
+    await own.collectStatistics({ task, limit, emitter });
+    expect(seen.at(-1)).toMatchObject({ done: seen.at(-1)?.total, unit: "tokens" });
+
+    const parts: string[] = [];
+    const generated = await own.generate("Compute: 1 + 1 =", {
+      maxTokens: 12,
+      onToken: (_, text) => parts.push(text),
+    });
+    expect(parts.join("")).toBe(generated.text);
+    expect(generated.tokens).toHaveLength(12);
+    expect((await own.generate("Compute: 1 + 1 =", { maxTokens: 12 })).text).toBe(generated.text);
+  });
+
+  it("passes errors on with their code, hint and details", async () => {
+    await using own = await pool(2);
+    await expect(own.evaluateTask({ task, metric: "choice-accuracy" })).rejects.toMatchObject({
+      name: "CoppiceError",
+      code: "COPPICE_TASK_METRIC",
+      details: { form: "generation" },
+    });
+    await expect(own.logits([Int32Array.of(5_000)])).rejects.toMatchObject({ code: "COPPICE_USAGE" });
+    await expect(own.generate("", {})).rejects.toMatchObject({ code: "COPPICE_USAGE" });
+    await own.dispose();
+    await expect(own.generate("a")).rejects.toMatchObject({ code: "COPPICE_BACKEND_DISPOSED" });
+  });
+});
