@@ -106,11 +106,12 @@ export class ReferenceRunner implements Runner {
     for (let layer = from; layer < to; layer++) {
       this.#runLayer(layer, request, checked, plans.get(layer), cache, hidden);
       if (request.boundaries?.includes(layer + 1)) boundaries.set(layer + 1, hidden.slice());
-      if (layer + 1 < to && performance.now() - sliceStart > sliceMs) {
+      if (layer + 1 === to) break;
+      if (performance.now() - sliceStart > sliceMs) {
         await new Promise((resolve) => setTimeout(resolve, 0));
-        throwIfAborted(request.signal, `running layer ${layer + 1} of ${to}`);
         sliceStart = performance.now();
       }
+      throwIfAborted(request.signal, `running layer ${layer + 1} of ${to}`);
     }
     const head = runHead(model, this.#alive(), checked, hidden, this.#scratch);
     cache?.commit(request.sequences);

@@ -85,6 +85,9 @@ describe("planKey", () => {
       [1, 0.5, zero, 0, 0],
       [0, 1, zero, 0, 0],
     ];
+    expect(canonicalPlan(plan({ experts: [0, 1], merge: shifted(-0) }), model)).toEqual(
+      canonicalPlan(plan({ experts: [0, 1], merge: shifted(0) }), model),
+    );
     expect(key({ experts: [0, 1], merge: shifted(-0) })).toBe(key({ experts: [0, 1], merge: shifted(0) }));
     expect(key({ experts: [0, 1], routerMap: shifted(-0) })).toBe(
       key({ experts: [0, 1], routerMap: shifted(0) }),
