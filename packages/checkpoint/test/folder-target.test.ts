@@ -94,10 +94,10 @@ describe("folderTarget", () => {
     expect(readdirSync(join(base, "full"))).toEqual(["x"]);
   });
 
-  it("does not replace a folder that appears while it writes", async () => {
+  it("does not replace a folder that appears while it writes, empty or not", async () => {
     const { checkpoint, plan } = await prepared();
     const path = join(base, "out");
-    const fs: FileSystem = {
+    const late: FileSystem = {
       ...nodeFileSystem,
       rename: (from, to) => {
         mkdirSync(path);
@@ -105,9 +105,23 @@ describe("folderTarget", () => {
         return nodeFileSystem.rename(from, to);
       },
     };
-    await expectError(applyPlan(checkpoint, plan, createFolderTarget(path, fs)), "COPPICE_IO_EXISTS", path);
+    await expectError(applyPlan(checkpoint, plan, createFolderTarget(path, late)), "COPPICE_IO_EXISTS", path);
     expect(readdirSync(base)).toEqual(["out"]);
     expect(readdirSync(path)).toEqual(["x"]);
+    rmSync(path, { recursive: true });
+    const early: FileSystem = {
+      ...nodeFileSystem,
+      syncFolder: async () => {
+        mkdirSync(path);
+      },
+    };
+    await expectError(
+      applyPlan(checkpoint, plan, createFolderTarget(path, early)),
+      "COPPICE_IO_EXISTS",
+      path,
+    );
+    expect(readdirSync(base)).toEqual(["out"]);
+    expect(readdirSync(path)).toEqual([]);
   });
 
   it("says before it writes that the disk is too small", async () => {

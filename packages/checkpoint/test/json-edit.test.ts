@@ -21,6 +21,12 @@ describe("replaceJsonValues", () => {
     ).toBe(text);
   });
 
+  it("does not take an element of a list for a key", () => {
+    const text = '{"b":{"a":{"x":1}},"c":[{"x":2}]}';
+    expect(replaceJsonValues(text, new Map([["c.a.x", "9"]]))).toBe(text);
+    expect(replaceJsonValues(text, new Map([["c..x", "9"]]))).toBe(text);
+  });
+
   it("does what changing the parsed object does", () => {
     const keys = fc.constantFrom("a", "b", "num_experts", "x y", '"', "\\", "ü");
     const value = fc.letrec((tie) => ({

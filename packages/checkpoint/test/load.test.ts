@@ -138,13 +138,14 @@ describe("loadModel", () => {
   it("closes every file and the folder, also when loading fails", async () => {
     const count = async (files: Files) => {
       let open = 0;
+      let peak = 0;
       let closed = false;
       const folder = memoryFolder(files);
       const counted = {
         ...folder,
         open: async (name: string) => {
           const source = await folder.open(name);
-          open++;
+          peak = Math.max(peak, ++open);
           return { ...source, close: async () => void open-- };
         },
         close: async () => {
@@ -155,10 +156,11 @@ describe("loadModel", () => {
         (checkpoint: LoadedCheckpoint) => checkpoint.close(),
         () => {},
       );
+      expect(peak).toBeLessThan(50);
       return { open, closed };
     };
     const many = await tinyFiles({ layers: 8, experts: 8, maxShardBytes: 300 });
-    expect(many.size).toBeGreaterThan(50);
+    expect(many.size).toBeGreaterThan(80);
     expect(await count(many)).toEqual({ open: 0, closed: true });
     expect(await count(editConfig(many, { hidden_size: 9 }))).toEqual({ open: 0, closed: true });
   });
@@ -193,6 +195,7 @@ describe("fingerprint", () => {
       ["theta", editConfig(files, { rope_theta: 500 })],
       ["epsilon", editConfig(files, { rms_norm_eps: 1e-6 })],
       ["window", editConfig(files, { sliding_window: 4 })],
+      ["the first router", await poison(files, "model.layers.0.block_sparse_moe.gate.weight", 9, 0)],
       ["a router", await poison(files, "model.layers.1.block_sparse_moe.gate.weight", 9, 0)],
       ["an expert", await poison(files, "model.layers.1.block_sparse_moe.experts.3.w1.weight", 1, 0)],
       ["a norm", await poison(files, "model.norm.weight", 7, 0)],
