@@ -110,3 +110,23 @@ function rounded(matrix: Matrix): number[][] {
 export function roundCoefficient(value: number): number {
   return Number(value.toFixed(decimals)) + 0;
 }
+
+/**
+ * A short text that is equal for equal genomes, coefficients as `roundCoefficient` leaves them: two 32-bit
+ * multiplicative hashes. The coefficients themselves take megabytes in large models.
+ */
+export function genomeKey(genome: Genome): string {
+  let a = 0x811c9dc5;
+  let b = 0x01000193;
+  for (const { weights, router } of genome) {
+    for (const row of [...weights, ...router]) {
+      for (const value of row) {
+        const scaled = Math.round(value * 10 ** decimals) | 0;
+        a = Math.imul(a ^ scaled, 0x01000193);
+        b = Math.imul(b ^ (scaled + 0x9e3779b9), 0x85ebca6b);
+        b ^= b >>> 15;
+      }
+    }
+  }
+  return `${(a >>> 0).toString(36)}.${(b >>> 0).toString(36)}`;
+}

@@ -1,5 +1,5 @@
 import type { Rng, Scored, SearchContext } from "@coppice/core";
-import { type Genome, genomeFromSubsets, planFromGenome, type Subsets } from "./genome.js";
+import { type Genome, genomeFromSubsets, genomeKey, planFromGenome, type Subsets } from "./genome.js";
 import type { Layout } from "./layout.js";
 import { stepCoefficients } from "./operators-merge.js";
 import type { Phase, Proposal } from "./phase.js";
@@ -92,7 +92,7 @@ export class MergePhase implements Phase {
         sigma: this.#sigma,
         router: this.#mapped,
       });
-      const key = JSON.stringify(child);
+      const key = genomeKey(child);
       if (this.#seen.has(key)) continue;
       this.#seen.add(key);
       return child;

@@ -21,10 +21,14 @@ export interface EvaluationRequest {
 }
 
 /** What is known of one plan on one sample set. */
-export interface Evaluation {
-  readonly key: string;
+export interface Evaluation extends KnownEvaluation {
   /** Canonical form of the plan. */
   readonly plan: Plan;
+}
+
+/** The part that is remembered: the plans of a long run may not fit into memory. */
+interface KnownEvaluation {
+  readonly key: string;
   /** Mean of `scores`, or -Infinity when the plan failed. */
   readonly fitness: number;
   /** Per sample; empty when the plan failed. */
@@ -47,6 +51,12 @@ export interface PlanEvaluatorOptions {
 }
 
 /**
+ * Longest plan, in characters of JSON, that is written to the journal: any subset fits, while merge matrices of a
+ * model with thousands of experts take megabytes per plan.
+ */
+const longestPlan = 2 ** 16;
+
+/**
  * With so many failures and not one success the fault is not a candidate's: the run ends with the error
  * instead of spending its budget on it.
  */
@@ -64,7 +74,7 @@ export class PlanEvaluator {
   readonly #executor: Executor;
   readonly #journal: RunJournal | undefined;
   readonly #scope: string;
-  readonly #known = new Map<string, Evaluation>();
+  readonly #known = new Map<string, KnownEvaluation>();
   /** Failures that wait for the first success before they are written; see `failuresBeforeGivingUp`. */
   #held: (EvaluatedRecord | FailedRecord)[] = [];
   #succeeded = false;
@@ -106,7 +116,10 @@ export class PlanEvaluator {
       if (!this.#known.has(key) && !missing.has(key)) missing.set(key, requests[i] as EvaluationRequest);
     });
     if (missing.size > 0) await this.#compute(missing, options.signal);
-    return keys.map((key) => this.#known.get(key) as Evaluation);
+    return keys.map((key, i) => ({
+      ...(this.#known.get(key) as KnownEvaluation),
+      plan: canonicalPlan((requests[i] as EvaluationRequest).plan, this.#model),
+    }));
   }
 
   async #compute(
@@ -116,14 +129,14 @@ export class PlanEvaluator {
     const plans = [...missing.values()].map((request) => canonicalPlan(request.plan, this.#model));
     const results = await this.#execute(plans, signal);
     const evaluations = [...missing.keys()].map((key, i) =>
-      toEvaluation(key, plans[i] as Plan, results[i] as PlanScores | CoppiceError),
+      toEvaluation(key, results[i] as PlanScores | CoppiceError),
     );
     this.#computed += evaluations.length;
     this.#succeeded ||= evaluations.some((evaluation) => evaluation.error === undefined);
     const requests = [...missing.values()];
     this.#held.push(
       ...evaluations.map((evaluation, i) =>
-        toRecord(this.#scope, evaluation, requests[i] as EvaluationRequest),
+        toRecord(this.#scope, evaluation, { ...(requests[i] as EvaluationRequest), plan: plans[i] as Plan }),
       ),
     );
     if (this.#succeeded) {
@@ -135,7 +148,7 @@ export class PlanEvaluator {
     for (const evaluation of evaluations) this.#learn(evaluation);
   }
 
-  #learn(evaluation: Evaluation): void {
+  #learn(evaluation: KnownEvaluation): void {
     this.#known.set(evaluation.key, evaluation);
     this.#succeeded ||= evaluation.error === undefined;
   }
@@ -174,9 +187,9 @@ function isCandidateFault(error: unknown): error is CoppiceError {
   );
 }
 
-function toEvaluation(key: string, plan: Plan, result: PlanScores | CoppiceError): Evaluation {
+function toEvaluation(key: string, result: PlanScores | CoppiceError): KnownEvaluation {
   if (isCoppiceError(result)) {
-    return { key, plan, fitness: Number.NEGATIVE_INFINITY, scores: new Float64Array(0), error: result };
+    return { key, fitness: Number.NEGATIVE_INFINITY, scores: new Float64Array(0), error: result };
   }
   const { scores, correct } = result;
   if (scores.length === 0 || (correct && correct.length !== scores.length)) {
@@ -188,11 +201,10 @@ function toEvaluation(key: string, plan: Plan, result: PlanScores | CoppiceError
   const bad = scores.findIndex((score) => !Number.isFinite(score));
   if (bad >= 0) {
     const message = `sample ${bad} scored ${scores[bad]}, expected a finite number`;
-    return toEvaluation(key, plan, new CoppiceError("COPPICE_BACKEND_FAILED", message));
+    return toEvaluation(key, new CoppiceError("COPPICE_BACKEND_FAILED", message));
   }
   return {
     key,
-    plan,
     fitness: scores.reduce((sum, score) => sum + score, 0) / scores.length,
     scores: Float64Array.from(scores),
     ...(correct && {
@@ -202,9 +214,9 @@ function toEvaluation(key: string, plan: Plan, result: PlanScores | CoppiceError
   };
 }
 
-function fromRecord(record: EvaluatedRecord | FailedRecord): Evaluation {
-  if (record.type === "failed") return toEvaluation(record.key, record.plan, reviveError(record.error));
-  return toEvaluation(record.key, record.plan, {
+function fromRecord(record: EvaluatedRecord | FailedRecord): KnownEvaluation {
+  if (record.type === "failed") return toEvaluation(record.key, reviveError(record.error));
+  return toEvaluation(record.key, {
     scores: Float64Array.from(record.scores),
     ...(record.correct !== undefined && { correct: Uint8Array.from(record.correct, Number) }),
   });
@@ -212,13 +224,13 @@ function fromRecord(record: EvaluatedRecord | FailedRecord): Evaluation {
 
 function toRecord(
   scope: string,
-  evaluation: Evaluation,
+  evaluation: KnownEvaluation,
   request: EvaluationRequest,
 ): EvaluatedRecord | FailedRecord {
   const common = {
     scope,
     key: evaluation.key,
-    plan: evaluation.plan,
+    ...(JSON.stringify(request.plan).length <= longestPlan && { plan: request.plan }),
     ...(request.phase !== undefined && { phase: request.phase }),
     ...(request.origin !== undefined && { origin: request.origin }),
   };

@@ -1,15 +1,18 @@
 import { CoppiceError, type Plan, type SerializedError } from "@coppice/core";
 
-/** A plan that was evaluated, with everything that a resumed run needs of it. */
-export interface EvaluatedRecord {
-  readonly type: "evaluated";
+interface PlanRecord {
   /** Which sample set: "search" for the search itself; results of different scopes never mix. */
   readonly scope: string;
   readonly key: string;
-  /** Canonical plan. */
-  readonly plan: Plan;
+  /** Canonical plan, for people; left out when it is long, since a resumed run makes it again. */
+  readonly plan?: Plan;
   readonly phase?: string;
   readonly origin?: string;
+}
+
+/** A plan that was evaluated, with everything that a resumed run needs of it. */
+export interface EvaluatedRecord extends PlanRecord {
+  readonly type: "evaluated";
   /** Fitness per sample; JSON numbers of JavaScript read back as the very same doubles. */
   readonly scores: readonly number[];
   /** One "0" or "1" per sample, where the task has right answers. */
@@ -17,13 +20,8 @@ export interface EvaluatedRecord {
 }
 
 /** A plan that could not be evaluated; a resumed run does not try it again. */
-export interface FailedRecord {
+export interface FailedRecord extends PlanRecord {
   readonly type: "failed";
-  readonly scope: string;
-  readonly key: string;
-  readonly plan: Plan;
-  readonly phase?: string;
-  readonly origin?: string;
   readonly error: SerializedError;
 }
 
@@ -77,7 +75,6 @@ export function evaluationRecords(
 
 function problemOf(record: Readonly<Record<string, unknown>>): string | undefined {
   if (typeof record.key !== "string" || record.key === "") return "it has no key";
-  if (typeof record.plan !== "object" || record.plan === null) return "it has no plan";
   if (record.type === "failed") {
     const error = record.error as { code?: unknown; message?: unknown } | undefined;
     const usable = typeof error?.code === "string" && typeof error.message === "string";

@@ -1,5 +1,5 @@
 import { randomBytes } from "node:crypto";
-import { constants, copyFile, link, readFile, rename, rm, writeFile } from "node:fs/promises";
+import { constants, copyFile, link, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { hostname } from "node:os";
 import { CoppiceError } from "@coppice/core";
 import { readError, writeError } from "./write-file-atomic.js";
@@ -12,8 +12,10 @@ interface Holder {
   readonly started?: string;
 }
 
-/** Attempts to get a lock whose holder is dead before giving up; each lost one means another process was faster. */
-const attempts = 5;
+/** How long to wait for another process that takes over a dead one's lock, which takes it milliseconds. */
+const patience = { attempts: 100, milliseconds: 20 };
+/** Age at which a take-over counts as abandoned by a process that died in it. */
+const abandonedAfter = 10_000;
 
 /**
  * Takes the lock file `path` and returns the function that gives it back. A lock whose holder runs no longer on
@@ -29,14 +31,15 @@ export async function takeLock(path: string): Promise<() => Promise<void>> {
     throw writeError(mine, error);
   }
   try {
-    for (let attempt = 0; attempt < attempts; attempt++) {
+    for (let attempt = 0; attempt < patience.attempts; attempt++) {
       // A link appears with its content, so nobody can ever read a lock that is half written.
       if (await tryLink(mine, path)) return () => rm(path, { force: true });
       const text = await read(path);
       if (text === undefined) continue;
       const holder = parseHolder(text);
       if (holder && (await mayBeAlive(holder))) throw locked(path, holder);
-      await moveAside(path, text, `${mine}.stale`);
+      const removed = await removeDead(path, text, mine);
+      if (!removed) await new Promise((resolve) => setTimeout(resolve, patience.milliseconds));
     }
     throw locked(path, undefined);
   } finally {
@@ -44,15 +47,31 @@ export async function takeLock(path: string): Promise<() => Promise<void>> {
   }
 }
 
-/** Removes a dead holder's lock, unless somebody else's took its place since it was read. */
-async function moveAside(path: string, expected: string, aside: string): Promise<void> {
-  try {
-    await rename(path, aside);
-  } catch {
-    return;
+/**
+ * Removes a dead holder's lock. Only one process at a time may do so, the one that holds a second lock; otherwise one
+ * could remove the new lock of another that was faster. False when somebody else is at it.
+ */
+async function removeDead(path: string, dead: string, mine: string): Promise<boolean> {
+  const turn = `${path}.takeover`;
+  if (!(await tryLink(mine, turn))) {
+    const age = await ageOf(turn);
+    if (age !== undefined && age > abandonedAfter) await rm(turn, { force: true });
+    return false;
   }
-  if ((await read(aside)) !== expected) await tryLink(aside, path);
-  await rm(aside, { force: true });
+  try {
+    if ((await read(path)) === dead) await rm(path, { force: true });
+    return true;
+  } finally {
+    await rm(turn, { force: true });
+  }
+}
+
+async function ageOf(path: string): Promise<number | undefined> {
+  try {
+    return Date.now() - (await stat(path)).mtimeMs;
+  } catch {
+    return undefined;
+  }
 }
 
 async function tryLink(from: string, to: string): Promise<boolean> {

@@ -90,9 +90,10 @@ export async function runSearch(options: SearchOptions): Promise<SearchResult> {
   const batch = atLeastOne("batch", options.batch ?? defaultBatch);
   const evaluator = new PlanEvaluator(options);
   const progress = new SearchProgress(options.emitter, budget);
-  const seen = new Map<string, Scored>();
+  /** Key -> whether it was a probe only. Plans are large: only those of the finalists are kept. */
+  const seen = new Map<string, boolean>();
+  const finalists = new Finalists(options.finalists ?? 20);
   const history: SearchStep[] = [];
-  let best: Scored | undefined;
   let saved: Scored | undefined;
   let failure: CoppiceError | undefined;
   let cacheHits = 0;
@@ -117,21 +118,23 @@ export async function runSearch(options: SearchOptions): Promise<SearchResult> {
     const seenBefore = seen.size;
     const results = candidates.map((candidate, i) => {
       const evaluation = evaluations[i] as Evaluation;
-      const known = seen.get(evaluation.key);
-      const scored = toScored(candidate, evaluation, known !== undefined);
-      if (known) cacheHits++;
+      const wasProbe = seen.get(evaluation.key);
+      const cached = wasProbe !== undefined;
+      const probe = candidate.probe ?? false;
+      const scored = toScored(candidate, evaluation, cached);
+      if (cached) cacheHits++;
+      failure = evaluation.error ?? failure;
       // A plan that was a probe becomes a result when it is proposed as one.
-      if (!known || (known.candidate.probe && !candidate.probe)) {
-        const kept = toScored({ ...candidate, plan: evaluation.plan }, evaluation, false);
-        seen.set(evaluation.key, kept);
-        failure = evaluation.error ?? failure;
-        if (!evaluation.error && !candidate.probe && !(best && kept.fitness <= best.fitness)) best = kept;
-        if (!known) history.push(toStep(kept, seen.size, best));
+      if (!probe && wasProbe !== false) {
+        finalists.add({ ...scored, candidate: { ...candidate, plan: evaluation.plan }, cached: false });
       }
-      progress.scored(scored, seen.size, best);
+      if (!cached) history.push(toStep(scored, seen.size + 1, finalists.best));
+      seen.set(evaluation.key, probe && wasProbe !== false);
+      progress.scored(scored, seen.size, finalists.best);
       return scored;
     });
     strategy.tell(results);
+    const { best } = finalists;
     if (best && best !== saved && computed > 0) {
       saved = best;
       await options.onBest?.(best);
@@ -145,13 +148,14 @@ export async function runSearch(options: SearchOptions): Promise<SearchResult> {
     if (idleAsks % 64 === 63) await new Promise<void>((resolve) => setTimeout(resolve));
   }
 
+  const { best } = finalists;
   if (!best) {
     throw failure ?? new CoppiceError("COPPICE_PLUGIN_INVALID", "the strategy proposed no plan at all");
   }
   if (best !== saved) await options.onBest?.(best);
   return {
     best,
-    finalists: bestOf([...seen.values()], options.finalists ?? 20),
+    finalists: finalists.ranked.slice(0, options.finalists ?? 20),
     evaluations: seen.size,
     cacheHits,
     replayed: seen.size - evaluator.computed,
@@ -161,12 +165,27 @@ export async function runSearch(options: SearchOptions): Promise<SearchResult> {
   };
 }
 
-/** The `count` results of highest fitness, best first; failed ones and probes left out, the earlier of equals first. */
-export function bestOf(results: readonly Scored[], count: number): Scored[] {
-  return results
-    .filter((result) => result.fitness > Number.NEGATIVE_INFINITY && !result.candidate.probe)
-    .sort((a, b) => b.fitness - a.fitness)
-    .slice(0, count);
+/** The best results so far, best first, the earlier one of equals first. */
+class Finalists {
+  readonly ranked: Scored[] = [];
+  readonly #most: number;
+
+  constructor(most: number) {
+    this.#most = Math.max(1, most);
+  }
+
+  get best(): Scored | undefined {
+    return this.ranked[0];
+  }
+
+  add(scored: Scored): void {
+    if (scored.fitness === Number.NEGATIVE_INFINITY) return;
+    const worse = this.ranked.findIndex((other) => other.fitness < scored.fitness);
+    const at = worse < 0 ? this.ranked.length : worse;
+    if (at >= this.#most) return;
+    this.ranked.splice(at, 0, scored);
+    this.ranked.length = Math.min(this.ranked.length, this.#most);
+  }
 }
 
 function checked(candidates: readonly Candidate[], limit: number, model: MoeModel): readonly Candidate[] {

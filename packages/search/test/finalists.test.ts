@@ -1,4 +1,4 @@
-import { CoppiceError, type Scored } from "@coppice/core";
+import { CoppiceError, createPlan, type Scored } from "@coppice/core";
 import { separableLandscape, toyExecutor, toyModel } from "@coppice/plugin-kit";
 import {
   chooseFinalist,
@@ -78,4 +78,25 @@ test("re-scoring on the choice samples is remembered apart from the search", asy
   const resumed = new PlanEvaluator({ model, executor: other, journal, scope: "choice" });
   expect(await resumed.evaluate(candidates)).toEqual(results);
   expect([resumed.computed, other.evaluated.length]).toEqual([0, 5]);
+});
+
+test("plans too long for the journal are left out of it and still not evaluated again", async () => {
+  const large = toyModel({ layers: 1, experts: 300 });
+  const experts = Array.from({ length: 150 }, (_, expert) => expert);
+  const plan = (weight: number) =>
+    createPlan(large, [
+      {
+        layer: 1,
+        experts,
+        merge: experts.map((kept) => Array.from({ length: 300 }, (_, j) => (j === kept ? weight : 0))),
+      },
+    ]);
+  const journal = memoryJournal();
+  const executor = toyExecutor((p) => p.layers[0]?.merge?.[0]?.[0] ?? 0);
+  const options = { model: large, executor, journal };
+  const requests = [{ plan: plan(0.5) }, { plan: createPlan(large, [{ layer: 1, experts }]) }];
+  const first = await new PlanEvaluator(options).evaluate(requests);
+  expect(journal.records.map((record) => "plan" in record)).toEqual([false, true]);
+  expect(await new PlanEvaluator(options).evaluate(requests)).toEqual(first);
+  expect(executor.evaluated).toHaveLength(2);
 });

@@ -83,7 +83,7 @@ describe("lock", () => {
     const other = await sleeper();
     await other.kill();
     await lockAs({ pid: other.pid, host: hostname() });
-    const opened = await Promise.allSettled(Array.from({ length: 8 }, () => openRunFolder(path, identity)));
+    const opened = await Promise.allSettled(Array.from({ length: 24 }, () => openRunFolder(path, identity)));
     const winners = opened.filter((result) => result.status === "fulfilled");
     expect(winners).toHaveLength(1);
     for (const result of opened) {
