@@ -200,7 +200,8 @@ describe("examples", () => {
         filter: (path) => !/[\\/](node_modules|dist|\.turbo)$/.test(path),
       });
       const base = manifest(source);
-      install(folder, base, Object.keys(base.dependencies ?? {}).filter(isOurs));
+      const dependencies = { ...base.dependencies, ...base.devDependencies };
+      install(folder, { ...base, dependencies }, Object.keys(dependencies).filter(isOurs));
       expect(base.scripts).toHaveProperty("start");
       run("npm", ["run", "--silent", "start"], folder);
     },
