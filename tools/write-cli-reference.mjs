@@ -32,8 +32,7 @@ for (const name of ["", ...names.filter((name) => name !== "help")]) {
     page = `${page.trimEnd()}\n\n${title}\n\n${fence}\n`;
     continue;
   }
-  const open = page.indexOf("```text\n", start);
-  const close = page.indexOf("\n```", open + 8);
-  page = `${page.slice(0, open)}${fence}${page.slice(close + 4)}`;
+  const rest = page.slice(start).replace(/^```text\n[^]*?^```$/m, () => fence);
+  page = page.slice(0, start) + rest;
 }
 writeFileSync(path, page);

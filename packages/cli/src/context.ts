@@ -1,3 +1,4 @@
+import { setMaxListeners } from "node:events";
 import { resolve } from "node:path";
 import type { Readable, Writable } from "node:stream";
 import { shellLine } from "./terminal/format.js";
@@ -29,6 +30,8 @@ export class CliContext {
     this.argv = argv;
     this.io = io;
     this.signal = signal;
+    // Every piece of work listens to it; hundreds at once are no leak.
+    setMaxListeners(0, signal);
     // Options are not parsed yet, and a failure to parse them is reported too.
     this.out = new Output(io, {
       json: argv.includes("--json"),

@@ -80,7 +80,7 @@ export const backendSetOption = new Option("--backend-set <key=value>", "option 
   .argParser(settings)
   .helpGroup(runGroup);
 
-export const workersOption = new Option("--workers <n>", "worker threads; default: one per core")
+export const workersOption = new Option("--workers <n>", "worker processes; default: one per core, at most 4")
   .argParser(wholeNumber(1))
   .helpGroup(runGroup);
 

@@ -1,5 +1,5 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
-import type { CliContext } from "./context.js";
+import type { CliContext, TerminalStream } from "./context.js";
 import type { OutputOptions } from "./terminal/output.js";
 import { version } from "./version.js";
 
@@ -78,6 +78,8 @@ export async function createProgram(context: CliContext): Promise<CommandUnknown
     .configureOutput({
       writeOut: (text) => context.io.stdout.write(text),
       writeErr: (text) => context.io.stderr.write(text),
+      getOutHelpWidth: () => helpWidth(context.io.stdout),
+      getErrHelpWidth: () => helpWidth(context.io.stderr),
       // reportError prints the error once, in the form of all others.
       outputError: () => {},
     })
@@ -118,6 +120,11 @@ export async function loadCommand(
     )
     .addOption(new Option("--debug", "show stacks of errors").helpGroup(outputGroup))
     .hook("preAction", (_, command) => context.configure(command.opts() as OutputOptions));
+}
+
+/** Width of the terminal; 80 where there is none, so that redirected help is the same everywhere. */
+function helpWidth({ isTTY, columns }: TerminalStream): number {
+  return isTTY && columns ? columns : 80;
 }
 
 const outputGroup = "Output:";

@@ -9,7 +9,9 @@ const pointLimit = 4000;
 export function progressSection({ evaluations, fitness }: ReportData): Html {
   const points = evaluations.filter((point) => Number.isFinite(point.fitness));
   if (points.length === 0) return html``;
-  const phases = [...new Set(points.map(({ phase }) => phase))];
+  const label = ({ phase, probe }: ReportEvaluation) => (probe ? `${phase} (probes, no results)` : phase);
+  const phases = [...new Set(points.map(label))];
+  const results = points.filter(({ probe }) => !probe);
   const last = Math.max(...points.map(({ evaluation }) => evaluation));
   const values = points.map((point) => point.fitness);
   const { min, max } = range(values);
@@ -18,7 +20,7 @@ export function progressSection({ evaluations, fitness }: ReportData): Html {
   const shown = thin(points);
   const dots = phases.map((phase, i) => {
     const path = shown
-      .filter((point) => point.phase === phase)
+      .filter((point) => label(point) === phase)
       .map((point) => `M${x(point.evaluation)} ${y(point.fitness)}h0`)
       .join("");
     return html`<path class="dot p${i % 4}" d="${path}"/>`;
@@ -26,14 +28,15 @@ export function progressSection({ evaluations, fitness }: ReportData): Html {
   const ticks = [1, 0.75, 0.5, 0.25, 0].map((share) => min + share * (max - min));
   const failed = evaluations.length - points.length;
   return html`<section aria-labelledby="progress"><h2 id="progress">Search</h2>
-<p class="soft">${fitness} of each candidate on the search samples. The best of ${evaluations.length} candidates reached
-${formatScore(Math.max(...values))}, the first ${formatScore(values[0] as number)}.${
-    failed > 0 ? ` ${failed} could not be evaluated.` : ""
-  }</p>
+<p class="soft">${fitness} of each candidate on the search samples. ${
+    results.length > 0
+      ? `The best of ${results.length} candidates reached ${formatScore(range(results.map((point) => point.fitness)).top)}.`
+      : ""
+  }${failed > 0 ? ` ${failed} could not be evaluated.` : ""}</p>
 <div class="line" aria-hidden="true"><div class="y">${ticks.map((tick) => html`<span>${formatScore(tick)}</span>`)}</div>
 <svg viewBox="0 0 1000 1000" preserveAspectRatio="none">${[0.25, 0.5, 0.75].map(
     (share) => html`<path class="grid" d="M0 ${1000 * share}H1000"/>`,
-  )}${dots}<path class="best" d="${bestLine(points, x, y, last)}"/></svg>
+  )}${dots}<path class="best" d="${bestLine(results, x, y, last)}"/></svg>
 <div class="x"><span>1</span><span>evaluations</span><span>${last}</span></div></div>
 <ul class="legend">${phases.map((phase, i) => html`<li><i class="b${i % 4}"></i>${phase}</li>`)}<li><i class="bb"></i>best so far</li></ul>
 </section>`;
@@ -52,14 +55,14 @@ function bestLine(
     best = fitness;
     path += path ? `H${x(evaluation)}V${y(best)}` : `M${x(evaluation)} ${y(best)}`;
   }
-  return `${path}H${x(last)}`;
+  return path ? `${path}H${x(last)}` : "";
 }
 
-function range(values: readonly number[]): { min: number; max: number } {
+function range(values: readonly number[]): { min: number; max: number; top: number } {
   const min = values.reduce((a, b) => Math.min(a, b), Number.POSITIVE_INFINITY);
   const max = values.reduce((a, b) => Math.max(a, b), Number.NEGATIVE_INFINITY);
   const pad = (max - min || Math.abs(max) || 1) * 0.04;
-  return { min: min - pad, max: max + pad };
+  return { min: min - pad, max: max + pad, top: max };
 }
 
 function thin(points: readonly ReportEvaluation[]): readonly ReportEvaluation[] {

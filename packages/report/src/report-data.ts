@@ -29,6 +29,8 @@ export interface ReportEvaluation {
   readonly fitness: number;
   /** Part of the search, such as "prune" or "merge". */
   readonly phase: string;
+  /** True for a plan that was tried only for what it teaches, so that it is no result. */
+  readonly probe?: boolean;
 }
 
 /** What became of the experts of one layer. */

@@ -59,6 +59,23 @@ describe("renderReport", () => {
     expect(page).toMatch(/scope="row"/);
   });
 
+  it("counts no probe as a result", () => {
+    const { evaluations: _, ...data } = sampleReport();
+    const fitness = [0.9, 0.2, 0.3];
+    const evaluations = fitness.map((value, i) => ({
+      evaluation: i + 1,
+      fitness: value,
+      phase: "prune",
+      probe: i === 0,
+    }));
+    const shown = renderReport({ ...data, evaluations });
+    expect(shown).toContain("The best of 2 candidates reached 0.300.");
+    expect(shown).toContain("prune (probes, no results)");
+    const [, best = ""] = /class="best" d="([^"]*)"/.exec(shown) ?? [];
+    expect(best.match(/V/g)).toHaveLength(1);
+    expect(renderReport({ ...data, evaluations: evaluations.slice(0, 1) })).not.toContain("NaN");
+  });
+
   it("survives a run without evaluations, holdout or merges", () => {
     const { rows, ...rest } = sampleReport();
     const empty = renderReport({

@@ -28,6 +28,7 @@ export function sampleReport(hostile = ""): ReportData {
     fitness:
       i === 17 ? Number.NEGATIVE_INFINITY : 0.3 + 0.5 * (1 - Math.exp(-i / 80)) - 0.2 * rng.uniform() ** 2,
     phase: (i < 170 ? "prune" : "merge") + hostile,
+    ...(i < 30 && { probe: true }),
   }));
   const layers = Array.from({ length: 6 }, (_, layer) => {
     const kept = rng.sample(8, 4).sort((a, b) => a - b);

@@ -33,9 +33,11 @@ export function calibrateCommand(context: CliContext): CommandUnknownOpts {
       const data = await readTask(options.data, context);
       const emitter = new RunEmitter();
       context.out.follow(emitter);
-      await using pool = await openPool(opened, options, context, emitter);
-      const statistics = await pool.statistics(data, {
+      await using pool = await openPool(opened, options, context);
+      const statistics = await pool.collectStatistics({
+        task: data,
         emitter,
+        signal: context.signal,
         chat: options.chat ?? false,
         promptsOnly: options.promptsOnly ?? false,
         ...(options.limit !== undefined && { limit: options.limit }),

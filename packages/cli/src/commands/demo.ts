@@ -134,7 +134,7 @@ export function demoCommand(context: CliContext): CommandUnknownOpts {
       );
 
       async function searchWithPool(job: SearchJob) {
-        await using pool = await openPool(job.opened, options, context, emitter);
+        await using pool = await openPool(job.opened, options, context);
         return runAndReport(
           { job, pool, folder, emitter, signal: context.signal },
           `coppice ${shellLine(context.argv)}`,

@@ -48,9 +48,11 @@ export function evalCommand(context: CliContext): CommandUnknownOpts {
           : await readPlan(options.plan, opened.checkpoint.model, context);
       const emitter = new RunEmitter();
       context.out.follow(emitter);
-      await using pool = await openPool(opened, options, context, emitter);
-      const score = await pool.score(task, {
+      await using pool = await openPool(opened, options, context);
+      const score = await pool.evaluateTask({
+        task,
         emitter,
+        signal: context.signal,
         chat: options.chat ?? false,
         ...(options.metric !== undefined && { metric: options.metric }),
         ...(options.limit !== undefined && { limit: options.limit }),

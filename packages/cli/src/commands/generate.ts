@@ -70,6 +70,7 @@ export function generateCommand(context: CliContext): CommandUnknownOpts {
         topP: options.topP,
         seed: options.seed,
         chat: options.chat ?? false,
+        signal: context.signal,
         ...(options.stop && { stop: options.stop }),
         ...(plan && { plan }),
         onToken: (_, text) => context.out.stream(terminal ? printable(text) : text),

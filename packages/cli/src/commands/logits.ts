@@ -46,7 +46,11 @@ export function logitsCommand(context: CliContext): CommandUnknownOpts {
       const plan = options.plan === undefined ? undefined : await readPlan(options.plan, model, context);
       await using pool = await openPool(opened, options, context);
       const all = options.all ?? false;
-      const rows = await pool.logits(options.ids, { all, ...(plan && { plan }) });
+      const rows = await pool.logits(options.ids, {
+        all,
+        signal: context.signal,
+        ...(plan && { plan }),
+      });
       const logits = all ? rows : rows.map((positions) => positions[0]);
       context.out.result({ logits }, () =>
         formatTable(

@@ -116,7 +116,7 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
         fresh: options.fresh ?? false,
       });
       if (folder.resumed) context.out.note(`Continuing the run in ${folder.path}.`);
-      await using pool = await openPool(opened, options, context, emitter);
+      await using pool = await openPool(opened, options, context);
       const { result, data, report, planFile } = await runAndReport(
         { job, pool, folder, emitter, signal: context.signal },
         `coppice ${shellLine(context.argv)}`,

@@ -83,7 +83,7 @@ function parseEntry(value: unknown, where: string): PluginEntry {
 
 function broken(message: string): CoppiceError {
   return new CoppiceError("COPPICE_PLUGIN_INVALID", message, {
-    hint: "repair the package's package.json; docs/guide/write-a-plugin.md shows the field",
+    hint: "ask the author of the package, or correct the `coppice` field of its package.json",
   });
 }
 

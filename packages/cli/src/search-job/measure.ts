@@ -34,14 +34,16 @@ export class Measurer {
 
   /** @param plan absent: the model as it is */
   async measure(scope: Scope, plan?: Plan): Promise<Measurement> {
-    const { job, pool, folder, emitter } = this.#run;
+    const { job, pool, folder, emitter, signal } = this.#run;
     const { metric, chat, sets, opened } = job;
     const { model } = opened.checkpoint;
     const task: Task = sets[scope];
     const id = `${scope} ${metric} ${plan ? planKey(plan, model) : "full"}`;
     let measurement = this.#known.get(id);
     if (!measurement) {
-      const { value, low, high, samples, scores } = await pool.score(task, {
+      const { value, low, high, samples, scores } = await pool.evaluateTask({
+        task,
+        signal,
         metric,
         chat,
         ...(plan && { plan }),

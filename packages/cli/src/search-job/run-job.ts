@@ -1,4 +1,13 @@
-import { createPlan, highest, moeLayers, type Plan, Rng, type Scored, throwIfAborted } from "@coppice/core";
+import {
+  createPlan,
+  highest,
+  moeLayers,
+  type Plan,
+  Rng,
+  type Scored,
+  type SearchStrategy,
+  throwIfAborted,
+} from "@coppice/core";
 import { PlanEvaluator, rankFinalists, runSearch, type SearchResult } from "@coppice/search";
 import { projectToStock } from "@coppice/search-eep";
 import { differenceTo, Measurer, meanMeasurement } from "./measure.js";
@@ -42,17 +51,17 @@ export async function runJob(run: SearchRun): Promise<JobResult> {
     evaluations: job.evaluations,
     scores,
   });
-  const { search, work } = await searching(run, strategy);
-  throwIfAborted(signal, "choosing among the best plans");
-  const ranked = await choose(run, search.finalists);
-  const plan = ranked.finalist.candidate.plan;
-  await folder.writeJson("plan.json", plan);
-  emitter.notify("artifact", { kind: "plan", path: `${folder.path}/plan.json` });
-
   const oneShot = job.criteria.map(({ plugin }) => ({
     label: plugin.pluginName,
     plan: oneShotPlan(job, scores.get(plugin.pluginName) as Float64Array[]),
   }));
+  const { search, seeds, work } = await searching(run, strategy, oneShot);
+  throwIfAborted(signal, "choosing among the best plans");
+  const ranked = await choose(run, [...search.finalists, ...seeds]);
+  const plan = ranked.finalist.candidate.plan;
+  await folder.writeJson("plan.json", plan);
+  emitter.notify("artifact", { kind: "plan", path: `${folder.path}/plan.json` });
+
   const mapped = plan.layers.some((layer) => layer.routerMap);
   const measurer = new Measurer(run, 2 * (1 + randomDraws + oneShot.length + 1 + Number(mapped)));
   const both = async (measured?: Plan) => ({
@@ -103,13 +112,22 @@ export async function runJob(run: SearchRun): Promise<JobResult> {
   };
 }
 
-async function searching(run: SearchRun, strategy: Parameters<typeof runSearch>[0]["strategy"]) {
+/**
+ * Searches, then scores the plans of the criteria on the same samples where the search did not: they take part in the
+ * choice, so that a search with a small budget gives nothing worse than what was to be had without it.
+ */
+async function searching(
+  run: SearchRun,
+  strategy: SearchStrategy,
+  oneShot: readonly { readonly label: string; readonly plan: Plan }[],
+) {
   const { job, pool, folder, emitter, signal } = run;
   const { objective, chat, sets, opened } = job;
-  await using executor = await pool.executor(sets.search, { objective, chat });
+  const { model } = opened.checkpoint;
+  await using executor = await pool.scorer({ task: sets.search, objective, chat, signal });
   const search = await runSearch({
     strategy,
-    model: opened.checkpoint.model,
+    model,
     executor,
     evaluations: job.evaluations,
     batch: askBatch,
@@ -121,14 +139,37 @@ async function searching(run: SearchRun, strategy: Parameters<typeof runSearch>[
       await folder.writeJson("plan.json", best.candidate.plan);
     },
   });
-  return { search, work: executor.work() };
+  const evaluator = new PlanEvaluator({ model, executor, journal: folder.journal });
+  const candidates = oneShot.map(({ label, plan }) => ({
+    plan,
+    phase: "prune",
+    origin: `criterion:${label}`,
+  }));
+  const evaluated = await evaluator.evaluate(candidates, { signal });
+  const known = new Set(search.finalists.map(({ key }) => key));
+  const seeds = candidates.flatMap((candidate, i): Scored[] => {
+    const { key, plan, scores, fitness, accuracy, error } = evaluated[i] as (typeof evaluated)[number];
+    if (error || known.has(key)) return [];
+    known.add(key);
+    return [
+      {
+        candidate: { ...candidate, plan },
+        key,
+        scores,
+        fitness,
+        ...(accuracy !== undefined && { accuracy }),
+        cached: false,
+      },
+    ];
+  });
+  return { search, seeds, work: executor.work() };
 }
 
 /** The finalist that is best on search and choice samples together. */
 async function choose(run: SearchRun, finalists: readonly Scored[]) {
   const { job, pool, folder, signal } = run;
   const { objective, chat, sets, opened } = job;
-  await using executor = await pool.executor(sets.choice, { objective, chat });
+  await using executor = await pool.scorer({ task: sets.choice, objective, chat, signal });
   const evaluator = new PlanEvaluator({
     model: opened.checkpoint.model,
     executor,

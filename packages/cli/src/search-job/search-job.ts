@@ -1,8 +1,8 @@
 import type { Plugin, RunEmitter } from "@coppice/core";
 import type { Metric, Objective, PairedDifference, TaskScore } from "@coppice/evaluate";
+import type { ModelPool } from "@coppice/executor-local";
 import type { RunFolder, RunIdentity } from "@coppice/search/node";
 import type { FoundPlugin } from "../plugins/find-plugin.js";
-import type { ModelPool } from "../work/model-pool.js";
 import type { OpenModel } from "../work/open-model.js";
 import type { SampleSets } from "./sample-sets.js";
 

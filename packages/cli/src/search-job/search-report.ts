@@ -33,10 +33,11 @@ export function searchReport({ job, result, seconds, command }: ReportRequest): 
     metric: job.metric,
     fitness: job.objective,
     rows: result.rows.map(toReportRow),
-    evaluations: search.history.map(({ evaluation, fitness, phase }) => ({
+    evaluations: search.history.map(({ evaluation, fitness, phase, probe }) => ({
       evaluation,
       fitness: fitness ?? Number.NEGATIVE_INFINITY,
       phase,
+      ...(probe && { probe }),
     })),
     layers: reportLayers(model, plan),
     before: modelSize(model),

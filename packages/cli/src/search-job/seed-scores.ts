@@ -45,7 +45,12 @@ async function collected(run: SearchRun): Promise<CollectedStatistics> {
       { hint: "remove the file; it is made again" },
     );
   }
-  const statistics = await pool.statistics(job.sets.search, { chat: job.chat, emitter });
+  const statistics = await pool.collectStatistics({
+    task: job.sets.search,
+    chat: job.chat,
+    emitter,
+    signal,
+  });
   await folder.write(statisticsName, encodeStatistics(statistics));
   return statistics;
 }

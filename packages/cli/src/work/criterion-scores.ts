@@ -53,8 +53,13 @@ async function findStatistics(
   const task = await readTask(data, context);
   const emitter = new RunEmitter();
   context.out.follow(emitter);
-  await using pool = await openPool(opened, options, context, emitter);
-  const statistics = await pool.statistics(task, { emitter, ...(limit !== undefined && { limit }) });
+  await using pool = await openPool(opened, options, context);
+  const statistics = await pool.collectStatistics({
+    task,
+    emitter,
+    signal: context.signal,
+    ...(limit !== undefined && { limit }),
+  });
   context.out.settle();
   return statistics;
 }

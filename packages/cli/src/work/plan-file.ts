@@ -16,6 +16,6 @@ export async function readPlan(path: string, model: MoeModel, context: CliContex
 }
 
 function unwrap(value: unknown): unknown {
-  if (typeof value !== "object" || value === null || "format" in value || !("plan" in value)) return value;
-  return value.plan;
+  if (typeof value !== "object" || value === null || !("plan" in value)) return value;
+  return "format" in value && value.format === "coppice.plan" ? value : value.plan;
 }

@@ -1,7 +1,7 @@
 import { readFile, stat } from "node:fs/promises";
 import { CoppiceError, type ErrorCode } from "@coppice/core";
 
-/** A whole text file of at most `limit` bytes. @throws COPPICE_IO_READ, or `code` when it is too large */
+/** A whole text file of at most `limit` bytes. @throws COPPICE_USAGE, COPPICE_IO_READ, or `code` when it is too large */
 export async function readTextFile(
   path: string,
   limit: number,
@@ -19,11 +19,13 @@ export async function readTextFile(
     if (signal?.aborted)
       throw new CoppiceError("COPPICE_ABORTED", `stopped while reading ${path}`, { cause });
     const reason = (cause as NodeJS.ErrnoException).code;
-    throw new CoppiceError(
-      "COPPICE_IO_READ",
-      reason === "ENOENT" ? `${path} does not exist` : `${path} cannot be read: ${(cause as Error).message}`,
-      { cause, hint: "check the path", details: { path, reason } },
-    );
+    if (reason === "ENOENT") {
+      throw new CoppiceError("COPPICE_USAGE", `${path} does not exist`, { cause, details: { path } });
+    }
+    throw new CoppiceError("COPPICE_IO_READ", `${path} cannot be read: ${(cause as Error).message}`, {
+      cause,
+      details: { path, reason },
+    });
   }
 }
 

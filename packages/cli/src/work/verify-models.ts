@@ -1,7 +1,6 @@
 import { CoppiceError, type Plan, Rng, RunEmitter } from "@coppice/core";
-import { calibrationSequences, type Task } from "@coppice/evaluate";
+import { calibrationSequences, loadTokenizer, type Task } from "@coppice/evaluate";
 import type { CliContext } from "../context.js";
-import { loadTokenizer } from "./load-tokenizer.js";
 import { openPool, type PoolOptions } from "./model-pool.js";
 import type { OpenModel } from "./open-model.js";
 
@@ -51,15 +50,16 @@ export async function verifyModels(
   const sequences = await testSequences(request);
   const emitter = new RunEmitter();
   context.out.follow(emitter);
-  await using first = await openPool(original, { ...options, workers: 1 }, context, emitter);
-  await using second = await openPool(other, { ...options, workers: 1 }, context, emitter);
+  await using first = await openPool(original, { ...options, workers: 1 }, context);
+  await using second = await openPool(other, { ...options, workers: 1 }, context);
+  const { signal } = context;
   let maxAbsDiff = 0;
   let positions = 0;
   let at: Verification["at"];
   for (const [sequence, ids] of sequences.entries()) {
     const [expected, actual] = await Promise.all([
-      first.logits([ids], { all: true, ...(plan && { plan }) }),
-      second.logits([ids], { all: true }),
+      first.logits([ids], { all: true, signal, ...(plan && { plan }) }),
+      second.logits([ids], { all: true, signal }),
     ]);
     expected[0]?.forEach((row, position) => {
       positions++;

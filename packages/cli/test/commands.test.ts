@@ -1,0 +1,208 @@
+import { existsSync, readFileSync } from "node:fs";
+import { join } from "node:path";
+import { fixturePath, loadFixture } from "@coppice/plugin-kit/node";
+import { describe, expect, it } from "vitest";
+import { coppiceHere as coppice, coppiceJson } from "./cli.js";
+import { copyModel, readSafetensors, workshop, writeSafetensors, writeTask } from "./workshop.js";
+
+const work = workshop();
+const model = copyModel(join(work, "model"));
+const task = writeTask(join(work, "task.jsonl"), 12);
+
+describe("inspect", () => {
+  it("describes the checkpoint and what pruning saves", async () => {
+    const inspected = await coppiceJson(["inspect", model, "--keep", "4"]);
+    expect(inspected).toMatchObject({
+      family: "mixtral",
+      layers: 3,
+      experts: 8,
+      topK: 2,
+      parameters: 219_072,
+      bytes: 4 * 219_072,
+      shrink: [{ keep: 4, bytes: 4 * 144_576, parameters: 144_576 }],
+    });
+    expect(inspected["activeParameters"]).toBeLessThan(219_072);
+    const text = await coppice(["inspect", model]);
+    expect(text.stdout).toMatch(/4 per layer +578 kB +66\.0 %/);
+    expect(text.stderr).toBe("");
+  });
+});
+
+describe("logits and generate", () => {
+  it.each(["mixtral", "qwen3_moe"] as const)("agree with the reference outputs of %s", async (name) => {
+    const { golden, model: spec } = await loadFixture(name);
+    const folder = name === "mixtral" ? model : copyModel(join(work, name), name);
+    const ids = golden.sequences.flatMap((sequence) => ["--ids", sequence.join(",")]);
+    const all = (await coppiceJson(["logits", folder, ...ids, "--all"]))["logits"] as number[][][];
+    const flat = Float32Array.from(all.flat(2));
+    expect(flat.length).toBe(golden.logits.length);
+    expect(Math.max(...flat.map((value, i) => Math.abs(value - golden.logits[i]!)))).toBeLessThan(2e-4);
+    const last = (await coppiceJson(["logits", folder, ...ids]))["logits"] as number[][];
+    expect(last.map((row) => row.length)).toEqual([spec.vocabSize, spec.vocabSize]);
+    expect(Math.max(...last[1]!.map((value, i) => Math.abs(value - all[1]!.at(-1)![i]!)))).toBeLessThan(1e-4);
+
+    const first = golden.sequences[0]!.join(",");
+    const generated = await coppiceJson(["generate", folder, "--ids", first, "--max-tokens", "16"]);
+    expect(generated["tokens"]).toEqual([...golden.greedy]);
+    expect(generated["tokensPerSecond"]).toBeGreaterThan(0);
+  });
+
+  it("works from ids without a tokenizer", async () => {
+    const { golden } = await loadFixture("mixtral");
+    const fixture = fixturePath("mixtral");
+    const first = golden.sequences[0]!.join(",");
+    const generated = await coppiceJson(["generate", fixture, "--ids", first, "--max-tokens", "4"]);
+    expect(generated["tokens"]).toEqual([...golden.greedy.slice(0, 4)]);
+  });
+
+  it("streams text to stdout and nothing else", async () => {
+    const words = [
+      "generate",
+      model,
+      "--prompt",
+      "1 + 1 =",
+      "--max-tokens",
+      "12",
+      "--temperature",
+      "0.9",
+      "--seed",
+      "4",
+    ];
+    const json = await coppiceJson(words);
+    const plain = await coppice(words);
+    expect(plain.stdout).toBe(`${json["text"]}\n`);
+    expect(plain.stderr).toMatch(/12 tokens/);
+    expect((await coppice([...words, "--seed", "5"])).stdout).not.toBe(plain.stdout);
+  });
+
+  it("wants one input", async () => {
+    for (const words of [[], ["--prompt", "a", "--ids", "1"]]) {
+      expect((await coppice(["generate", model, ...words])).code).toBe(2);
+    }
+  });
+});
+
+describe("eval, calibrate, score", () => {
+  it("scores a task with an interval, under a plan too", async () => {
+    const score = await coppiceJson([
+      "eval",
+      model,
+      "--task",
+      task,
+      "--metric",
+      "perplexity",
+      "--limit",
+      "6",
+    ]);
+    expect(score).toMatchObject({ metric: "perplexity", samples: 6 });
+    expect(score["low"]).toBeLessThan(score["value"] as number);
+    expect(score["high"]).toBeGreaterThan(score["value"] as number);
+    expect(score["seconds"]).toBeGreaterThan(0);
+    const small = join(work, "for-eval");
+    await coppiceJson(["prune", model, "--keep", "4", "--criterion", "random", "--out", small]);
+    const args = ["--task", task, "--metric", "perplexity"];
+    const planned = await coppiceJson(["eval", model, ...args, "--plan", join(small, "coppice.json")]);
+    const written = await coppiceJson(["eval", small, ...args]);
+    expect(planned["value"]).toBeCloseTo(written["value"] as number, 3);
+    expect(planned["value"]).not.toBeCloseTo(score["value"] as number, 2);
+  });
+
+  it("collects statistics that criteria score from", async () => {
+    const stats = join(work, "stats.safetensors");
+    const made = await coppiceJson(["calibrate", model, "--data", task, "--out", stats]);
+    const text = readFileSync(task, "utf8")
+      .trim()
+      .split("\n")
+      .map((line) => JSON.parse(line));
+    const tokens = text.reduce((sum, { prompt, answer }) => sum + prompt.length + answer.length, 0);
+    expect(made["tokens"]).toBe(tokens);
+    const { scores } = await coppiceJson(["score", model, "--criterion", "frequency", "--stats", stats]);
+    const rows = scores as number[][];
+    expect(rows.map((row) => row.length)).toEqual([8, 8, 8]);
+    for (const row of rows) expect(row.reduce((sum, score) => sum + score, 0)).toBe(2 * tokens);
+    const direct = await coppiceJson(["score", model, "--criterion", "frequency", "--data", task]);
+    expect(direct["scores"]).toEqual(rows);
+    const prompts = await coppiceJson([
+      "calibrate",
+      model,
+      "--data",
+      task,
+      "--out",
+      `${stats}2`,
+      "--prompts-only",
+      "--limit",
+      "2",
+    ]);
+    expect(prompts["tokens"]).toBe(text.slice(0, 2).reduce((sum, { prompt }) => sum + prompt.length, 0));
+    expect((await coppice(["calibrate", model, "--data", task, "--out", stats])).stderr).toMatch(
+      /COPPICE_IO_EXISTS/,
+    );
+  });
+});
+
+describe("prune, apply, verify", () => {
+  it("write what they said they would, equal to the plan", async () => {
+    const out = join(work, "pruned");
+    const args = ["prune", model, "--keep", "4", "--criterion", "reap", "--data", task, "--out", out];
+    const dry = await coppiceJson([...args, "--dry-run"]);
+    expect(existsSync(out)).toBe(false);
+    const pruned = await coppiceJson(args);
+    expect(pruned).toMatchObject({ bytesBefore: 4 * 219_072, bytesAfter: 4 * 144_576 });
+    expect({ ...pruned, dryRun: true }).toEqual(dry);
+    const kept = pruned["files"] as { name: string; bytes: number }[];
+    for (const { name, bytes } of kept) expect(readFileSync(join(out, name)).length).toBe(bytes);
+    expect(await coppiceJson(["inspect", out])).toMatchObject({ experts: 4, bytes: pruned["bytesAfter"] });
+    expect(await coppiceJson(["verify", model, out, "--task", task])).toMatchObject({ equal: true });
+
+    const plan = join(out, "coppice.json");
+    const again = join(work, "applied");
+    const applied = await coppiceJson([
+      "apply",
+      model,
+      "--plan",
+      plan,
+      "--out",
+      again,
+      "--max-shard-size",
+      "300kB",
+    ]);
+    expect(applied["plan"]).toEqual(pruned["plan"]);
+    expect((applied["files"] as unknown[]).length).toBeGreaterThan(kept.length);
+    expect(await coppiceJson(["verify", model, again])).toMatchObject({ equal: true });
+  });
+
+  it("needs no backend for criteria without data", async () => {
+    const out = join(work, "no-backend");
+    const args = ["prune", model, "--keep", "2", "--criterion", "weight-magnitude", "--out", out];
+    expect(await coppiceJson([...args, "--backend", "none-such"])).toMatchObject({ bytesAfter: 4 * 107_328 });
+  });
+
+  it("verify ends with 1 when something differs", async () => {
+    const out = join(work, "damaged");
+    await coppiceJson(["prune", model, "--keep", "4", "--criterion", "random", "--out", out]);
+    const path = join(out, "model.safetensors");
+    const { header, data } = readSafetensors(path);
+    const [begin] = header["lm_head.weight"]!.data_offsets;
+    data.writeFloatLE(data.readFloatLE(begin) + 0.5, begin);
+    writeSafetensors(path, header, data);
+    const finished = await coppice(["verify", model, out, "--json"]);
+    expect(finished.code).toBe(1);
+    expect(finished.json()).toMatchObject({ equal: false, at: { token: 0 } });
+    expect(finished.json()["maxAbsDiff"]).toBeGreaterThan(1e-3);
+    expect((await coppice(["verify", model, out])).stdout).toMatch(/^DIFFERENT/);
+  });
+
+  it("verify asks for a plan that it cannot know", async () => {
+    const other = copyModel(join(work, "other"));
+    const path = join(other, "model.safetensors");
+    const { header, data } = readSafetensors(path);
+    data.writeFloatLE(3, header["lm_head.weight"]!.data_offsets[0]);
+    writeSafetensors(path, header, data);
+    expect((await coppice(["verify", model, other])).stderr).toMatch(/COPPICE_USAGE: .*coppice\.json/);
+    expect(await coppiceJson(["verify", model, copyModel(join(work, "same"))])).toMatchObject({
+      equal: true,
+      maxAbsDiff: 0,
+      plan: false,
+    });
+  });
+});
