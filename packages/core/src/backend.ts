@@ -62,8 +62,8 @@ export interface RunRequest {
   /** Layers whose input is wanted, each in (from, to]; `to` itself gives the output of the last layer run. */
   readonly boundaries?: readonly number[];
   /**
-   * Where logits are wanted: per sequence the ascending positions within this run's tokens. The rows R of the
-   * results are those positions, sequence by sequence.
+   * Where logits are wanted: per sequence positions within this run's tokens, ascending; a repeated position asks
+   * for one more target at the same place. The rows R of the results are those positions, sequence by sequence.
    */
   readonly positions?: readonly Int32Array[];
   /**

@@ -93,10 +93,10 @@ function packedRows(
     let previous = -1;
     for (const position of wanted) {
       const length = (sequences[s] as Int32Array).length;
-      if (position <= previous || position >= length) {
+      if (position < previous || position >= length) {
         throw refused(
           `position ${position} follows ${previous} in sequence ${s} of ${length} tokens; ` +
-            `give ascending positions of 0 to ${length - 1}`,
+            `give positions of 0 to ${length - 1} that do not descend`,
         );
       }
       previous = position;

@@ -66,7 +66,7 @@ describe("checkRunRequest", () => {
       { sequences, positions: [ids(3), ids(), ids()] },
       /position 3 .* sequence 0 of 3 tokens/,
     ],
-    ["a repeated position", { sequences, positions: [ids(1, 1), ids(), ids()] }, /position 1 follows 1/],
+    ["a descending position", { sequences, positions: [ids(1, 0), ids(), ids()] }, /position 0 follows 1/],
     ["positions inside", { sequences, to: 2, positions: [ids(), ids(), ids()] }, /layers up to 3, not 2/],
     ["lone targets", { sequences, targets: [] }, /targets are given without positions/],
     [

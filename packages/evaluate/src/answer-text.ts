@@ -47,3 +47,17 @@ export function answerEndingTokens(model: MoeModel, tokenizer: Tokenizer): Set<n
   }
   return tokens;
 }
+
+/** Ends beyond these cost a row of logits per sample and add next to nothing. */
+const mostLikelyEnds = 4;
+
+/**
+ * The ending tokens whose probabilities add up to that of an answer's end: those of end-of-text and a line break by
+ * itself. A model that was trained on lists of examples shares the probability of the end out among them, so either
+ * alone says little. At most four.
+ */
+export function likelyEnds(model: MoeModel, tokenizer: Tokenizer): number[] {
+  const lineBreaks = tokenizer.lineBreakCandidates().filter((id) => tokenizer.decode([id]) === "\n");
+  const ends = new Set([...endOfTextTokens(model, tokenizer), ...lineBreaks]);
+  return [...ends].slice(0, mostLikelyEnds);
+}

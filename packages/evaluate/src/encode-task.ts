@@ -1,5 +1,5 @@
 import { CoppiceError, type MoeModel } from "@coppice/core";
-import { answerEndingTokens, endOfTextTokens, normalizeAnswer } from "./answer-text.js";
+import { answerEndingTokens, endOfTextTokens, likelyEnds, normalizeAnswer } from "./answer-text.js";
 import { checkIds, checkLength, concat, encodePrompt } from "./encode-prompt.js";
 import { encodeTextTask } from "./encode-text.js";
 import type { ChoicesSample, GenerationSample, Task, TaskForm } from "./task.js";
@@ -10,7 +10,7 @@ export interface EncodedSequence {
   readonly ids: Int32Array;
   /** Ascending positions after which a token is expected. */
   readonly positions: Int32Array;
-  /** The expected token after each position. */
+  /** The expected token after each position; at the end of an answer the first of `EncodedTask.endTokens`. */
   readonly targets: Int32Array;
 }
 
@@ -41,8 +41,8 @@ export interface EncodedTask {
   readonly ending: ReadonlySet<number>;
   /** Those of them that end any text. */
   readonly endOfText: ReadonlySet<number>;
-  /** The ending token whose probability counts as that of the end. */
-  readonly endToken: number;
+  /** Ending tokens whose probabilities add up to that of the end; see `likelyEnds`. */
+  readonly endTokens: readonly number[];
   /** True when the choices are read off logits; see `EncodedSample.choices.tokens`. */
   readonly readsLogits: boolean;
 }
@@ -75,7 +75,8 @@ export interface EncodeOptions {
 export function encodeTask(task: Task, options: EncodeOptions): EncodedTask {
   const { tokenizer, model, limit } = options;
   const ending = answerEndingTokens(model, tokenizer);
-  const endToken = [...ending][0];
+  const endTokens = likelyEnds(model, tokenizer);
+  const [endToken] = endTokens;
   if (endToken === undefined) {
     throw new CoppiceError(
       "COPPICE_TOKENIZER",
@@ -84,7 +85,7 @@ export function encodeTask(task: Task, options: EncodeOptions): EncodedTask {
     );
   }
   const endOfText = endOfTextTokens(model, tokenizer);
-  const common = { name: task.name, form: task.form, ending, endOfText, endToken };
+  const common = { name: task.name, form: task.form, ending, endOfText, endTokens };
   if (task.form === "text") {
     return { ...common, samples: encodeTextTask(task, options), readsLogits: false };
   }
@@ -96,20 +97,6 @@ export function encodeTask(task: Task, options: EncodeOptions): EncodedTask {
     return { ...common, samples: encoded, readsLogits: false };
   }
   return { ...common, ...encodeChoices(samples as readonly ChoicesSample[], task.name, options) };
-}
-
-/** The same task with another token as the one whose probability counts as that of the end. */
-export function withEndToken(task: EncodedTask, endToken: number): EncodedTask {
-  if (task.form !== "generation" || endToken === task.endToken) return task;
-  const samples = task.samples.map((sample) => ({
-    ...sample,
-    sequences: sample.sequences.map((sequence) => {
-      const targets = sequence.targets.slice();
-      targets[targets.length - 1] = endToken;
-      return { ...sequence, targets };
-    }),
-  }));
-  return { ...task, samples, endToken };
 }
 
 function encodeGeneration(

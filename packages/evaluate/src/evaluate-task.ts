@@ -1,6 +1,5 @@
 import { type MoeModel, type Plan, RunEmitter, type Runner, throwIfAborted } from "@coppice/core";
 import { type EncodedSample, type EncodedTask, encodeTask } from "./encode-task.js";
-import { observeEndToken } from "./end-token.js";
 import { type Evidence, indexOfMax, runBatch } from "./evidence.js";
 import { f1Score } from "./f1.js";
 import {
@@ -39,41 +38,25 @@ export interface ScoreSamplesOptions {
   readonly plan?: Plan | undefined;
   /** Some of `microBatches(task)`. Default: all. */
   readonly batches?: readonly MicroBatch[];
-  /**
-   * `exact-match` only: generates every answer instead of those that the forward pass leaves open. Same scores, many
-   * times the work; it exists to prove that.
-   */
-  readonly generateAll?: boolean;
   readonly signal?: AbortSignal | undefined;
   /** Called after each batch with the number of its samples. */
   readonly onSamples?: (count: number) => void;
 }
 
-/**
- * Scores samples, batch by batch; the metric must fit the form. For metrics of log-probabilities the token that ends
- * answers is observed first; see `observeEndToken`.
- */
+/** Scores samples, batch by batch; the metric must fit the form. */
 export async function scoreSamples(options: ScoreSamplesOptions): Promise<SampleScores> {
-  const { runner, metric, signal, onSamples } = options;
-  const observes = metric === "log-likelihood" || metric === "perplexity";
-  const task = observes ? await observeEndToken(runner, options.task, { signal }) : options.task;
+  const { task, signal, onSamples } = options;
   const samples: number[] = [];
   const scores: number[] = [];
   const tokens: number[] = [];
-  for (const batch of ownBatches(task, options.batches)) {
+  for (const batch of options.batches ?? microBatches(task)) {
     throwIfAborted(signal, "evaluating a task");
     samples.push(...batch.samples);
-    scores.push(...(await scoreBatch({ ...options, task }, batch)));
+    scores.push(...(await scoreBatch(options, batch)));
     for (const index of batch.samples) tokens.push(expectedTokens(task.samples[index] as EncodedSample));
     onSamples?.(batch.samples.length);
   }
   return { samples, scores, tokens };
-}
-
-/** The batches to run, cut anew because their sequences hold the end token. */
-function ownBatches(task: EncodedTask, wanted: readonly MicroBatch[] | undefined): MicroBatch[] {
-  const first = new Set(wanted?.map(({ samples }) => samples[0]));
-  return microBatches(task).filter(({ samples }) => !wanted || first.has(samples[0]));
 }
 
 async function scoreBatch(options: ScoreSamplesOptions, batch: MicroBatch): Promise<number[]> {
@@ -81,13 +64,6 @@ async function scoreBatch(options: ScoreSamplesOptions, batch: MicroBatch): Prom
   const samples = batch.samples.map((index) => task.samples[index] as EncodedSample);
   if (metric === "kl") {
     return plan ? klDivergences(runner, task, batch, plan, signal) : samples.map(() => 0);
-  }
-  if (metric === "exact-match" && options.generateAll) {
-    const right = await judgeByGeneration(
-      options,
-      samples.map((sample) => ({ sample, begun: [] })),
-    );
-    return right.map(Number);
   }
   const { evidence } = await runBatch(runner, task, batch, { plan, signal });
   switch (metric) {

@@ -36,10 +36,16 @@ export async function runBatch(
   run: BatchRun,
 ): Promise<{ result: RunResult; evidence: Evidence[] }> {
   const { plan, from = 0, hidden, boundaries, signal } = run;
+  const ends = moreEnds(task);
   const result = await runner.run({
     sequences: batch.sequences.map(({ ids }) => ids),
-    positions: batch.sequences.map(({ positions }) => positions),
-    ...(!task.readsLogits && { targets: batch.sequences.map(({ targets }) => targets) }),
+    positions: batch.sequences.map(({ positions }) =>
+      withMoreEnds(
+        positions,
+        ends.map(() => positions.at(-1)),
+      ),
+    ),
+    ...(!task.readsLogits && { targets: batch.sequences.map(({ targets }) => withMoreEnds(targets, ends)) }),
     ...(plan && { plan }),
     ...(from > 0 && hidden && { from, hidden }),
     ...(boundaries && boundaries.length > 0 && { boundaries }),
@@ -48,22 +54,34 @@ export async function runBatch(
   return { result, evidence: readEvidence(runner.model.vocabSize, task, batch, result) };
 }
 
+/** Targets of the last position of an answer besides the first. */
+function moreEnds(task: EncodedTask): readonly number[] {
+  return task.form === "generation" ? task.endTokens.slice(1) : [];
+}
+
+function withMoreEnds(values: Int32Array, more: readonly (number | undefined)[]): Int32Array {
+  return more.length === 0 ? values : Int32Array.from([...values, ...(more as readonly number[])]);
+}
+
 function readEvidence(
   vocabSize: number,
   task: EncodedTask,
   batch: MicroBatch,
   result: RunResult,
 ): Evidence[] {
+  const ends = moreEnds(task).length;
   let row = 0;
   return batch.samples.map((index) => {
     const sample = task.samples[index] as EncodedSample;
     const begin = row;
-    for (const { positions } of sample.sequences) row += positions.length;
+    for (const { positions } of sample.sequences) row += positions.length + ends;
     if (sample.choices) return choiceEvidence(sample, result, begin, vocabSize);
     const logProbs = wanted(result.targetLogProbs, "targetLogProbs").subarray(begin, row);
     const argmax = wanted(result.argmax, "argmax").subarray(begin, row);
-    const logLikelihood = sum(logProbs);
-    const tokens = row - begin;
+    const tokens = row - begin - ends;
+    // For text the last row is a row like all others: one target, of which this is the value itself.
+    const last = logSumExp(logProbs.subarray(tokens - 1));
+    const logLikelihood = sum(logProbs.subarray(0, tokens - 1)) + last;
     if (task.form === "text") return { logLikelihood, tokens, leadingRight: 0 };
     const targets = sample.sequences[0]?.targets as Int32Array;
     let right = 0;

@@ -6,10 +6,8 @@ export {
   type EncodedTask,
   type EncodeOptions,
   encodeTask,
-  withEndToken,
 } from "./encode-task.js";
 export { calibrationSequences, defaultWindow } from "./encode-text.js";
-export { observeEndToken } from "./end-token.js";
 export * from "./evaluate-task.js";
 export * from "./evaluator.js";
 export { f1Score } from "./f1.js";

@@ -13,13 +13,13 @@ import {
   generate,
   loadTokenizer,
   microBatches,
-  observeEndToken,
   prepareTask,
   scoreSamples,
   shardBatches,
   type Tokenizer,
 } from "@coppice/evaluate";
 import { createBackend } from "./backend-source.js";
+import { noTokenizer } from "./no-tokenizer.js";
 import type { Method, TaskParams, WorkerEvent, WorkerMethods } from "./protocol.js";
 import { partsOf } from "./statistics-parts.js";
 
@@ -59,13 +59,11 @@ export class WorkerSession {
       return { model };
     },
 
-    createScorer: async ({ scorer, objective, prefixCacheBytes, shard, ...source }, { signal }) => {
+    createScorer: async ({ scorer, objective, prefixCacheBytes, shard, ...source }) => {
       const { runner } = this.#model;
-      const encoded = await this.#encode(source);
-      const aim = objective ?? defaultObjective(encoded.form);
-      checkObjective(aim, encoded.form);
-      // Every worker looks at the same first samples, so all see the same end.
-      const task = aim === "exact-match" ? encoded : await observeEndToken(runner, encoded, { signal });
+      const task = await this.#encode(source);
+      const aim = objective ?? defaultObjective(task.form);
+      checkObjective(aim, task.form);
       const evaluator = createEvaluator({
         runner,
         task,
@@ -143,7 +141,7 @@ export class WorkerSession {
     },
 
     generate: async ({ prompt, options }, { signal, onEvent }) =>
-      generate(this.#model.runner, await this.#loadTokenizer(), prompt, {
+      generate(this.#model.runner, await this.#tokenizerFor(prompt), prompt, {
         ...options,
         signal,
         onToken: (token, text) => onEvent({ type: "token", token, text }),
@@ -172,6 +170,15 @@ export class WorkerSession {
   async #loadTokenizer(): Promise<Tokenizer> {
     this.#tokenizer ??= await loadTokenizer(this.#model.checkpoint.folder);
     return this.#tokenizer;
+  }
+
+  /** Ids can be continued without a tokenizer. */
+  async #tokenizerFor(prompt: string | Int32Array): Promise<Tokenizer> {
+    if (typeof prompt !== "string") {
+      const files = await this.#model.checkpoint.folder.list();
+      if (!files.some(({ name }) => name === "tokenizer.json")) return noTokenizer;
+    }
+    return this.#loadTokenizer();
   }
 
   async #encode({ task, limit, chat }: TaskParams): Promise<EncodedTask> {

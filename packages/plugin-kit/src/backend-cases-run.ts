@@ -93,6 +93,27 @@ export function runCases(
       const best = rows.map((row) => row.indexOf(Math.max(...row)));
       expectEqual(result.argmax, best, "argmax");
     }),
+    test("a repeated position scores one more target", async (runner, _, sequences) => {
+      const first = sequences.slice(0, 1);
+      const positions = [Int32Array.of(0, 2, 2, 2)];
+      const targets = [Int32Array.of(1, 5, 3, 5)];
+      const { targetLogProbs = [], argmax = [] } = await runner.run({ sequences: first, positions, targets });
+      const single = await runner.run({
+        sequences: first,
+        positions: [Int32Array.of(0, 2)],
+        targets: [Int32Array.of(1, 3)],
+      });
+      expectThat(targetLogProbs.length === 4, `4 rows were wanted, ${targetLogProbs.length} came`);
+      const once = single.targetLogProbs ?? [];
+      expectClose(targetLogProbs.slice(1, 2), targetLogProbs.slice(3), 0, "one target asked for twice");
+      expectClose(
+        Float32Array.of(targetLogProbs[0] as number, targetLogProbs[2] as number),
+        once,
+        1e-6,
+        "both",
+      );
+      expectEqual(argmax.slice(0, 2), single.argmax ?? [], "most likely tokens");
+    }),
     test("a ragged batch equals its sequences one by one", async (runner, loaded, sequences) => {
       for (const plan of [undefined, mergedPlan(loaded.model, 33)]) {
         const batch = await allLogits(runner, sequences, plan);
