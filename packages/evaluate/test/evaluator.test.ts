@@ -78,20 +78,20 @@ describe("createEvaluator", () => {
     const layers = model.layers.length;
     const plain = createEvaluator({ runner: hiddenRunner(model), task, prefixCacheBytes: 0 });
     const expected = [];
-    for (const plan of plans(30)) expected.push(await plain.evaluate(plan));
-    expect(plain.work()).toEqual({ tokenLayers: 30 * tokens * layers, avoidedTokenLayers: 0 });
+    for (const plan of plans(20)) expected.push(await plain.evaluate(plan));
+    expect(plain.work()).toEqual({ tokenLayers: 20 * tokens * layers, avoidedTokenLayers: 0 });
     let avoided = 0;
     for (const budget of [1, 3, 1000]) {
       const runner = hiddenRunner(model);
       const evaluator = createEvaluator({ runner, task, prefixCacheBytes: budget * bytes });
-      for (const [i, plan] of plans(30).entries())
+      for (const [i, plan] of plans(20).entries())
         expect(await evaluator.evaluate(plan)).toEqual(expected[i]);
       const work = evaluator.work();
-      expect(work.tokenLayers + work.avoidedTokenLayers).toBe(30 * tokens * layers);
+      expect(work.tokenLayers + work.avoidedTokenLayers).toBe(20 * tokens * layers);
       expect(work.avoidedTokenLayers).toBeGreaterThanOrEqual(avoided);
       avoided = work.avoidedTokenLayers;
     }
-    expect(avoided).toBeGreaterThan(20 * tokens);
+    expect(avoided).toBeGreaterThan(10 * tokens);
   });
 
   it("runs plans that differ only in slot order as one", async () => {

@@ -57,6 +57,10 @@ export function sureRunner(model: MoeModel, next: (ids: readonly number[]) => nu
  */
 export function hiddenRunner(model: MoeModel): FakeRunner {
   const size = model.hiddenSize;
+  const head = Float32Array.from(
+    { length: model.vocabSize * size },
+    (_, i) => 4 * Math.cos(Math.floor(i / size) * 1.3 + (i % size)),
+  );
   return fakeRunner(model, (request, prefixes) => {
     const { from = 0, to = model.layers.length } = request;
     const plans = new Map(request.plan?.layers.map((layer) => [layer.layer, hash(layerKey(layer))]));
@@ -81,11 +85,12 @@ export function hiddenRunner(model: MoeModel): FakeRunner {
       for (const position of request.positions?.[s] ?? []) {
         const at = (skipped + position) * size;
         const values = state.subarray(at, at + size);
-        rows.push(
-          Float32Array.from({ length: model.vocabSize }, (_, v) =>
-            values.reduce((sum, value, d) => sum + value * 4 * Math.cos(v * 1.3 + d), 0),
-          ),
-        );
+        const row = new Float32Array(model.vocabSize);
+        for (let i = 0; i < head.length; i++) {
+          const v = Math.floor(i / size);
+          row[v] = (row[v] as number) + (values[i % size] as number) * (head[i] as number);
+        }
+        rows.push(row);
       }
     });
     const packed = [...boundaries].map(([layer, parts]) => [layer, concat(parts)] as const);
@@ -169,5 +174,7 @@ function concat(parts: readonly Float32Array[]): Float32Array {
 
 function logProb(row: Float32Array, target: number): number {
   const max = Math.max(...row);
-  return (row[target] as number) - max - Math.log(row.reduce((sum, value) => sum + Math.exp(value - max), 0));
+  let sum = 0;
+  for (const value of row) sum += Math.exp(value - max);
+  return (row[target] as number) - max - Math.log(sum);
 }
