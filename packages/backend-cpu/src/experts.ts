@@ -36,7 +36,7 @@ export async function runExperts(
   const wanted = new Set(tap?.fields);
   const expertOutputs = wanted.has("expertOutputs") || wanted.has("expertNorms") || wanted.has("output");
   const { topK } = routing;
-  const slots = graphSlots(groups.used.length, experts.slots.length);
+  const slots = graphSlots(groups.used.length);
   const { result, expertOutputs: outputs } = await sessions.run(
     `moe ${JSON.stringify({ hidden, width, slots, topK, expertOutputs })}`,
     () => moeGraph({ hidden, width }, { slots, topK, expertOutputs }),
@@ -54,8 +54,8 @@ export async function runExperts(
  * Slots of the graph for `used` experts. Up to eight each number has its own; beyond, eights share one, so that the
  * sessions of a model with 128 experts stay few.
  */
-function graphSlots(used: number, available: number): number {
-  return used <= 8 ? used : Math.min(available, 8 * Math.ceil(used / 8));
+function graphSlots(used: number): number {
+  return used <= 8 ? used : 8 * Math.ceil(used / 8);
 }
 
 function feedsOf(

@@ -81,6 +81,10 @@ export class Sessions {
       intraOpNumThreads: this.#threads,
       interOpNumThreads: 1,
       graphOptimizationLevel: "all",
+      // Nearly every run has shapes of its own: a pattern kept for each would grow without end, and an arena of
+      // each session would keep the most that any of them took. Without both, runs are as fast.
+      enableMemPattern: false,
+      enableCpuMemArena: false,
       // Failures arrive as exceptions; the library's own lines on stderr would only double them.
       logSeverityLevel: 4,
       // Threads that spin between runs starve the other sessions: 17 to 32 times slower with sixteen of them.
