@@ -24,11 +24,11 @@ describe("scores", () => {
       [1, "thread", 0],
       [2, "process", 2 ** 24],
       [3, "thread", 2 ** 22],
-      [5, "thread", 2 ** 24],
+      [4, "thread", 2 ** 24],
     ] as const) {
       await using own = await pool(workers, {}, isolation);
       await using executor = await own.scorer({ task, limit, prefixCacheBytes });
-      const plans = samplePlans(own.model, 12);
+      const plans = samplePlans(own.model, 8);
       results.push(await executor.evaluate(plans));
       const { tokenLayers, avoidedTokenLayers } = executor.work();
       const all = (await tokensOf(own)) * own.model.layers.length * plans.length;
@@ -37,7 +37,7 @@ describe("scores", () => {
       else expect(avoidedTokenLayers).toBeGreaterThan(0);
     }
     expect(results[0]?.[0]?.scores).toHaveLength(limit);
-    expect(new Set(results[0]?.map(({ scores }) => scores.join())).size).toBeGreaterThan(6);
+    expect(new Set(results[0]?.map(({ scores }) => scores.join())).size).toBeGreaterThan(4);
     for (const other of results.slice(1)) expect(other).toEqual(results[0]);
   });
 
