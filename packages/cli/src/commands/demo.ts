@@ -84,7 +84,7 @@ export function demoCommand(context: CliContext): CommandUnknownOpts {
         backend: findPlugin("backend", options.backend, cwd),
         backendOptions: options.backendSet ?? {},
       };
-      context.out.note(
+      context.out.begin(
         `Keeping ${keep} of 8 experts per layer of coppice-mixtral-27m for the task ${task}, in ${out}`,
       );
       const emitter = new RunEmitter();

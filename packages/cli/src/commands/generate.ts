@@ -11,6 +11,7 @@ import {
   tokenIds,
   wholeNumber,
 } from "../options.js";
+import { askText, isInteractive } from "../terminal/ask.js";
 import { printable } from "../terminal/printable.js";
 import { openPool } from "../work/model-pool.js";
 import { openModel } from "../work/open-model.js";
@@ -53,10 +54,14 @@ export function generateCommand(context: CliContext): CommandUnknownOpts {
     )
     .action(async (path, options) => {
       const [ids] = options.ids ?? [];
-      const input = options.prompt ?? ids;
-      if (input === undefined || (options.prompt !== undefined && ids !== undefined)) {
-        throw new CoppiceError("COPPICE_USAGE", "give either --prompt or --ids");
+      const given = options.prompt ?? ids;
+      if (options.prompt !== undefined && ids !== undefined) {
+        throw new CoppiceError("COPPICE_USAGE", "give either --prompt or --ids, not both");
       }
+      if (given === undefined && !isInteractive(context)) {
+        throw new CoppiceError("COPPICE_USAGE", "give a --prompt or --ids");
+      }
+      const input = given ?? (await askText("Which text shall the model continue?", context));
       await using opened = await openModel(path, context);
       const { model } = opened.checkpoint;
       if (ids) checkSequence(ids, model);

@@ -1,3 +1,4 @@
+import { intro } from "@clack/prompts";
 import type { RunEmitter } from "@coppice/core";
 import pc from "picocolors";
 import type { CliIo, TerminalStream } from "../context.js";
@@ -65,6 +66,12 @@ export class Output {
   note(text: string): void {
     if (this.#quiet) return;
     this.#log({ event: "note", message: text }, text);
+  }
+
+  /** A heading that --quiet silences. */
+  begin(title: string): void {
+    if (this.#view instanceof LiveProgress) intro(title, { output: this.#io.stderr });
+    else this.note(title);
   }
 
   warn(text: string): void {
