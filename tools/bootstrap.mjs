@@ -40,6 +40,17 @@ function turbo(args) {
   pnpm(["exec", "turbo", "run", ...args, "--output-logs=errors-only"]);
 }
 
+/**
+ * Builds a package and runs one of its slow checks or benches.
+ * @param {string} name
+ * @param {string} file
+ * @param {readonly string[]} args
+ */
+function script(name, file, args) {
+  turbo(["build", `--filter=${name}`]);
+  run(process.execPath, [file, ...args]);
+}
+
 /** @type {Record<string, (args: readonly string[]) => void>} */
 const commands = {
   test(args) {
@@ -47,18 +58,16 @@ const commands = {
     turbo(["build", "typecheck", "//#typecheck:root"]);
     run("vitest", ["run", ...args]);
   },
-  demo(args) {
-    if (!existsSync(join(root, "packages", "cli", "package.json"))) {
-      console.error("This checkout has no packages/cli, which holds the demo.");
-      process.exit(1);
-    }
-    turbo(["build", "--filter=coppice"]);
-    run(process.execPath, [join("packages", "cli", "dist", "bin.js"), "demo", ...args]);
-  },
+  demo: (args) => script("coppice", "packages/cli/dist/bin.js", ["demo", ...args]),
   build: (args) => turbo(["build", ...args]),
   typecheck: (args) => turbo(["typecheck", "//#typecheck:root", ...args]),
   lint: (args) => run("biome", ["check", ".", ...args]),
   format: (args) => run("biome", ["check", "--write", ".", ...args]),
+  "check-search": (args) => script("coppice", "packages/cli/scripts/check-search.mjs", args),
+  "check-eval": (args) => script("coppice", "packages/cli/scripts/check-eval.mjs", args),
+  "check-large": (args) =>
+    script("@coppice/checkpoint", "packages/checkpoint/scripts/large-checkpoint.mjs", args),
+  "bench-forms": (args) => script("@coppice/backend-cpu", "packages/backend-cpu/bench/graph-forms.mjs", args),
   "check-packages"(args) {
     turbo(["build"]);
     run(process.execPath, [join("tools", "check-packages.mjs"), ...args]);

@@ -32,7 +32,7 @@ for (const name of ["", ...names.filter((name) => name !== "help")]) {
     page = `${page.trimEnd()}\n\n${title}\n\n${fence}\n`;
     continue;
   }
-  const rest = page.slice(start).replace(/^```text\n[^]*?^```$/m, () => fence);
+  const rest = page.slice(start).replace(/^```text\n[\s\S]*?^```$/m, () => fence);
   page = page.slice(0, start) + rest;
 }
 writeFileSync(path, page);
