@@ -135,7 +135,8 @@ export function demoCommand(context: CliContext): CommandUnknownOpts {
 
       async function searchWithPool(job: SearchJob) {
         await using pool = await openPool(job.opened, options, context);
-        return runAndReport(
+        // Without await the pool would be gone before the run has begun.
+        return await runAndReport(
           { job, pool, folder, emitter, signal: context.signal },
           `coppice ${shellLine(context.argv)}`,
         );
