@@ -139,7 +139,7 @@ describe("createEvaluator", () => {
     const text = encodeTask(parseTask("some text", "t.txt"), { tokenizer, model });
     const runner = hiddenRunner(model);
     expect(() => createEvaluator({ runner, task: text, objective: "likelihood" })).toThrow(/log-likelihood/);
-    expect(() => createEvaluator({ runner, task, objective: "magic" as "blend" })).toThrow(/"magic"/);
+    expect(() => createEvaluator({ runner, task, objective: "magic" as "likelihood" })).toThrow(/"magic"/);
   });
 });
 
@@ -172,7 +172,6 @@ describe("objectives", () => {
     expect(await score("likelihood")).toEqual([expect.closeTo(0.5, 5), 1]);
     expect(await score("likelihood", 0, 2 + 65)).toEqual([expect.closeTo(0.5, 5), 0]);
     expect(await score("log-likelihood")).toEqual([expect.closeTo(Math.log(0.5) / 3, 5), 1]);
-    expect(await score("blend")).toEqual([expect.closeTo(0.75, 5), 1]);
   });
 
   it("take any likely end for the end, and bound what is hopeless", async () => {
@@ -227,7 +226,6 @@ describe("objectives", () => {
       "exact-match": 1,
       likelihood: expect.closeTo(0.5, 5),
       "log-likelihood": expect.closeTo(Math.log(0.5), 5),
-      blend: expect.closeTo(0.75, 5),
     });
   });
 
