@@ -1,5 +1,5 @@
 import { setMaxListeners } from "node:events";
-import { resolve } from "node:path";
+import { isAbsolute, relative, resolve } from "node:path";
 import type { Readable, Writable } from "node:stream";
 import { shellLine } from "./terminal/format.js";
 import { Output, type OutputOptions } from "./terminal/output.js";
@@ -48,6 +48,12 @@ export class CliContext {
   /** A path that the user wrote, relative to where they work. */
   path(path: string): string {
     return resolve(this.io.cwd, path);
+  }
+
+  /** A path as the user would write it: relative where that is shorter. */
+  shown(path: string): string {
+    const short = relative(this.io.cwd, path);
+    return short === "" || short.startsWith("..") || isAbsolute(short) ? path : short;
   }
 
   /** A command line that the user can copy. */

@@ -14,9 +14,9 @@ export function progressSection({ evaluations, fitness }: ReportData): Html {
   const results = points.filter(({ probe }) => !probe);
   const last = Math.max(...points.map(({ evaluation }) => evaluation));
   const values = points.map((point) => point.fitness);
-  const { min, max } = range(values);
+  const { min, max, below } = range(values);
   const x = (evaluation: number) => ((1000 * (evaluation - 0.5)) / last).toFixed(1);
-  const y = (value: number) => (1000 * (1 - (value - min) / (max - min))).toFixed(1);
+  const y = (value: number) => (1000 * (1 - Math.max(0, (value - min) / (max - min)))).toFixed(1);
   const shown = thin(points);
   const dots = phases.map((phase, i) => {
     const path = shown
@@ -30,9 +30,11 @@ export function progressSection({ evaluations, fitness }: ReportData): Html {
   return html`<section aria-labelledby="progress"><h2 id="progress">Search</h2>
 <p class="soft">${fitness} of each candidate on the search samples. ${
     results.length > 0
-      ? `The best of ${results.length} candidates reached ${formatScore(range(results.map((point) => point.fitness)).top)}.`
+      ? `The best of ${results.length} candidates reached ${formatScore(largest(results.map((point) => point.fitness)))}.`
       : ""
-  }${failed > 0 ? ` ${failed} could not be evaluated.` : ""}</p>
+  }${failed > 0 ? ` ${failed} could not be evaluated.` : ""}${
+    below > 0 ? ` ${below} far below the others lie on the lower edge.` : ""
+  }</p>
 <div class="line" aria-hidden="true"><div class="y">${ticks.map((tick) => html`<span>${formatScore(tick)}</span>`)}</div>
 <svg viewBox="0 0 1000 1000" preserveAspectRatio="none">${[0.25, 0.5, 0.75].map(
     (share) => html`<path class="grid" d="M0 ${1000 * share}H1000"/>`,
@@ -58,11 +60,23 @@ function bestLine(
   return path ? `${path}H${x(last)}` : "";
 }
 
-function range(values: readonly number[]): { min: number; max: number; top: number } {
-  const min = values.reduce((a, b) => Math.min(a, b), Number.POSITIVE_INFINITY);
-  const max = values.reduce((a, b) => Math.max(a, b), Number.NEGATIVE_INFINITY);
-  const pad = (max - min || Math.abs(max) || 1) * 0.04;
-  return { min: min - pad, max: max + pad, top: max };
+/**
+ * What the picture spans. A few plans that broke the model must not press all others into a line, so points far below
+ * the lower decile stay on the lower edge.
+ * @returns also how many those are
+ */
+function range(values: readonly number[]): { min: number; max: number; below: number } {
+  const sorted = [...values].sort((a, b) => a - b);
+  const [lowest, decile, top] = [0, 0.1, 1].map(
+    (share) => sorted[Math.floor(share * (sorted.length - 1))] as number,
+  ) as [number, number, number];
+  const bottom = Math.max(lowest, decile - (top - decile));
+  const pad = (top - bottom || Math.abs(top) || 1) * 0.04;
+  return { min: bottom - pad, max: top + pad, below: sorted.filter((value) => value < bottom).length };
+}
+
+function largest(values: readonly number[]): number {
+  return values.reduce((a, b) => Math.max(a, b), Number.NEGATIVE_INFINITY);
 }
 
 function thin(points: readonly ReportEvaluation[]): readonly ReportEvaluation[] {

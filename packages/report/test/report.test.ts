@@ -76,6 +76,21 @@ describe("renderReport", () => {
     expect(renderReport({ ...data, evaluations: evaluations.slice(0, 1) })).not.toContain("NaN");
   });
 
+  it("keeps a few broken plans from flattening the picture", () => {
+    const { evaluations: _, ...data } = sampleReport();
+    const evaluations = Array.from({ length: 100 }, (_, i) => ({
+      evaluation: i + 1,
+      fitness: i < 5 ? -100 : 0.5 + i / 1000,
+      phase: "prune",
+    }));
+    const shown = renderReport({ ...data, evaluations });
+    expect(shown).toContain("5 far below the others lie on the lower edge");
+    const [, dots = ""] = /class="dot p0" d="([^"]*)"/.exec(shown) ?? [];
+    const heights = [...dots.matchAll(/M[\d.]+ ([\d.]+)h0/g)].map(([, y]) => Number(y));
+    expect(heights.slice(0, 5)).toEqual(Array(5).fill(1000));
+    expect(Math.max(...heights.slice(5)) - Math.min(...heights)).toBeGreaterThan(400);
+  });
+
   it("survives a run without evaluations, holdout or merges", () => {
     const { rows, ...rest } = sampleReport();
     const empty = renderReport({

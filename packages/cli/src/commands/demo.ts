@@ -31,7 +31,7 @@ import { verifyModels } from "../work/verify-models.js";
 import { writeCheckpoint } from "../work/write-checkpoint.js";
 
 /** Evaluations of 200 samples of `arith` that two slow cores manage in a minute. */
-const evaluationsPerMinute = 150;
+const evaluationsPerMinute = 160;
 /** Minutes of searching; calibration, baselines, writing and proving take about one more. */
 const defaultMinutes = 2.5;
 const searchSamples = 200;
@@ -126,10 +126,10 @@ export function demoCommand(context: CliContext): CommandUnknownOpts {
           `Done in ${formatDuration(1000 * seconds)}.`,
           "",
           `report      ${pathToFileURL(report).href}`,
-          `checkpoint  ${written}`,
-          `plan        ${planFile}`,
-          `try it      ${context.commandLine("generate", written, "--prompt", search.form === "generation" ? (holdout.samples[0] as { prompt: string }).prompt : "", "--max-tokens", "12")}`,
-          `            ${context.commandLine("inspect", written)}`,
+          `checkpoint  ${context.shown(written)}`,
+          `plan        ${context.shown(planFile)}`,
+          `try it      ${context.commandLine("generate", context.shown(written), "--prompt", search.form === "generation" ? (holdout.samples[0] as { prompt: string }).prompt : "", "--max-tokens", "12")}`,
+          `            ${context.commandLine("inspect", context.shown(written))}`,
         ].join("\n"),
       );
 

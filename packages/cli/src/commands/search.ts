@@ -127,8 +127,8 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
           scoreTable(result.rows),
           "",
           keptShare(result.rows),
-          `plan    ${planFile}`,
-          `report  ${report}`,
+          `plan    ${context.shown(planFile)}`,
+          `report  ${context.shown(report)}`,
           `next    ${context.commandLine("apply", path, "--plan", `${options.out}/plan.json`, "--out", "./small")}`,
         ]
           .filter((line) => line !== undefined)
