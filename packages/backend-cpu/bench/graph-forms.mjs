@@ -1,7 +1,8 @@
 // node packages/backend-cpu/bench/graph-forms.mjs [forms] [score] [decode]
 //
 // What docs/plugins/cpu.md quotes: the forms of an MoE layer, scoring 200 samples, and decoding, on the shipped
-// model. Prints Markdown tables. Times are medians of interleaved runs; run it on a machine that does nothing else.
+// model. Prints Markdown tables. Times are medians of interleaved runs. Processor time is that of the whole process:
+// with one thread it is the time that a run takes on a machine that does nothing else.
 import { readFileSync } from "node:fs";
 import { cpu } from "@coppice/backend-cpu";
 import { loadModel } from "@coppice/checkpoint";
@@ -29,20 +30,26 @@ function samples(task, count) {
   return batch;
 }
 
-/** Medians of interleaved runs, forward and backward in turn. */
+/** Medians of interleaved runs, forward and backward in turn: wall and processor time in milliseconds. */
 async function medians(works, repeats) {
   const names = Object.keys(works);
-  const times = Object.fromEntries(names.map((name) => [name, []]));
+  const times = Object.fromEntries(names.map((name) => [name, { wall: [], processor: [] }]));
   for (let i = -2; i < repeats; i++) {
     for (const name of i & 1 ? names.toReversed() : names) {
-      const start = performance.now();
+      const [start, used] = [performance.now(), process.cpuUsage()];
       await works[name]();
-      if (i >= 0) times[name].push(performance.now() - start);
+      const { user, system } = process.cpuUsage(used);
+      if (i < 0) continue;
+      times[name].wall.push(performance.now() - start);
+      times[name].processor.push((user + system) / 1000);
     }
   }
-  const median = (values) => values.toSorted((a, b) => a - b)[values.length >> 1];
-  return Object.fromEntries(names.map((name) => [name, median(times[name])]));
+  return Object.fromEntries(
+    names.map((name) => [name, { wall: median(times[name].wall), processor: median(times[name].processor) }]),
+  );
 }
+
+const median = (values) => values.toSorted((a, b) => a - b)[values.length >> 1];
 
 const row = (...cells) => process.stdout.write(`| ${cells.join(" | ")} |\n`);
 const table = (...head) => {
@@ -81,7 +88,7 @@ async function compareForms() {
   await runner.dispose();
   const joined = (parts, count) => Float32Array.from(parts.flatMap((part) => [...part])).subarray(0, count);
   const names = Object.keys(forms);
-  table("tokens", ...names.map((name) => `${name}, ms (ratio)`));
+  table("tokens", ...names.map((name) => `${name}, processor ms (ratio)`));
   for (const [tokens, repeats] of [
     [1, 200],
     [8, 100],
@@ -105,13 +112,16 @@ async function compareForms() {
     const found = await medians(works, repeats);
     row(
       tokens,
-      ...names.map((name) => `${found[name].toFixed(2)} (${(found[name] / found.grouped).toFixed(2)})`),
+      ...names.map((name) => {
+        const time = found[name].processor;
+        return `${time.toFixed(2)} (${(time / found.grouped.processor).toFixed(2)})`;
+      }),
     );
   }
 }
 
 async function score() {
-  table("task, first 200 samples", "tokens", "1 thread, ms", "2 threads, ms");
+  table("task, 200 samples", "tokens", "processor ms, 1 thread", "wall ms, 1 thread", "wall ms, 2 threads");
   const runners = {};
   for (const threads of [1, 2]) {
     runners[threads] = await (await cpu.create({ threads }, undefined)).load(checkpoint);
@@ -119,36 +129,35 @@ async function score() {
   for (const task of taskNames) {
     const batch = samples(task, 200);
     const tokens = batch.sequences.reduce((sum, { length }) => sum + length, 0);
-    const works = { 1: () => runners[1].run(batch), 2: () => runners[2].run(batch) };
-    const found = await medians(works, tokens > 10_000 ? 3 : 9);
-    row(task, tokens, found[1].toFixed(0), found[2].toFixed(0));
+    const works = { one: () => runners[1].run(batch), two: () => runners[2].run(batch) };
+    const { one, two } = await medians(works, tokens > 10_000 ? 3 : 9);
+    row(task, tokens, ...[one.processor, one.wall, two.wall].map((time) => time.toFixed(0)));
   }
   for (const runner of Object.values(runners)) await runner.dispose();
 }
 
 async function decode() {
-  table("sequences at once", "tokens a second, 1 thread", "2 threads");
+  table("sequences at once", "processor ms a step, 1 thread", "wall ms, 1 thread", "wall ms, 2 threads");
   const { sequences } = samples("extract", 16);
-  const rates = [];
   for (const count of [1, 16]) {
+    const times = [];
     for (const threads of [1, 2]) {
       const runner = await (await cpu.create({ threads }, undefined)).load(checkpoint);
       const cache = runner.createCache(count);
-      const last = (batch) => batch.map(({ length }) => Int32Array.of(length - 1));
       const targets = Array.from({ length: count }, () => Int32Array.of(0));
       let step = sequences.slice(0, count);
-      const steps = 64;
-      let start = 0;
-      for (let i = 0; i <= steps; i++) {
-        const { argmax } = await runner.run({ sequences: step, positions: last(step), targets, cache });
+      const decodeStep = async () => {
+        const positions = step.map(({ length }) => Int32Array.of(length - 1));
+        const { argmax } = await runner.run({ sequences: step, positions, targets, cache });
         step = Array.from(argmax, (token) => Int32Array.of(token));
-        if (i === 0) start = performance.now();
-      }
-      rates.push(((1000 * steps * count) / (performance.now() - start)).toFixed(0));
+      };
+      const { one } = await medians({ one: decodeStep }, 64);
+      times.push(one);
       cache.dispose();
       await runner.dispose();
     }
-    row(count, ...rates.splice(0));
+    const [single, double] = times;
+    row(count, ...[single.processor, single.wall, double.wall].map((time) => time.toFixed(1)));
   }
 }
 

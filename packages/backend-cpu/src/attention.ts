@@ -73,7 +73,7 @@ export async function runAttention(
     `attention ${JSON.stringify({ ...shape, ...options })}`,
     () => attentionGraph(shape, options),
     feeds,
-    // The very arrays that hold the past: the operator then writes the new positions behind it and copies nothing.
+    // The very arrays that hold the past: the operator then writes behind it instead of copying it elsewhere.
     cache && { presentKey: cache.key, presentValue: cache.value },
   );
   return { normed: normed as Tensor, residual: residual as Tensor, logits };
