@@ -1,5 +1,15 @@
 import { spawnSync } from "node:child_process";
-import { cpSync, existsSync, mkdtempSync, readdirSync, readFileSync, rmSync, writeFileSync } from "node:fs";
+import {
+  cpSync,
+  existsSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  symlinkSync,
+  writeFileSync,
+} from "node:fs";
 import { tmpdir } from "node:os";
 import { basename, join } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -136,6 +146,32 @@ console.log(JSON.stringify({
 }));
 `;
 
+const examples = existsSync(join(root, "examples")) ? readdirSync(join(root, "examples")) : [];
+
+/** Example -> the folder where it was installed. */
+const installed = new Map<string, string>();
+
+describe("examples", () => {
+  it.each(examples)(
+    "%s runs from tarballs",
+    (name) => {
+      const source = join(root, "examples", name);
+      const folder = join(empty(), basename(source));
+      cpSync(source, folder, {
+        recursive: true,
+        filter: (path) => !/[\\/](node_modules|dist|\.turbo)$/.test(path),
+      });
+      const base = manifest(source);
+      const dependencies = { ...base.dependencies, ...base.devDependencies };
+      install(folder, { ...base, dependencies }, Object.keys(dependencies).filter(isOurs));
+      expect(base.scripts).toHaveProperty("start");
+      run("npm", ["run", "--silent", "start"], folder);
+      installed.set(name, folder);
+    },
+    5 * minutes,
+  );
+});
+
 describe("the command", () => {
   let folder = "";
   const coppice = (...args: string[]) =>
@@ -178,6 +214,44 @@ describe("the command", () => {
     expect(coppice("plugins")).toMatch(/search +eep/);
   });
 
+  it("finds the example of a plugin by name where it is installed", () => {
+    const project = empty();
+    const plugin = installed.get("custom-search") ?? "";
+    writeFileSync(join(project, "package.json"), JSON.stringify({ private: true }));
+    mkdirSync(join(project, "node_modules"));
+    symlinkSync(plugin, join(project, "node_modules", "coppice-plugin-hill-climb"), "junction");
+    const bin = join(folder, "node_modules", "coppice", "dist", "bin.js");
+    const there = (...args: string[]) => JSON.parse(run(process.execPath, [bin, ...args, "--json"], project));
+    expect(there("plugins").plugins).toContainEqual(
+      expect.objectContaining({
+        name: "hill-climb",
+        package: "coppice-plugin-hill-climb",
+        builtIn: false,
+        usable: true,
+      }),
+    );
+    const model = join(folder, "node_modules", "@coppice", "demo-model", "model");
+    const sums = Array.from({ length: 30 }, (_, i) =>
+      JSON.stringify({ prompt: `Compute: ${i} + 7 =`, answer: ` ${i + 7}` }),
+    );
+    writeFileSync(join(project, "sums.jsonl"), sums.join("\n"));
+    const search = [
+      "search",
+      model,
+      "--strategy",
+      "hill-climb",
+      "--keep",
+      "4",
+      "--task",
+      "sums.jsonl",
+      "--budget",
+      "9",
+    ];
+    const result = there(...search, "--seeds", "none", "--set", "swaps=2", "--out", "run");
+    expect(result).toMatchObject({ evaluations: 9, samples: { search: 21 } });
+    expect(result.best.origin).toMatch(/random|swap/);
+  });
+
   it("runs the shipped model", () => {
     const model = join(folder, "node_modules", "@coppice", "demo-model", "model");
     const task = join(folder, "node_modules", "@coppice", "demo-model", "tasks", "dev", "arith.jsonl");
@@ -185,26 +259,4 @@ describe("the command", () => {
     expect(samples).toBe(20);
     expect(value).toBeGreaterThan(0.6);
   });
-});
-
-const examples = existsSync(join(root, "examples")) ? readdirSync(join(root, "examples")) : [];
-
-describe("examples", () => {
-  it.each(examples)(
-    "%s runs from tarballs",
-    (name) => {
-      const source = join(root, "examples", name);
-      const folder = join(empty(), basename(source));
-      cpSync(source, folder, {
-        recursive: true,
-        filter: (path) => !/[\\/](node_modules|dist|\.turbo)$/.test(path),
-      });
-      const base = manifest(source);
-      const dependencies = { ...base.dependencies, ...base.devDependencies };
-      install(folder, { ...base, dependencies }, Object.keys(dependencies).filter(isOurs));
-      expect(base.scripts).toHaveProperty("start");
-      run("npm", ["run", "--silent", "start"], folder);
-    },
-    5 * minutes,
-  );
 });

@@ -25,6 +25,9 @@ export async function criterionScores(
   const { plugin } = await loadPlugin("criterion", options.criterion, context.io.cwd);
   const criterion = await plugin.create(options.set ?? {}, undefined);
   const statistics = criterion.needs.statistics ? await findStatistics(opened, options, context) : undefined;
+  if (criterion.needs.weights) {
+    context.out.note(`Reading the weights of all experts to score them by ${options.criterion}.`);
+  }
   return criterion.score({
     model: opened.checkpoint.model,
     weights: opened.checkpoint.weights,
