@@ -37,6 +37,7 @@ describe("search", () => {
     expect(result).toMatchObject({
       evaluations: 24,
       samples: { search: 16, choice: 10, holdout: 20 },
+      choice: { samples: 10, fitness: expect.any(Number) },
       holdout: { samples: 20 },
       best: { samples: 16 },
     });

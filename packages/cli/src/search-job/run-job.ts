@@ -27,8 +27,8 @@ import { seedScores } from "./seed-scores.js";
 export interface JobResult {
   readonly search: SearchResult;
   readonly chosen: Scored;
-  /** Mean fitness of the chosen plan on the choice samples. */
-  readonly choiceFitness: number;
+  /** The chosen plan on the choice samples. */
+  readonly choice: { readonly fitness: number; readonly accuracy?: number; readonly samples: number };
   readonly plan: Plan;
   readonly rows: readonly ResultRow[];
   /** When the plan has router maps: the nearest stock plan, and its scores. */
@@ -57,8 +57,8 @@ export async function runJob(run: SearchRun): Promise<JobResult> {
   }));
   const { search, seeds, work } = await searching(run, strategy, oneShot);
   throwIfAborted(signal, "choosing among the best plans");
-  const ranked = await choose(run, [...search.finalists, ...seeds]);
-  const plan = ranked.finalist.candidate.plan;
+  const { chosen, choice } = await choose(run, [...search.finalists, ...seeds]);
+  const { plan } = chosen.candidate;
   await folder.writeJson("plan.json", plan);
   emitter.notify("artifact", { kind: "plan", path: `${folder.path}/plan.json` });
 
@@ -103,8 +103,8 @@ export async function runJob(run: SearchRun): Promise<JobResult> {
   if (projected) await folder.writeJson("plan.stock.json", projected.plan);
   return {
     search,
-    chosen: ranked.finalist,
-    choiceFitness: ranked.choiceFitness,
+    chosen,
+    choice,
     plan,
     rows: projected ? [...rows, projected.row] : rows,
     ...(projected && { projected }),
@@ -180,7 +180,10 @@ async function choose(run: SearchRun, finalists: readonly Scored[]) {
     finalists.map(({ candidate }) => candidate),
     { signal },
   );
-  return rankFinalists(finalists, results)[0] as ReturnType<typeof rankFinalists>[number];
+  const [best] = rankFinalists(finalists, results);
+  const { finalist: chosen } = best as NonNullable<typeof best>;
+  const { fitness, accuracy, scores } = results[finalists.indexOf(chosen)] as (typeof results)[number];
+  return { chosen, choice: { fitness, samples: scores.length, ...(accuracy !== undefined && { accuracy }) } };
 }
 
 /** The plan of a criterion alone. */

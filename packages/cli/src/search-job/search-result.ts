@@ -21,9 +21,9 @@ export function searchResult(job: SearchJob, result: JobResult, seconds: number)
       phase: chosen.candidate.phase,
       origin: chosen.candidate.origin,
       fitness: chosen.fitness,
-      choiceFitness: result.choiceFitness,
       ...value(best.search),
     },
+    choice: result.choice,
     holdout: { ...value(best.holdout), ...(best.difference && { difference: best.difference }) },
     full: { search: value(full.search), holdout: value(full.holdout) },
     baselines: rows
