@@ -150,8 +150,8 @@ export interface DefaultRates {
 }
 
 /**
- * Chosen on the first 200 search samples of eight tasks of the demo model against 100 others of the same files,
- * 300 prune and 400 merge evaluations; docs/plugins/eep.md says what was compared.
+ * Chosen on the first 200 search samples of four tasks of the demo model, judged on 100 other samples of the same
+ * files; docs/plugins/eep.md says what was compared.
  */
 export const defaultPreset: DefaultRates = {
   eliminationShare: 0.6,
