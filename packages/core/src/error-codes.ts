@@ -69,7 +69,7 @@ export const errorCodes = {
 
   COPPICE_IO_READ: { exit: 1, meaning: "The operating system refused or failed a read." },
   COPPICE_IO_WRITE: { exit: 1, meaning: "The operating system refused or failed a write." },
-  COPPICE_IO_NO_SPACE: { exit: 1, meaning: "The disk has too little free space for the output." },
+  COPPICE_IO_NO_SPACE: { exit: 2, meaning: "The disk has too little free space for the output." },
   COPPICE_IO_EXISTS: { exit: 2, meaning: "The output exists already and is not overwritten." },
 
   COPPICE_PLUGIN_NOT_FOUND: {
