@@ -112,24 +112,39 @@ export class LiveProgress implements ProgressView {
   }
 }
 
+/** Lets through the first and last progress of a stage, and between them one per interval. */
+class LineRate {
+  readonly #everyMs: number;
+  #stage = "";
+  #writtenAt = 0;
+
+  constructor(everyMs: number) {
+    this.#everyMs = everyMs;
+  }
+
+  due({ stage, done, total }: Progress): boolean {
+    const now = performance.now();
+    const first = stage !== this.#stage;
+    if (!first && done < total && now - this.#writtenAt < this.#everyMs) return false;
+    this.#stage = stage;
+    this.#writtenAt = now;
+    return true;
+  }
+}
+
 /** Whole lines at a modest rate, for logs and pipes. */
 export class PlainProgress implements ProgressView {
   readonly #write: (text: string) => void;
   readonly #pace = new Pace();
-  #stage = "";
-  #writtenAt = 0;
+  readonly #rate = new LineRate(lineMs);
 
   constructor(write: (text: string) => void) {
     this.#write = write;
   }
 
   progress(progress: Progress): void {
-    const now = performance.now();
     const left = this.#pace.left(progress);
-    const first = progress.stage !== this.#stage;
-    if (!first && progress.done < progress.total && now - this.#writtenAt < lineMs) return;
-    this.#stage = progress.stage;
-    this.#writtenAt = now;
+    if (!this.#rate.due(progress)) return;
     this.#write(`${progress.stage}: ${describe(progress, left)}\n`);
   }
 
@@ -142,20 +157,15 @@ export class PlainProgress implements ProgressView {
 export class JsonProgress implements ProgressView {
   readonly #write: (text: string) => void;
   readonly #pace = new Pace();
-  #stage = "";
-  #writtenAt = 0;
+  readonly #rate = new LineRate(jsonMs);
 
   constructor(write: (text: string) => void) {
     this.#write = write;
   }
 
   progress(progress: Progress): void {
-    const now = performance.now();
     const left = this.#pace.left(progress);
-    const first = progress.stage !== this.#stage;
-    if (!first && progress.done < progress.total && now - this.#writtenAt < jsonMs) return;
-    this.#stage = progress.stage;
-    this.#writtenAt = now;
+    if (!this.#rate.due(progress)) return;
     this.#write(`${JSON.stringify({ event: "progress", ...progress, etaMs: left })}\n`);
   }
 
