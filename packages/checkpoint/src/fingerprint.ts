@@ -1,4 +1,18 @@
-import { elementCount, type GatedMlpSpec, moeLayers, type TensorRef, throwIfAborted } from "@coppice/core";
+import {
+  type AttentionSpec,
+  attentionTensors,
+  type DecoderLayer,
+  elementCount,
+  type MlpSpec,
+  mlpTensors,
+  moeLayers,
+  type NormSpec,
+  normTensors,
+  type RotarySpec,
+  routerTensors,
+  type TensorRef,
+  throwIfAborted,
+} from "@coppice/core";
 import { sha256 } from "@noble/hashes/sha2.js";
 import { bytesToHex, utf8ToBytes } from "@noble/hashes/utils.js";
 import type { ModelDescription } from "./families/describe.js";
@@ -19,9 +33,10 @@ const parallel = 16;
  *
  * - the settings that the computation depends on,
  * - name, dtype and shape of every tensor of the checkpoint,
- * - the first 4 KiB of every router, and of the embedding, norms, attention and dense tensors (256 of them, evenly
- *   chosen, when there are more),
- * - the first 256 bytes of the gate matrix of every expert (4096 of them, evenly chosen, when there are more).
+ * - the first 4 KiB of every router tensor, and of the embedding, norms, attention, dense and shared tensors and those
+ *   that are not described (256 of them, evenly chosen, when there are more),
+ * - the first 256 bytes of the up matrix of every expert as it is stored, and of the stack where experts lie strided
+ *   in one (4096 of them, evenly chosen, when there are more).
  *
  * It does not depend on how tensors are split into files, on the folder, on the tokenizer or on other files. It tells
  * checkpoints of different training, pruning or merging apart; it does not detect a change of a few values deep
@@ -34,7 +49,7 @@ export async function fingerprintModel(
   signal?: AbortSignal,
 ): Promise<string> {
   const hash = sha256.create();
-  hash.update(utf8ToBytes(`coppice.fingerprint.1\n${JSON.stringify(settingsOf(model))}\n`));
+  hash.update(utf8ToBytes(`coppice.fingerprint.2\n${JSON.stringify(settingsOf(model))}\n`));
   const names = [...tensors.keys()].sort();
   const lines = names.map((name) => {
     const { dtype, shape } = tensors.get(name) as TensorRef;
@@ -58,9 +73,11 @@ export async function fingerprintModel(
 
 /** In an order that depends on the model alone. */
 function sampledTensors(model: ModelDescription): { ref: TensorRef; limit: number }[] {
-  const layers = moeLayers(model as Parameters<typeof moeLayers>[0]);
-  const routers = layers.map(({ feedForward }) => feedForward.router.weight);
-  const experts = layers.flatMap(({ feedForward }) => feedForward.experts.map(({ gate }) => gate));
+  const layers = moeLayers(model);
+  const routers = layers.flatMap(({ feedForward }) => routerTensors(feedForward));
+  const experts = layers.flatMap(({ feedForward }) =>
+    feedForward.experts.map((expert) => expert.gate ?? expert.up),
+  );
   return [
     ...routers.map((ref) => ({ ref, limit: denseSample })),
     ...evenly(denseTensors(model), mostDense).map((ref) => ({ ref, limit: denseSample })),
@@ -69,15 +86,18 @@ function sampledTensors(model: ModelDescription): { ref: TensorRef; limit: numbe
 }
 
 function denseTensors(model: ModelDescription): TensorRef[] {
-  const tensors = [model.embedding, model.finalNorm.weight, model.head];
+  const tensors = [model.embedding, ...normTensors(model.finalNorm), model.head];
+  if (model.headBias) tensors.push(model.headBias);
   for (const { attention, attentionNorm, feedForwardNorm, feedForward } of model.layers) {
-    tensors.push(attentionNorm.weight, feedForwardNorm.weight);
-    for (const { weight } of [attention.query, attention.key, attention.value, attention.output]) {
-      tensors.push(weight);
+    tensors.push(...normTensors(attentionNorm), ...normTensors(feedForwardNorm));
+    tensors.push(...attentionTensors(attention));
+    if (feedForward.kind === "dense") tensors.push(...mlpTensors(feedForward.mlp));
+    else if (feedForward.kind === "moe") {
+      if (feedForward.shared) tensors.push(...mlpTensors(feedForward.shared));
+      if (feedForward.sharedGate) tensors.push(feedForward.sharedGate);
     }
-    if (feedForward.kind === "dense") tensors.push(feedForward.mlp.gate);
   }
-  return tensors;
+  return [...tensors, ...(model.undescribed ?? [])];
 }
 
 function evenly<T>(items: readonly T[], most: number): T[] {
@@ -87,30 +107,65 @@ function evenly<T>(items: readonly T[], most: number): T[] {
 
 /** The description without its tensors: every number and flag that changes what the model computes. */
 function settingsOf(model: ModelDescription): unknown {
-  const mlp = (spec: GatedMlpSpec) => [spec.width, spec.activation];
   return [
     model.family,
     model.hiddenSize,
     model.vocabSize,
     model.tied,
-    model.layers.map(({ attention, attentionNorm, feedForward }) => [
-      attentionNorm.epsilon,
-      attention.heads,
-      attention.kvHeads,
-      attention.headDim,
-      attention.scale,
-      attention.rotary.theta,
-      attention.rotary.dimensions,
-      attention.slidingWindow ?? null,
-      feedForward.kind === "dense"
-        ? mlp(feedForward.mlp)
-        : [
-            elementCount(feedForward.router.weight.shape),
-            feedForward.router.order,
-            feedForward.router.normalize,
-            feedForward.router.topK,
-            mlp(feedForward.experts[0] as GatedMlpSpec),
-          ],
+    [model.embeddingScale ?? 1, model.residualScale ?? 1, model.logitScale ?? 1],
+    normSettings(model.finalNorm),
+    model.layers.map((layer) => [
+      normSettings(layer.attentionNorm),
+      attentionSettings(layer.attention),
+      normSettings(layer.feedForwardNorm),
+      feedForwardSettings(layer.feedForward),
     ]),
+  ];
+}
+
+const normSettings = ({ kind, epsilon }: NormSpec) => [kind, epsilon];
+const mlpSettings = ({ width, activation }: MlpSpec) => [width, activation];
+
+function rotarySettings({ theta, dimensions, interleaved, scaling }: RotarySpec): unknown {
+  return [theta, dimensions, interleaved, scaling ?? null];
+}
+
+function attentionSettings(spec: AttentionSpec): unknown {
+  if (spec.kind === "other") return [spec.kind, spec.name];
+  const { heads, scale, slidingWindow, queryNorm, rotary } = spec;
+  const shared = [
+    spec.kind,
+    heads,
+    scale,
+    slidingWindow ?? null,
+    queryNorm ? normSettings(queryNorm) : null,
+    rotary ? rotarySettings(rotary) : null,
+  ];
+  if (spec.kind === "mla")
+    return [...shared, spec.nopeDim, spec.valueDim, spec.rank, normSettings(spec.kvNorm)];
+  const { kvHeads, headDim, keyNorm, normAfterRotary, clip, chunk, temperature } = spec;
+  return [
+    ...shared,
+    kvHeads,
+    headDim,
+    keyNorm ? [keyNorm.over, normSettings(keyNorm)] : null,
+    normAfterRotary ?? false,
+    clip ?? null,
+    chunk ?? null,
+    temperature ? [temperature.floor, temperature.scale] : null,
+  ];
+}
+
+function feedForwardSettings(spec: DecoderLayer["feedForward"]): unknown {
+  if (spec.kind === "other") return spec.kind;
+  if (spec.kind === "dense") return mlpSettings(spec.mlp);
+  const { weight, bias, correction, ...routing } = spec.router;
+  return [
+    elementCount(weight.shape),
+    [bias !== undefined, correction !== undefined],
+    // Sorted, so that the order in which a family states them does not count.
+    Object.entries(routing).sort(([a], [b]) => (a < b ? -1 : 1)),
+    mlpSettings(spec.experts[0] as MlpSpec),
+    spec.shared ? mlpSettings(spec.shared) : null,
   ];
 }

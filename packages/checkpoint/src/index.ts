@@ -1,6 +1,13 @@
 export { applyPlan, type OutputOptions, type OutputSummary, predictOutput } from "./apply.js";
 export { decodeValues, encodeValues } from "./decode.js";
-export { type Detected, families } from "./families/detect.js";
+export { type CountPaths, type Detected, families } from "./families/detect.js";
+export type {
+  ExpertRows,
+  ExpertTensors,
+  MergeRule,
+  SeparateTensor,
+  StackedTensor,
+} from "./families/expert-tensors.js";
 export type { ExpertLayout, FamilyDescription, MlpNames } from "./families/family.js";
 export {
   type ByteSource,

@@ -1,7 +1,7 @@
 import {
   type DType,
   elementCount,
-  type GatedMlpSpec,
+  type MlpSpec,
   type ModelSize,
   mlpTensors,
   modelSize,
@@ -106,7 +106,7 @@ function expertSize(loaded: LoadedCheckpoint): { parameters: number; bytes: numb
     const { weight } = router;
     size.parameters += elementCount(weight.shape) / experts.length;
     size.bytes += (weight.end - weight.begin) / experts.length;
-    for (const { shape, begin, end } of mlpTensors(experts[0] as GatedMlpSpec)) {
+    for (const { shape, begin, end } of mlpTensors(experts[0] as MlpSpec)) {
       size.parameters += elementCount(shape);
       size.bytes += end - begin;
     }

@@ -1,7 +1,9 @@
-import type { MoeModel, TensorRef, WeightReader } from "@coppice/core";
+import { type MoeModel, moeLayers, type TensorRef, type WeightReader } from "@coppice/core";
 import { ConfigReader } from "./config.js";
 import { describeModel } from "./families/describe.js";
 import { type Detected, detectFamily } from "./families/detect.js";
+import { findEdits } from "./families/expert-edits.js";
+import type { ExpertTensors } from "./families/expert-tensors.js";
 import { fingerprintModel } from "./fingerprint.js";
 import { type CheckpointFolder, readSmallFile } from "./folder.js";
 import { type JsonObject, parseJsonObject } from "./json-object.js";
@@ -24,6 +26,8 @@ export interface LoadedCheckpoint extends AsyncDisposable {
   readonly sources: SourceCache;
   /** The family description that recognised it, and how its experts lie in the files. */
   readonly detected: Detected;
+  /** What surgery edits, of every set of experts. */
+  readonly edits: readonly ExpertTensors[];
   /** Closes the files and the folder. Reads that are under way may fail. */
   close(): Promise<void>;
 }
@@ -78,6 +82,12 @@ export async function loadModel(
       folder,
       sources,
       detected,
+      edits: findEdits(
+        detected,
+        reader,
+        moeLayers({ layers: description.layers }).map(({ index }) => index),
+        files.tensors,
+      ),
       close,
       [Symbol.asyncDispose]: close,
     };

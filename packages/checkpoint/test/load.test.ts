@@ -1,6 +1,6 @@
 import { type LoadedCheckpoint, loadModel, memoryFolder } from "@coppice/checkpoint";
 import { openFolder } from "@coppice/checkpoint/node";
-import { moeLayers, type TensorRef } from "@coppice/core";
+import { type MlpSpec, moeLayers, type TensorRef } from "@coppice/core";
 import { describe, expect, it } from "vitest";
 import {
   bytesOf,
@@ -32,12 +32,12 @@ describe("loadModel", () => {
     expect(layers).toHaveLength(3);
     const { attention, feedForward } = layers[1]!;
     expect(attention).toMatchObject({ heads: 4, kvHeads: 2, headDim: 16, scale: 0.25 });
-    expect(attention.rotary).toEqual({ theta: 1e6, dimensions: 16 });
+    expect(attention).toMatchObject({ rotary: { theta: 1e6, dimensions: 16, interleaved: false } });
     expect("slidingWindow" in attention || "queryNorm" in attention).toBe(false);
     if (feedForward.kind !== "moe") throw new Error("no experts");
-    expect(feedForward.router).toMatchObject({ order: "softmax-topk", normalize: true, topK: 2 });
+    expect(feedForward.router).toMatchObject({ order: "softmax-topk", normalize: { power: 1 }, topK: 2 });
     expect(feedForward.experts).toHaveLength(8);
-    const { gate, up, down, width } = feedForward.experts[5]!;
+    const { gate, up, down, width } = feedForward.experts[5] as Required<MlpSpec>;
     const base = "model.layers.1.block_sparse_moe.experts.5";
     expect([gate.name, up.name, down.name, width]).toEqual([
       `${base}.w1.weight`,
@@ -50,9 +50,11 @@ describe("loadModel", () => {
   it("describes the Qwen3-MoE fixture, whose config has rope_parameters and num_local_experts", async () => {
     await using checkpoint = await loadModel(await openFolder(`${fixtures}qwen3_moe`));
     const { attention, feedForward } = checkpoint.model.layers[0]!;
-    expect(attention.queryNorm?.weight.shape).toEqual([16]);
-    expect(attention.keyNorm?.weight.name).toBe("model.layers.0.self_attn.k_norm.weight");
-    expect(attention.rotary.theta).toBe(10_000);
+    expect(attention).toMatchObject({
+      queryNorm: { kind: "rms", over: "head", weight: { shape: [16] } },
+      keyNorm: { weight: { name: "model.layers.0.self_attn.k_norm.weight" } },
+      rotary: { theta: 10_000 },
+    });
     expect(feedForward.kind === "moe" && feedForward.experts).toHaveLength(8);
   });
 
@@ -106,7 +108,7 @@ describe("loadModel", () => {
     for (const family of ["mixtral", "qwen3_moe"] as const) {
       const files = await tinyFiles({ family, fused: true });
       await using checkpoint = await load(files);
-      const { gate, up, down } = moeLayers(checkpoint.model)[1]!.feedForward.experts[3]!;
+      const { gate, up, down } = moeLayers(checkpoint.model)[1]!.feedForward.experts[3] as Required<MlpSpec>;
       const stack = (await tensorsOf(files)).get("model.layers.1.mlp.experts.gate_up_proj")!;
       expect(stack.shape).toEqual([4, 12, 8]);
       // Expert 3 has rows 36 to 47 of 8 values: first its 6 gate rows, then its 6 up rows.

@@ -1,6 +1,9 @@
-import { moeLayers } from "@coppice/core";
+import { type GroupedQueryAttentionSpec, type MoeModel, moeLayers } from "@coppice/core";
 import { describe, expect, it } from "vitest";
 import { bytesOf, editConfig, editTensors, expectError, load, tinyFiles } from "./helpers.js";
+
+/** The attention of the first layer. */
+const grouped = (model: MoeModel) => model.layers[0]!.attention as GroupedQueryAttentionSpec;
 
 describe("settings", () => {
   const settings = async (changes: Record<string, unknown>, family: "mixtral" | "qwen3_moe" = "qwen3_moe") =>
@@ -10,17 +13,16 @@ describe("settings", () => {
     const absent = { rms_norm_eps: undefined, rope_theta: undefined, max_position_embeddings: undefined };
     const mixtral = await settings(absent, "mixtral");
     expect(mixtral.finalNorm.epsilon).toBe(1e-5);
-    expect(mixtral.layers[0]!.attention.rotary.theta).toBe(1e6);
+    expect(grouped(mixtral).rotary?.theta).toBe(1e6);
     expect(mixtral.contextLength).toBe(131_072);
     const qwen = await settings({ ...absent, head_dim: null, norm_topk_prob: undefined });
     expect(qwen.finalNorm.epsilon).toBe(1e-6);
     expect(qwen.layers[0]!.attention).toMatchObject({ headDim: 4, rotary: { theta: 10_000 } });
-    expect(moeLayers(qwen)[0]!.feedForward.router.normalize).toBe(false);
+    expect(moeLayers(qwen)[0]!.feedForward.router.normalize).toBeUndefined();
   });
 
   it("reads rope_theta from rope_parameters before the top level", async () => {
-    const theta = async (changes: Record<string, unknown>) =>
-      (await settings(changes)).layers[0]!.attention.rotary.theta;
+    const theta = async (changes: Record<string, unknown>) => grouped(await settings(changes)).rotary?.theta;
     expect(await theta({ rope_parameters: { rope_theta: 5e5, rope_type: "default" } })).toBe(5e5);
     expect(await theta({ rope_theta: 123, rope_parameters: { rope_type: "default" } })).toBe(123);
     expect(await theta({ rope_theta: 123, rope_scaling: null })).toBe(123);
@@ -28,7 +30,7 @@ describe("settings", () => {
 
   it("honours sliding_window only where the family uses it", async () => {
     const window = async (changes: Record<string, unknown>, family: "mixtral" | "qwen3_moe") =>
-      (await settings(changes, family)).layers[0]!.attention.slidingWindow;
+      grouped(await settings(changes, family)).slidingWindow;
     expect(await window({ sliding_window: 16 }, "mixtral")).toBe(16);
     expect(await window({ sliding_window: null }, "mixtral")).toBeUndefined();
     expect(await window({ sliding_window: 16, use_sliding_window: false }, "qwen3_moe")).toBeUndefined();
@@ -98,7 +100,7 @@ describe("settings", () => {
       }
     });
     const { model } = await load(editConfig(files, { attention_bias: true }));
-    expect(model.layers[0]!.attention.key.bias?.shape).toEqual([4]);
+    expect(grouped(model).key.bias?.shape).toEqual([4]);
     await expectError(load(files), "COPPICE_FAMILY_UNSUPPORTED", "4 tensors", "q_proj.bias");
   });
 

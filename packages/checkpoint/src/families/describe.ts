@@ -4,8 +4,9 @@ import {
   type DecoderLayer,
   type DType,
   dtypeBytes,
-  type GatedMlpSpec,
+  type HeadNormSpec,
   type LinearSpec,
+  type MlpSpec,
   type MoeModel,
   type MoeSpec,
   type NormSpec,
@@ -48,6 +49,7 @@ export function describeModel(
   const layers: DecoderLayer[] = [];
   for (let index = 0; index < settings.layers; index++) {
     const norm = (name: string): NormSpec => ({
+      kind: "rms",
       weight: take.tensor(tensorName(name, index), [hiddenSize]),
       epsilon: settings.epsilon,
     });
@@ -67,7 +69,11 @@ export function describeModel(
       "by its config.json, none of the layers has experts",
     );
   }
-  const finalNorm = { weight: take.tensor(names.finalNorm, [hiddenSize]), epsilon: settings.epsilon };
+  const finalNorm: NormSpec = {
+    kind: "rms",
+    weight: take.tensor(names.finalNorm, [hiddenSize]),
+    epsilon: settings.epsilon,
+  };
   // A tied checkpoint may carry a copy of the embedding under the head's name; loaders ignore it.
   if (settings.tied) take.ignore(names.head);
   const head = settings.tied ? embedding : take.tensor(names.head, [vocabSize, hiddenSize]);
@@ -99,7 +105,9 @@ function describeAttention(
     weight: take.tensor(`${tensorName(name, layer)}.weight`, [rows, columns]),
     ...(settings.attentionBias && { bias: take.tensor(`${tensorName(name, layer)}.bias`, [rows]) }),
   });
-  const headNorm = (name: string): NormSpec => ({
+  const headNorm = (name: string): HeadNormSpec => ({
+    kind: "rms",
+    over: "head",
     weight: take.tensor(tensorName(name, layer), [headDim]),
     epsilon: settings.epsilon,
   });
@@ -115,7 +123,7 @@ function describeAttention(
     output: linear(names.output, hiddenSize, heads * headDim),
     ...(names.queryNorm && { queryNorm: headNorm(names.queryNorm) }),
     ...(names.keyNorm && { keyNorm: headNorm(names.keyNorm) }),
-    rotary: { theta: settings.theta, dimensions: headDim },
+    rotary: { theta: settings.theta, dimensions: headDim, interleaved: false },
     ...(slidingWindow !== undefined && { slidingWindow }),
   };
 }
@@ -130,10 +138,10 @@ function describeExperts(
   const router = {
     weight: take.tensor(tensorName(layout.router, layer), [count, hiddenSize]),
     order: family.router.order,
-    normalize: settings.normalize,
+    ...(settings.normalize && { normalize: { power: 1 } }),
     topK: settings.topK,
   };
-  const experts: GatedMlpSpec[] = [];
+  const experts: MlpSpec[] = [];
   if (layout.kind === "separate") {
     for (let expert = 0; expert < count; expert++) {
       experts.push(describeMlp(layout.experts, width, hiddenSize, take, layer, expert));
@@ -147,7 +155,7 @@ function describeExperts(
         up: part(gateUp, expert * 2 + 1, [width, hiddenSize], `${expert}, up`),
         down: part(down, expert, [hiddenSize, width], String(expert)),
         width,
-        activation: "silu",
+        activation: { kind: "silu" },
       });
     }
   }
@@ -156,16 +164,17 @@ function describeExperts(
 }
 
 /** Merged experts are stored in the dtype of their layer's experts, so there must be one. */
-function checkOneDtype(experts: readonly GatedMlpSpec[], layer: number): void {
-  const [first] = experts as readonly [GatedMlpSpec];
+function checkOneDtype(experts: readonly MlpSpec[], layer: number): void {
+  const [first] = experts as readonly [MlpSpec];
   for (const expert of experts) {
     for (const role of ["gate", "up", "down"] as const) {
-      if (expert[role].dtype === first[role].dtype) continue;
+      const [one, other] = [first[role], expert[role]];
+      if (one?.dtype === other?.dtype) continue;
       throw new CoppiceError(
         "COPPICE_FORMAT_DTYPE",
-        `the experts of layer ${layer} are stored in different dtypes: ${first[role].name} in ${first[role].dtype}, ` +
-          `${expert[role].name} in ${expert[role].dtype}`,
-        { details: { layer, tensor: expert[role].name } },
+        `the experts of layer ${layer} are stored in different dtypes: ${one?.name} in ${one?.dtype}, ` +
+          `${other?.name} in ${other?.dtype}`,
+        { details: { layer, tensor: other?.name } },
       );
     }
   }
@@ -177,7 +186,7 @@ function describeDense(
   settings: Settings,
   take: TensorTaker,
   layer: number,
-): GatedMlpSpec {
+): MlpSpec {
   const width = config.integer(family.config.denseWidth ?? []);
   return describeMlp(family.tensors.dense as MlpNames, width, settings.hiddenSize, take, layer);
 }
@@ -189,14 +198,14 @@ function describeMlp(
   take: TensorTaker,
   layer: number,
   expert?: number,
-): GatedMlpSpec {
+): MlpSpec {
   const tensor = (name: string, shape: number[]) => take.tensor(tensorName(name, layer, expert), shape);
   return {
     gate: tensor(names.gate, [width, hiddenSize]),
     up: tensor(names.up, [width, hiddenSize]),
     down: tensor(names.down, [hiddenSize, width]),
     width,
-    activation: "silu",
+    activation: { kind: "silu" },
   };
 }
 

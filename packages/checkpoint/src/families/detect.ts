@@ -11,6 +11,20 @@ export const families: readonly FamilyDescription[] = [mixtral, qwen3Moe];
 export interface Detected {
   readonly family: FamilyDescription;
   readonly layout: ExpertLayout;
+  readonly counts: CountPaths;
+}
+
+/**
+ * Where config.json states counts that surgery changes: paths of keys joined by dots, those that are present, in the
+ * order of preference.
+ */
+export interface CountPaths {
+  readonly experts: readonly string[];
+  readonly topK: readonly string[];
+  readonly groups: readonly string[];
+  readonly groupsKept: readonly string[];
+  /** Lists of limits on tokens per expert that must have as many entries as before (ERNIE `moe_capacity`). */
+  readonly capacity: readonly string[];
 }
 
 /**
@@ -24,7 +38,7 @@ export function detectFamily(config: ConfigReader, tensors: ReadonlyMap<string, 
   const stated = families.find((family) => family.name === modelType);
   if (stated) {
     const layout = findLayout(stated, config, tensors);
-    if (layout) return { family: stated, layout };
+    if (layout) return { family: stated, layout, counts: findCounts(stated, config) };
     const [stock] = stated.layouts as readonly [ExpertLayout];
     throw new CoppiceError(
       "COPPICE_FAMILY_UNSUPPORTED",
@@ -37,7 +51,7 @@ export function detectFamily(config: ConfigReader, tensors: ReadonlyMap<string, 
   if (modelType === undefined) {
     const matches = families.flatMap((family) => {
       const layout = hasNormsOf(family, tensors) ? findLayout(family, config, tensors) : undefined;
-      return layout ? [{ family, layout }] : [];
+      return layout ? [{ family, layout, counts: findCounts(family, config) }] : [];
     });
     if (matches.length === 1) return matches[0] as Detected;
   }
@@ -49,6 +63,12 @@ export function detectFamily(config: ConfigReader, tensors: ReadonlyMap<string, 
       `known are ${families.map(({ name }) => name).join(", ")}`,
     { details: { modelType: modelType ?? null, tensors: sampleNames(tensors) } },
   );
+}
+
+function findCounts(family: FamilyDescription, config: ConfigReader): CountPaths {
+  const present = (keys: readonly string[]) => keys.filter((key) => config.get(key));
+  const { experts, topK } = family.config;
+  return { experts: present(experts), topK: present(topK), groups: [], groupsKept: [], capacity: [] };
 }
 
 function findLayout(
