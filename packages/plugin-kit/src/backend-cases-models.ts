@@ -8,7 +8,8 @@ import {
 } from "./backend-subject.js";
 import { expectClose, expectCode } from "./compare.js";
 import type { ConformanceCase } from "./conformance-case.js";
-import { type RandomModelShape, randomModel } from "./random-model.js";
+import { randomModel } from "./random-model.js";
+import type { RandomModelShape } from "./random-shape.js";
 import { mergedPlan, prunedPlan } from "./sample-plans.js";
 import { slowForward } from "./slow-model.js";
 

@@ -4,7 +4,8 @@ export type { BackendSource } from "./backend-subject.js";
 export type { ConformanceCase } from "./conformance-case.js";
 export type { Fixture, FixtureSource, Golden, GoldenRouter } from "./fixture.js";
 export { intoMemory, type MemoryModel, memoryModel, modelTensors } from "./memory-model.js";
-export { type RandomModelShape, randomModel } from "./random-model.js";
+export { randomModel } from "./random-model.js";
+export type { RandomLatent, RandomModelShape, RandomRouter } from "./random-shape.js";
 export {
   type SearchConformanceSettings,
   searchConformance,

@@ -1,8 +1,11 @@
 import {
+  attentionTensors,
   CoppiceError,
   elementCount,
   type MoeModel,
   mlpTensors,
+  normTensors,
+  routerTensors,
   type TensorRef,
   type WeightReader,
 } from "@coppice/core";
@@ -37,25 +40,33 @@ export function memoryModel(model: MoeModel, tensors: ReadonlyMap<string, Float3
 /** Reads all weights of a small model into memory. */
 export async function intoMemory(model: MoeModel, weights: WeightReader): Promise<MemoryModel> {
   const tensors = new Map<string, Float32Array>();
+  const refs = new Map<string, TensorRef>();
   for (const ref of modelTensors(model)) {
-    if (!tensors.has(ref.name)) tensors.set(ref.name, await weights.read(ref));
+    const known = refs.get(ref.name);
+    if (known && JSON.stringify(known) !== JSON.stringify(ref)) {
+      throw new Error(`two different tensors of the model are called ${ref.name}`);
+    }
+    if (known) continue;
+    refs.set(ref.name, ref);
+    tensors.set(ref.name, await weights.read(ref));
   }
   return memoryModel(model, tensors);
 }
 
-/** Every tensor of the model, in model order; a tied head is the embedding once more. */
+/** Every tensor that the description names, in model order; a tied head is the embedding once more. */
 export function modelTensors(model: MoeModel): TensorRef[] {
   const tensors = [model.embedding];
   for (const { attention, attentionNorm, feedForwardNorm, feedForward } of model.layers) {
-    tensors.push(attentionNorm.weight);
-    for (const { weight, bias } of [attention.query, attention.key, attention.value, attention.output]) {
-      tensors.push(weight, ...(bias ? [bias] : []));
-    }
-    if (attention.queryNorm) tensors.push(attention.queryNorm.weight);
-    if (attention.keyNorm) tensors.push(attention.keyNorm.weight);
-    tensors.push(feedForwardNorm.weight);
+    tensors.push(...normTensors(attentionNorm), ...attentionTensors(attention));
+    tensors.push(...normTensors(feedForwardNorm));
     if (feedForward.kind === "dense") tensors.push(...mlpTensors(feedForward.mlp));
-    else tensors.push(feedForward.router.weight, ...feedForward.experts.flatMap(mlpTensors));
+    if (feedForward.kind !== "moe") continue;
+    const { experts, shared, sharedGate } = feedForward;
+    tensors.push(...routerTensors(feedForward), ...experts.flatMap(mlpTensors));
+    if (shared) tensors.push(...mlpTensors(shared));
+    if (sharedGate) tensors.push(sharedGate);
   }
-  return [...tensors, model.finalNorm.weight, model.head];
+  tensors.push(...normTensors(model.finalNorm), model.head);
+  if (model.headBias) tensors.push(model.headBias);
+  return [...tensors, ...(model.undescribed ?? [])];
 }

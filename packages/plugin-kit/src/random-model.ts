@@ -1,45 +1,28 @@
 import {
-  type DecoderLayer,
-  type DType,
   dtypeBytes,
   elementCount,
-  type GatedMlpSpec,
   type LinearSpec,
+  type MlpSpec,
   type MoeModel,
+  type MoeSpec,
+  type NormSpec,
   Rng,
+  type RouterSpec,
   roundToDtype,
   type TensorRef,
 } from "@coppice/core";
 import { type MemoryModel, memoryModel } from "./memory-model.js";
+import { randomAttention } from "./random-attention.js";
+import type { RandomModelShape } from "./random-shape.js";
 
-/** What a random model looks like; every field has a small default. */
-export interface RandomModelShape {
-  readonly seed?: number;
-  readonly layers?: number;
-  readonly hidden?: number;
-  readonly heads?: number;
-  readonly kvHeads?: number;
-  readonly headDim?: number;
-  readonly experts?: number;
-  readonly topK?: number;
-  /** Rows of gate and up of every expert and dense MLP. */
-  readonly width?: number;
-  readonly vocab?: number;
-  /** Divide the chosen gate weights by their sum. */
-  readonly normalize?: boolean;
-  readonly slidingWindow?: number;
-  /** Norms over the heads of queries and keys. */
-  readonly qkNorm?: boolean;
-  /** Biases on query, key, value and output. */
-  readonly bias?: boolean;
-  /** Layers that have one dense MLP in place of experts. */
-  readonly denseLayers?: readonly number[];
-  /** The head is the embedding. */
-  readonly tied?: boolean;
-  /** Dimensions of each head that rotate. */
-  readonly rotaryDimensions?: number;
-  /** Stored dtype; the values in memory are rounded to it. */
-  readonly dtype?: DType;
+/** Makes tensors of a random model; values are drawn in the order of the calls. */
+export interface RandomTensors {
+  tensor(name: string, size: readonly number[], value: (rng: Rng) => number): TensorRef;
+  /** [outputs, inputs], scaled so that outputs are about as large as inputs. */
+  matrix(name: string, outputs: number, inputs: number): TensorRef;
+  linear(name: string, outputs: number, inputs: number, bias: boolean | undefined): LinearSpec;
+  /** A root-mean-square norm. */
+  norm(name: string, size: number): NormSpec & { readonly kind: "rms" };
 }
 
 /**
@@ -47,77 +30,31 @@ export interface RandomModelShape {
  * Equal shapes (the seed is part of them) give equal models.
  */
 export function randomModel(shape: RandomModelShape = {}): MemoryModel {
-  const { layers = 2, hidden = 16, heads = 4, kvHeads = 2, headDim = 8, experts = 4, topK = 2 } = shape;
-  const { width = 12, vocab = 40, dtype = "F32", tied = false, seed = 1 } = shape;
-  const rng = Rng.fromSeed(seed);
+  const { layers = 2, hidden = 16, width = 12, vocab = 40, tied = false } = shape;
   const tensors = new Map<string, Float32Array>();
-  let end = 0;
-
-  const tensor = (name: string, size: readonly number[], value: () => number): TensorRef => {
-    const values = Float32Array.from({ length: elementCount(size) }, value);
-    roundToDtype(values, dtype);
-    tensors.set(name, values);
-    const begin = end;
-    end += values.length * dtypeBytes[dtype];
-    return { name, dtype, shape: size, file: "memory.safetensors", begin, end };
+  const make = randomTensors(shape, tensors);
+  const norm = (name: string): NormSpec => {
+    const rms = make.norm(name, hidden);
+    if (shape.norm !== "layer") return rms;
+    return {
+      ...rms,
+      kind: "layer",
+      bias: make.tensor(`${name}.bias`, [hidden], (rng) => 0.2 * rng.normal()),
+    };
   };
-  const matrix = (name: string, outputs: number, inputs: number, gain = 1.5) =>
-    tensor(name, [outputs, inputs], () => (gain * rng.normal()) / Math.sqrt(inputs));
-  const norm = (name: string, size: number) => ({
-    weight: tensor(name, [size], () => 1 + 0.2 * rng.normal()),
-    epsilon: 1e-5,
-  });
-  const linear = (name: string, outputs: number, inputs: number): LinearSpec => ({
-    weight: matrix(`${name}.weight`, outputs, inputs),
-    ...(shape.bias && { bias: tensor(`${name}.bias`, [outputs], () => 0.3 * rng.normal()) }),
-  });
-  const mlp = (name: string): GatedMlpSpec => ({
-    gate: matrix(`${name}.gate`, width, hidden),
-    up: matrix(`${name}.up`, width, hidden),
-    down: matrix(`${name}.down`, hidden, width),
-    width,
-    activation: "silu",
-  });
-
-  const embedding = tensor("embedding", [vocab, hidden], () => rng.normal());
-  const described = Array.from({ length: layers }, (_, index): DecoderLayer => {
+  const embedding = make.tensor("embedding", [vocab, hidden], (rng) => rng.normal());
+  const described = Array.from({ length: layers }, (_, index): MoeModel["layers"][number] => {
     const at = (name: string) => `layers.${index}.${name}`;
     return {
       index,
-      attentionNorm: norm(at("attentionNorm"), hidden),
-      attention: {
-        kind: "gqa",
-        heads,
-        kvHeads,
-        headDim,
-        scale: headDim ** -0.5,
-        query: linear(at("query"), heads * headDim, hidden),
-        key: linear(at("key"), kvHeads * headDim, hidden),
-        value: linear(at("value"), kvHeads * headDim, hidden),
-        output: linear(at("output"), hidden, heads * headDim),
-        ...(shape.qkNorm && {
-          queryNorm: norm(at("queryNorm"), headDim),
-          keyNorm: norm(at("keyNorm"), headDim),
-        }),
-        rotary: { theta: 10_000, dimensions: shape.rotaryDimensions ?? headDim },
-        ...(shape.slidingWindow !== undefined && { slidingWindow: shape.slidingWindow }),
-      },
-      feedForwardNorm: norm(at("feedForwardNorm"), hidden),
+      attentionNorm: norm(at("attentionNorm")),
+      attention: randomAttention(shape, make, index, hidden),
+      feedForwardNorm: norm(at("feedForwardNorm")),
       feedForward: shape.denseLayers?.includes(index)
-        ? { kind: "dense", mlp: mlp(at("mlp")) }
-        : {
-            kind: "moe",
-            router: {
-              weight: matrix(at("router"), experts, hidden),
-              order: "softmax-topk",
-              normalize: shape.normalize ?? true,
-              topK,
-            },
-            experts: Array.from({ length: experts }, (_, expert) => mlp(at(`experts.${expert}`))),
-          },
+        ? { kind: "dense", mlp: randomMlp(shape, make, at("mlp"), hidden, width) }
+        : randomMoe(shape, make, at, hidden, width),
     };
   });
-  const finalNorm = norm("finalNorm", hidden);
   const model: MoeModel = {
     family: "random",
     fingerprint: `random:${JSON.stringify(shape)}`,
@@ -126,10 +63,98 @@ export function randomModel(shape: RandomModelShape = {}): MemoryModel {
     contextLength: 256,
     embedding,
     layers: described,
-    finalNorm,
-    head: tied ? embedding : matrix("head", vocab, hidden),
+    finalNorm: norm("finalNorm"),
+    head: tied ? embedding : make.matrix("head", vocab, hidden),
     tied,
     endTokens: [0],
+    ...(shape.headBias && { headBias: make.tensor("headBias", [vocab], (rng) => rng.normal()) }),
+    ...(shape.embeddingScale !== undefined && { embeddingScale: shape.embeddingScale }),
+    ...(shape.residualScale !== undefined && { residualScale: shape.residualScale }),
+    ...(shape.logitScale !== undefined && { logitScale: shape.logitScale }),
   };
   return memoryModel(model, tensors);
+}
+
+function randomMoe(
+  shape: RandomModelShape,
+  make: RandomTensors,
+  at: (name: string) => string,
+  hidden: number,
+  width: number,
+): MoeSpec {
+  const { experts = 4, topK = 2, normalize = true, activation, sharedWidth } = shape;
+  const { order = "softmax-topk", bias, correction, ...more } = shape.router ?? {};
+  const offsets = (name: string, spread: number) =>
+    make.tensor(at(name), [experts], (rng) => spread * rng.normal());
+  const router: RouterSpec = {
+    weight: make.matrix(at("router"), experts, hidden),
+    ...(bias && { bias: offsets("router.bias", 0.5) }),
+    ...(correction && { correction: offsets("router.correction", 0.2) }),
+    ...more,
+    order,
+    ...(normalize && { normalize: normalize === true ? { power: 1 } : normalize }),
+    topK,
+  };
+  return {
+    kind: "moe",
+    router,
+    experts: Array.from({ length: experts }, (_, expert) => {
+      const mlp = randomMlp(shape, make, at(`experts.${expert}`), hidden, width);
+      return activation ? { ...mlp, activation } : mlp;
+    }),
+    ...(sharedWidth && { shared: randomMlp(shape, make, at("shared"), hidden, sharedWidth) }),
+    ...(shape.sharedGate && { sharedGate: make.matrix(at("sharedGate"), 1, hidden) }),
+  };
+}
+
+function randomMlp(
+  { activation, mlpBias }: RandomModelShape,
+  make: RandomTensors,
+  name: string,
+  hidden: number,
+  width: number,
+): MlpSpec {
+  const gated = activation?.kind !== "relu2";
+  const bias = (part: string, size: number) =>
+    make.tensor(`${name}.${part}`, [size], (rng) => 0.3 * rng.normal());
+  return {
+    ...(gated && { gate: make.matrix(`${name}.gate`, width, hidden) }),
+    up: make.matrix(`${name}.up`, width, hidden),
+    down: make.matrix(`${name}.down`, hidden, width),
+    ...(mlpBias && gated && { gateBias: bias("gateBias", width) }),
+    ...(mlpBias && { upBias: bias("upBias", width), downBias: bias("downBias", hidden) }),
+    width,
+    activation: { kind: gated ? "silu" : "relu2" },
+  };
+}
+
+function randomTensors(
+  { dtype = "F32", seed = 1 }: RandomModelShape,
+  tensors: Map<string, Float32Array>,
+): RandomTensors {
+  const rng = Rng.fromSeed(seed);
+  let end = 0;
+  const tensor: RandomTensors["tensor"] = (name, size, value) => {
+    const values = Float32Array.from({ length: elementCount(size) }, () => value(rng));
+    roundToDtype(values, dtype);
+    tensors.set(name, values);
+    const begin = end;
+    end += values.length * dtypeBytes[dtype];
+    return { name, dtype, shape: size, file: "memory.safetensors", begin, end };
+  };
+  const matrix: RandomTensors["matrix"] = (name, outputs, inputs) =>
+    tensor(name, [outputs, inputs], () => (1.5 * rng.normal()) / Math.sqrt(inputs));
+  return {
+    tensor,
+    matrix,
+    linear: (name, outputs, inputs, bias) => ({
+      weight: matrix(`${name}.weight`, outputs, inputs),
+      ...(bias && { bias: tensor(`${name}.bias`, [outputs], () => 0.3 * rng.normal()) }),
+    }),
+    norm: (name, size) => ({
+      kind: "rms",
+      weight: tensor(name, [size], () => 1 + 0.2 * rng.normal()),
+      epsilon: 1e-5,
+    }),
+  };
 }

@@ -2,9 +2,9 @@ import {
   type CoppiceError,
   type DecoderLayer,
   type Executor,
-  type GatedMlpSpec,
   highest,
   type LayerPlan,
+  type MlpSpec,
   type MoeModel,
   type MoeSpec,
   moeLayers,
@@ -33,23 +33,28 @@ export function toyModel(shape: ToyModelShape = {}): MoeModel {
     offset += 4 * size.reduce((product, n) => product * n, 1);
     return { name, dtype: "F32", shape: size, file: "toy.safetensors", begin, end: offset };
   };
-  const mlp = (name: string): GatedMlpSpec => ({
+  const mlp = (name: string): MlpSpec => ({
     gate: tensor(`${name}.gate`, 2, 2),
     up: tensor(`${name}.up`, 2, 2),
     down: tensor(`${name}.down`, 2, 2),
     width: 2,
-    activation: "silu",
+    activation: { kind: "silu" },
   });
   const layer = (index: number): DecoderLayer => {
     const name = (part: string) => `layers.${index}.${part}`;
     const moe: MoeSpec = {
       kind: "moe",
-      router: { weight: tensor(name("router"), experts, 2), order: "softmax-topk", normalize: true, topK },
+      router: {
+        weight: tensor(name("router"), experts, 2),
+        order: "softmax-topk",
+        normalize: { power: 1 },
+        topK,
+      },
       experts: Array.from({ length: experts }, (_, expert) => mlp(name(`experts.${expert}`))),
     };
     return {
       index,
-      attentionNorm: { weight: tensor(name("norm1"), 2), epsilon: 1e-5 },
+      attentionNorm: { kind: "rms", weight: tensor(name("norm1"), 2), epsilon: 1e-5 },
       attention: {
         kind: "gqa",
         heads: 1,
@@ -60,9 +65,9 @@ export function toyModel(shape: ToyModelShape = {}): MoeModel {
         key: { weight: tensor(name("k"), 2, 2) },
         value: { weight: tensor(name("v"), 2, 2) },
         output: { weight: tensor(name("o"), 2, 2) },
-        rotary: { theta: 10_000, dimensions: 2 },
+        rotary: { theta: 10_000, dimensions: 2, interleaved: false },
       },
-      feedForwardNorm: { weight: tensor(name("norm2"), 2), epsilon: 1e-5 },
+      feedForwardNorm: { kind: "rms", weight: tensor(name("norm2"), 2), epsilon: 1e-5 },
       feedForward: index === 0 ? { kind: "dense", mlp: mlp(name("mlp")) } : moe,
     };
   };
@@ -74,7 +79,7 @@ export function toyModel(shape: ToyModelShape = {}): MoeModel {
     contextLength: 16,
     embedding: tensor("embedding", 4, 2),
     layers: Array.from({ length: layers + 1 }, (_, index) => layer(index)),
-    finalNorm: { weight: tensor("norm", 2), epsilon: 1e-5 },
+    finalNorm: { kind: "rms", weight: tensor("norm", 2), epsilon: 1e-5 },
     head: tensor("head", 4, 2),
     tied: false,
     endTokens: [0],

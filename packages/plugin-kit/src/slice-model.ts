@@ -2,19 +2,23 @@ import {
   type DecoderLayer,
   dtypeBytes,
   elementCount,
-  type GatedMlpSpec,
+  groupsAfter,
   type LayerPlan,
+  type MlpSpec,
   type MoeSpec,
   type Plan,
-  roundToDtype,
+  type RouterSpec,
+  roundToStored,
   type TensorRef,
 } from "@coppice/core";
 import { type MemoryModel, memoryModel } from "./memory-model.js";
 
 /**
- * The smaller model that `plan` describes, made by really cutting router rows and experts and really summing
- * merged weights: what a backend must compute when it runs the plan on the whole model.
+ * The smaller model that `plan` describes, made by really cutting the router's rows, biases, corrections and groups and
+ * the experts, and really summing merged weights and biases: what a backend must compute when it runs the plan on the
+ * whole model. Experts of routers with groups are put in ascending order, as groups are consecutive experts.
  * @throws Error for a router map, which no smaller model can express
+ * @throws COPPICE_PLAN_GROUPS when the groups that are left differ in size
  */
 export function sliceModel(source: MemoryModel, plan: Plan): MemoryModel {
   const tensors = new Map(source.tensors);
@@ -28,40 +32,54 @@ export function sliceModel(source: MemoryModel, plan: Plan): MemoryModel {
   return memoryModel({ ...source.model, fingerprint, layers }, tensors);
 }
 
+const mlpParts = ["gate", "up", "down", "gateBias", "upBias", "downBias"] as const;
+
 function sliceLayer(spec: MoeSpec, plan: LayerPlan, tensors: Map<string, Float32Array>): MoeSpec {
   if (plan.routerMap) throw new Error(`layer ${plan.layer} has a router map, which cannot be sliced`);
   const values = (ref: TensorRef) => tensors.get(ref.name) as Float32Array;
-  const add = (like: TensorRef, suffix: string, shape: readonly number[], data: Float32Array): TensorRef => {
-    const name = `${like.name}.${suffix}`;
-    tensors.set(name, data);
-    return { ...like, name, shape, end: like.begin + elementCount(shape) * dtypeBytes[like.dtype] };
-  };
-  const { weight } = spec.router;
-  const hidden = weight.shape[1] as number;
-  const rows = plan.experts.flatMap((expert) => [
-    ...values(weight).subarray(expert * hidden, (expert + 1) * hidden),
-  ]);
-  const router = add(weight, "sliced", [plan.experts.length, hidden], Float32Array.from(rows));
+  const order = plan.experts.map((_, slot) => slot);
+  if (spec.router.groups) order.sort((a, b) => (plan.experts[a] as number) - (plan.experts[b] as number));
+  const kept = order.map((slot) => plan.experts[slot] as number);
 
-  const merged = (slot: number, row: readonly number[]): GatedMlpSpec => {
-    const first = spec.experts[0] as GatedMlpSpec;
-    const part = (name: "gate" | "up" | "down") => {
-      const sums = Float32Array.from(values(first[name]), (_, i) =>
-        row.reduce(
-          (sum, factor, j) => sum + factor * (values((spec.experts[j] as GatedMlpSpec)[name])[i] as number),
-          0,
-        ),
+  const rowsOf = (ref: TensorRef): TensorRef => {
+    const { dtype, file, begin } = ref;
+    const size = values(ref).length / spec.experts.length;
+    const data = kept.flatMap((expert) => [...values(ref).subarray(expert * size, (expert + 1) * size)]);
+    const shape = [kept.length, ...ref.shape.slice(1)];
+    const name = `${ref.name}.sliced`;
+    tensors.set(name, Float32Array.from(data));
+    return { name, dtype, shape, file, begin, end: begin + elementCount(shape) * dtypeBytes[dtype] };
+  };
+  const merged = (slot: number, row: readonly number[]): MlpSpec => {
+    const first = spec.experts[0] as MlpSpec;
+    const parts = mlpParts.flatMap((part): [string, TensorRef][] => {
+      const ref = first[part];
+      if (!ref) return [];
+      const sources = spec.experts.map((expert) => values(expert[part] as TensorRef));
+      const sums = Float32Array.from(values(ref), (_, i) =>
+        row.reduce((sum, factor, j) => sum + factor * (sources[j]?.[i] as number), 0),
       );
-      roundToDtype(sums, first[name].dtype);
-      return add(first[name], `merged.${slot}`, first[name].shape, sums);
-    };
-    return { ...first, gate: part("gate"), up: part("up"), down: part("down") };
+      roundToStored(sums, ref);
+      const name = `${ref.name}.merged.${slot}`;
+      tensors.set(name, sums);
+      return [[part, { ...ref, name }]];
+    });
+    return { ...first, ...Object.fromEntries(parts) };
   };
-  return {
-    ...spec,
-    router: { ...spec.router, weight: router, topK: plan.topK ?? spec.router.topK },
-    experts: plan.merge
-      ? plan.merge.map((row, slot) => merged(slot, row))
-      : plan.experts.map((expert) => spec.experts[expert] as GatedMlpSpec),
+
+  const { groups: _, ...rest } = spec.router;
+  const groups = groupsAfter(spec.router, kept, plan.layer);
+  const router: RouterSpec = {
+    ...rest,
+    weight: rowsOf(rest.weight),
+    ...(rest.bias && { bias: rowsOf(rest.bias) }),
+    ...(rest.correction && { correction: rowsOf(rest.correction) }),
+    ...(groups && { groups }),
+    topK: plan.topK ?? rest.topK,
   };
+  const experts = order.map((slot) => {
+    const row = plan.merge?.[slot];
+    return row ? merged(slot, row) : (spec.experts[plan.experts[slot] as number] as MlpSpec);
+  });
+  return { ...spec, router, experts };
 }
