@@ -57,6 +57,10 @@ export const errorCodes = {
   COPPICE_PLAN_INVALID: { exit: 2, meaning: "A plan is malformed or does not fit the model's shape." },
   COPPICE_PLAN_KEEP: { exit: 2, meaning: "Fewer experts would be kept than the router selects (top-k)." },
   COPPICE_PLAN_MODEL: { exit: 2, meaning: "A plan was made for another model." },
+  COPPICE_PLAN_GROUPS: {
+    exit: 2,
+    meaning: "The kept experts do not fit the groups that the router of the layer works with.",
+  },
   COPPICE_PLAN_EXPORT: { exit: 2, meaning: "A plan cannot be written in the family's stock layout exactly." },
 
   COPPICE_STATS_MODEL: { exit: 2, meaning: "A statistics file was made from another model." },

@@ -1,6 +1,7 @@
 import { CoppiceError } from "./errors.js";
 import { type MoeModel, moeLayers } from "./model.js";
 import { type LayerPlan, type Plan, planVersion } from "./plan.js";
+import { selectExperts } from "./router-groups.js";
 
 /** A plan for `model` with the given layer plans; without any it is the plan that changes nothing. */
 export function createPlan(model: MoeModel, layers: readonly LayerPlan[] = []): Plan {
@@ -13,9 +14,9 @@ export function createPlan(model: MoeModel, layers: readonly LayerPlan[] = []): 
 }
 
 /**
- * Keeps the `keep` highest-scoring experts of every MoE layer; ties go to the lower expert.
+ * Keeps the `keep` highest-scoring experts of every MoE layer (`selectExperts`).
  * @param scores one row per MoE layer, in layer order, one score per expert: the larger, the better
- * @throws COPPICE_PLAN_KEEP when keep is below the top-k of a layer or above its number of experts
+ * @throws COPPICE_PLAN_KEEP when keep is below the top-k of a layer or above its number of experts, COPPICE_PLAN_GROUPS
  */
 export function planFromScores(model: MoeModel, scores: readonly ArrayLike<number>[], keep: number): Plan {
   const layers = moeLayers(model);
@@ -27,18 +28,11 @@ export function planFromScores(model: MoeModel, scores: readonly ArrayLike<numbe
   }
   return createPlan(
     model,
-    layers.map((layer, i) => {
-      checkKeep(keep, layer.feedForward.experts.length, layer.feedForward.router.topK, layer.index);
-      return { layer: layer.index, experts: highest(scores[i] as ArrayLike<number>, keep) };
-    }),
+    layers.map(({ index, feedForward }, i) => ({
+      layer: index,
+      experts: selectExperts(feedForward, scores[i] as ArrayLike<number>, keep, index),
+    })),
   );
-}
-
-/** Indices of the `count` largest values, ascending; ties go to the lower index. */
-export function highest(values: ArrayLike<number>, count: number): number[] {
-  const order = Array.from(values, (_, i) => i);
-  order.sort((a, b) => (values[b] as number) - (values[a] as number) || a - b);
-  return order.slice(0, count).sort((a, b) => a - b);
 }
 
 /** @throws COPPICE_PLAN_KEEP with both numbers when `keep` experts cannot serve the layer. */

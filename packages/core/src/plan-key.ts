@@ -15,7 +15,8 @@ export function canonicalLayer(plan: LayerPlan, router: RouterSpec): LayerPlan {
   const experts = order.map((slot) => plan.experts[slot] as number);
   const merge = rowsUnlessIdentity(plan.merge, order, experts);
   // A router map always divides by the chosen sum, so the identity map changes a router that does not.
-  const routerMap = router.normalize
+  const dividesBySum = router.normalize?.power === 1 && !router.normalize.least && !router.normalize.epsilon;
+  const routerMap = dividesBySum
     ? rowsUnlessIdentity(plan.routerMap, order, experts)
     : sortRows(plan.routerMap, order);
   return {

@@ -1,5 +1,5 @@
 import { CoppiceError } from "./errors.js";
-import { type MoeModel, type MoeSpec, moeLayers } from "./model.js";
+import { type MoeModel, type MoeSpec, moeLayers, type RouterSpec } from "./model.js";
 import { type LayerPlan, type Plan, planVersion } from "./plan.js";
 import { checkKeep } from "./plan-build.js";
 
@@ -66,8 +66,16 @@ function parseLayer(value: unknown, position: number, specs: ReadonlyMap<number,
   const topK = entry.topK === undefined ? spec.router.topK : integer(entry.topK, `${where}.topK`);
   if (topK < 1) throw invalid(`${where}.topK is ${topK}, expected at least 1`);
   checkKeep(experts.length, total, topK, layer);
+  if (spec.router.order === "sparsemixer" && topK !== spec.router.topK) {
+    throw invalid(`${where}.topK is ${topK}; this router always chooses ${spec.router.topK} experts`);
+  }
   const merge = parseRows(entry.merge, `${where}.merge`, experts.length, total);
   const routerMap = parseRows(entry.routerMap, `${where}.routerMap`, experts.length, total);
+  if (routerMap && !acceptsMap(spec.router)) {
+    throw invalid(
+      `${where}.routerMap works on softmax probabilities of all experts, which this model's router does not choose by`,
+    );
+  }
   return {
     layer,
     experts,
@@ -75,6 +83,11 @@ function parseLayer(value: unknown, position: number, specs: ReadonlyMap<number,
     ...(routerMap && { routerMap }),
     ...(entry.topK !== undefined && { topK }),
   };
+}
+
+/** Router maps are defined on the softmax over all experts; a correction or groups would need maps of their own. */
+function acceptsMap({ order, correction, groups }: RouterSpec): boolean {
+  return order === "softmax-topk" && !correction && !groups;
 }
 
 function parseRows(value: unknown, where: string, slots: number, experts: number): number[][] | undefined {

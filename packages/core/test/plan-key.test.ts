@@ -117,7 +117,7 @@ describe("planKey", () => {
 });
 
 test("layerKey is equal exactly for equal canonical layers", () => {
-  const router = { ...tinyRouter(), normalize: true };
+  const router = { ...tinyRouter(), normalize: { power: 1 } };
   const a = canonicalLayer({ layer: 0, experts: [2, 0] }, router);
   const b = canonicalLayer({ layer: 0, experts: [0, 2], merge: identity([0, 2]) }, router);
   expect(layerKey(a)).toBe(layerKey(b));

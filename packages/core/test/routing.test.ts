@@ -6,7 +6,8 @@ import { tinyModel } from "./tiny-model.js";
 function router(topK: number, normalize = true): RouterSpec {
   const [layer] = tinyModel().model.layers;
   if (layer?.feedForward.kind !== "moe") throw new Error("layer 0 has experts");
-  return { ...layer.feedForward.router, topK, normalize };
+  const { normalize: _, ...rest } = layer.feedForward.router;
+  return { ...rest, topK, ...(normalize && { normalize: { power: 1 } }) };
 }
 
 /** Softmax, map, the k largest, division, as the definitions say, in float64 for one token. */
@@ -26,7 +27,9 @@ function expectRouting(
   normalize: boolean,
   plan?: LayerPlan,
 ): void {
-  const found = routeTokens(Float32Array.from(logits.flat()), logits.length, router(topK, normalize), plan);
+  const found = routeTokens(Float32Array.from(logits.flat()), logits.length, router(topK, normalize), {
+    plan,
+  });
   const k = found.topK;
   logits.forEach((row, token) => {
     const expected = slow([...Float32Array.from(row)], k, normalize, plan?.routerMap);
@@ -70,7 +73,9 @@ describe("routeTokens", () => {
 
   test("takes the plan's top-k, and never more than there are slots", () => {
     const logits = Float32Array.of(1, 2, 3);
-    expect(routeTokens(logits, 1, router(2), { layer: 0, experts: [0, 1, 2], topK: 1 }).topK).toBe(1);
+    expect(routeTokens(logits, 1, router(2), { plan: { layer: 0, experts: [0, 1, 2], topK: 1 } }).topK).toBe(
+      1,
+    );
     expect(routeTokens(logits, 1, router(8)).topK).toBe(3);
   });
 
@@ -95,7 +100,7 @@ describe("routeTokens", () => {
       const masked = Float32Array.from(
         logits.flatMap((row) => row.map((z, j) => (kept.includes(j) ? z : -1e9))),
       );
-      const a = routeTokens(sliced, 40, router(2, normalize), { layer: 0, experts: kept });
+      const a = routeTokens(sliced, 40, router(2, normalize), { plan: { layer: 0, experts: kept } });
       const b = routeTokens(masked, 40, router(2, normalize));
       expect([...a.slots].map((slot) => kept[slot])).toEqual([...b.slots]);
       a.gates.forEach((gate, i) => {
@@ -112,9 +117,7 @@ describe("routeTokens", () => {
       [-1, 0],
     ];
     const cancelled = routeTokens(Float32Array.of(2, 1), 1, router(2), {
-      layer: 0,
-      experts: [0, 1],
-      routerMap,
+      plan: { layer: 0, experts: [0, 1], routerMap },
     });
     expect([...cancelled.slots]).toEqual([0, 1]);
     expect([...cancelled.gates]).toEqual([1, 0]);

@@ -3,7 +3,7 @@ import {
   type DType,
   dtypeBytes,
   elementCount,
-  type GatedMlpSpec,
+  type MlpSpec,
   type MoeModel,
   type TensorRef,
 } from "@coppice/core";
@@ -39,14 +39,18 @@ export function tinyModel({
     tensors.push(ref);
     return ref;
   };
-  const mlp = (name: string): GatedMlpSpec => ({
+  const mlp = (name: string): MlpSpec => ({
     gate: tensor(`${name}.gate`, 3, 8),
     up: tensor(`${name}.up`, 3, 8),
     down: tensor(`${name}.down`, 8, 3),
     width: 3,
-    activation: "silu",
+    activation: { kind: "silu" },
   });
-  const norm = (name: string, size = 8) => ({ weight: tensor(name, size), epsilon: 1e-6 });
+  const norm = (name: string, size = 8) => ({
+    kind: "rms" as const,
+    weight: tensor(name, size),
+    epsilon: 1e-6,
+  });
   const linear = (name: string, outputs: number, inputs: number) => ({
     weight: tensor(`${name}.weight`, outputs, inputs),
     bias: tensor(`${name}.bias`, outputs),
@@ -66,9 +70,9 @@ export function tinyModel({
         key: linear(`${index}.key`, 4, 8),
         value: linear(`${index}.value`, 4, 8),
         output: linear(`${index}.output`, 8, 8),
-        queryNorm: norm(`${index}.queryNorm`, 4),
-        keyNorm: norm(`${index}.keyNorm`, 4),
-        rotary: { theta: 1e4, dimensions: 4 },
+        queryNorm: { ...norm(`${index}.queryNorm`, 4), over: "head" },
+        keyNorm: { ...norm(`${index}.keyNorm`, 4), over: "head" },
+        rotary: { theta: 1e4, dimensions: 4, interleaved: false },
       },
       feedForwardNorm: norm(`${index}.feedForwardNorm`),
       feedForward:
@@ -79,7 +83,7 @@ export function tinyModel({
               router: {
                 weight: tensor(`${index}.router`, experts, 8),
                 order: "softmax-topk",
-                normalize,
+                ...(normalize && { normalize: { power: 1 } }),
                 topK,
               },
               experts: Array.from({ length: experts }, (_, expert) => mlp(`${index}.expert.${expert}`)),

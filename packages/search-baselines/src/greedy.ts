@@ -1,7 +1,6 @@
 import {
   type Candidate,
   definePlugin,
-  highest,
   type Rng,
   type Scored,
   type SearchContext,
@@ -56,7 +55,7 @@ class Greedy implements SearchStrategy {
       start === undefined
         ? this.#randomStart()
         : {
-            subsets: scoresOf("greedy", context.scores, start).map((row) => highest(row, keep)),
+            subsets: this.#space.best(scoresOf("greedy", context.scores, start)),
             origin: `seed:${start}`,
           },
     ];
@@ -110,6 +109,7 @@ class Greedy implements SearchStrategy {
       for (let into = 0; into < (this.#space.experts[layer] as number); into++) {
         if (kept.includes(into)) continue;
         const subset = [...kept.filter((expert) => expert !== out), into].sort((a, b) => a - b);
+        if (!this.#space.accepts(layer, subset)) continue;
         moves.push({ subsets: subsets.with(layer, subset), origin: "swap" });
       }
     }

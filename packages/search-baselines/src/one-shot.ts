@@ -1,10 +1,4 @@
-import {
-  type Candidate,
-  definePlugin,
-  highest,
-  type SearchContext,
-  type SearchStrategy,
-} from "@coppice/core";
+import { type Candidate, definePlugin, type SearchContext, type SearchStrategy } from "@coppice/core";
 import * as v from "valibot";
 import { type SubsetOptions, SubsetSpace, scoresOf, subsetOptions } from "./subsets.js";
 
@@ -26,7 +20,7 @@ class OneShot implements SearchStrategy {
   constructor(options: OneShotOptions, context: SearchContext) {
     const space = new SubsetSpace(context.model, options);
     const scores = scoresOf("one-shot", context.scores, options.criterion);
-    const plan = space.plan(scores.map((row) => highest(row, options.keep)));
+    const plan = space.plan(space.best(scores));
     this.#left = [{ plan, phase: "prune", origin: `seed:${options.criterion}` }];
   }
 

@@ -2,10 +2,13 @@ import {
   CoppiceError,
   checkKeep,
   createPlan,
+  type MoeLayer,
   type MoeModel,
   moeLayers,
   type Plan,
   type Rng,
+  repairExperts,
+  selectExperts,
 } from "@coppice/core";
 import * as v from "valibot";
 
@@ -30,23 +33,41 @@ export class SubsetSpace {
   readonly keep: number;
   /** Experts of every MoE layer. */
   readonly experts: readonly number[];
+  readonly #layers: readonly MoeLayer[];
   readonly #topK: number | undefined;
 
-  /** @throws COPPICE_PLAN_KEEP */
+  /** @throws COPPICE_PLAN_KEEP, COPPICE_PLAN_GROUPS */
   constructor(model: MoeModel, options: SubsetOptions) {
     const layers = moeLayers(model);
     for (const layer of layers) {
       const { experts, router } = layer.feedForward;
       checkKeep(options.keep, experts.length, options.topK ?? router.topK, layer.index);
+      selectExperts(layer.feedForward, new Float64Array(experts.length), options.keep, layer.index);
     }
     this.model = model;
     this.keep = options.keep;
     this.experts = layers.map((layer) => layer.feedForward.experts.length);
+    this.#layers = layers;
     this.#topK = options.topK;
   }
 
   random(rng: Rng): Subsets {
-    return this.experts.map((count) => rng.sample(count, this.keep).sort((a, b) => a - b));
+    return this.#layers.map(({ feedForward, index }) =>
+      repairExperts(feedForward, rng.sample(feedForward.experts.length, this.keep), index),
+    );
+  }
+
+  /** The highest-scoring experts of every layer, as far as its router can work with them. */
+  best(scores: readonly ArrayLike<number>[]): Subsets {
+    return this.#layers.map(({ feedForward, index }, i) =>
+      selectExperts(feedForward, scores[i] as ArrayLike<number>, this.keep, index),
+    );
+  }
+
+  /** False for a subset whose experts the router of the layer, the `row`-th with experts, cannot work with. */
+  accepts(row: number, subset: readonly number[]): boolean {
+    const { feedForward, index } = this.#layers[row] as MoeLayer;
+    return repairExperts(feedForward, subset, index).every((expert) => subset.includes(expert));
   }
 
   plan(subsets: Subsets): Plan {

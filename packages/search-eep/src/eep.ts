@@ -113,6 +113,13 @@ function createDefault(options: Settings, context: SearchContext): SearchStrateg
 
 function createPublished(options: Settings, context: SearchContext): SearchStrategy {
   const { keep, topK, router } = options;
+  if (moeLayers(context.model).some(({ feedForward }) => feedForward.router.groups)) {
+    throw new CoppiceError(
+      "COPPICE_PLUGIN_OPTIONS",
+      `options of search:eep are not usable: preset "${options.preset}" knows no router groups, which this model has`,
+      { hint: 'use preset "default"' },
+    );
+  }
   const preset = publishedPresets[options.preset as keyof typeof publishedPresets];
   const layers = moeLayers(context.model).length;
   const groups = options.groups ?? (preset.groups === "layer" ? "layer" : Math.min(preset.groups, layers));

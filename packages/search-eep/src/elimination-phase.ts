@@ -1,6 +1,6 @@
 import type { Scored, SearchContext } from "@coppice/core";
 import { planFromSubsets, type Subsets, subsetsKey } from "./genome.js";
-import { type Layout, normalizedSums, seedNames } from "./layout.js";
+import { type Layout, normalizedSums, repairSubsets, seedNames } from "./layout.js";
 import type { Phase, Proposal } from "./phase.js";
 import type { Pruned } from "./prune-phase.js";
 
@@ -83,7 +83,10 @@ export class EliminationPhase implements Phase {
       const set = kept[group] as Set<number>;
       if (set.size > this.#layout.keep) set.delete(expert);
     }
-    return kept.map((set) => [...set].sort((a, b) => a - b));
+    return repairSubsets(
+      this.#layout,
+      kept.map((set) => [...set]),
+    );
   }
 
   /** Evaluated plans that keep no more than was asked for. */
@@ -146,7 +149,9 @@ export class EliminationPhase implements Phase {
   }
 
   #isFinished(subsets: Subsets): boolean {
-    return subsets.every((subset) => subset.length === this.#layout.keep);
+    const isKept = subsets.every((subset) => subset.length === this.#layout.keep);
+    // Steps drop one expert at a time, whatever the groups of the router; what the last ones leave may not fit them.
+    return isKept && subsetsKey(repairSubsets(this.#layout, subsets)) === subsetsKey(subsets);
   }
 
   /** Drops the measured alternative that is best, and remembers what the others cost. */

@@ -1,10 +1,12 @@
 import {
   CoppiceError,
   checkKeep,
-  highest,
   type MoeModel,
+  type MoeSpec,
   moeLayers,
+  repairExperts,
   type SearchContext,
+  selectExperts,
 } from "@coppice/core";
 
 /** Layers that share one set of coefficients (a "weight group" of EEP). */
@@ -15,6 +17,8 @@ export interface Group {
   readonly rows: readonly number[];
   /** Routed experts in each of the layers. */
   readonly experts: number;
+  /** Of the first of the layers; the others route alike. */
+  readonly spec: MoeSpec;
 }
 
 /** The shape of a search: what can be chosen where. */
@@ -34,7 +38,7 @@ export interface LayoutOptions {
 
 /**
  * Cuts the MoE layers into groups of consecutive layers whose sizes differ by at most one.
- * @throws COPPICE_PLAN_KEEP, COPPICE_PLUGIN_OPTIONS
+ * @throws COPPICE_PLAN_KEEP, COPPICE_PLAN_GROUPS, COPPICE_PLUGIN_OPTIONS
  */
 export function createLayout(model: MoeModel, options: LayoutOptions): Layout {
   const { keep, topK } = options;
@@ -49,6 +53,7 @@ export function createLayout(model: MoeModel, options: LayoutOptions): Layout {
   for (const layer of layers) {
     const { experts, router } = layer.feedForward;
     checkKeep(keep, experts.length, topK ?? router.topK, layer.index);
+    selectExperts(layer.feedForward, new Float64Array(experts.length), keep, layer.index);
   }
   const groups = Array.from({ length: count }, (_, g): Group => {
     const begin = Math.floor((g * layers.length) / count);
@@ -64,6 +69,7 @@ export function createLayout(model: MoeModel, options: LayoutOptions): Layout {
       layers: members.map((layer) => layer.index),
       rows: members.map((_, i) => begin + i),
       experts: [...sizes][0] as number,
+      spec: (members[0] as (typeof members)[number]).feedForward,
     };
   });
   return { model, groups, keep, topK };
@@ -87,7 +93,16 @@ export function normalizedSums(group: Group, scores: readonly Float64Array[]): F
 
 /** The kept experts per group that one criterion recommends. */
 export function subsetsFromScores(layout: Layout, scores: readonly Float64Array[]): number[][] {
-  return layout.groups.map((group) => highest(normalizedSums(group, scores), layout.keep));
+  return layout.groups.map((group) =>
+    selectExperts(group.spec, normalizedSums(group, scores), layout.keep, group.layers[0] as number),
+  );
+}
+
+/** `subsets` with each replaced by the nearest one that the routers of its layers can work with. */
+export function repairSubsets(layout: Layout, subsets: readonly (readonly number[])[]): number[][] {
+  return layout.groups.map(({ spec, layers }, g) =>
+    repairExperts(spec, subsets[g] as readonly number[], layers[0] as number),
+  );
 }
 
 /**

@@ -1,10 +1,13 @@
 import type { Rng } from "@coppice/core";
 import type { Subsets } from "./genome.js";
-import type { Layout } from "./layout.js";
+import { type Layout, repairSubsets } from "./layout.js";
 
 /** A uniformly random subset for every group. */
 export function randomSubsets(rng: Rng, layout: Layout): number[][] {
-  return layout.groups.map((group) => ascending(rng.sample(group.experts, layout.keep)));
+  return repairSubsets(
+    layout,
+    layout.groups.map((group) => rng.sample(group.experts, layout.keep)),
+  );
 }
 
 /** For every group the subset of a uniformly chosen member of `sources`. */
@@ -21,7 +24,7 @@ export function swapExperts(
   change: { groups: number; swaps: number },
 ): number[][] {
   const changed = new Set(rng.sample(layout.groups.length, change.groups));
-  return subsets.map((subset, g) => {
+  const swapped = subsets.map((subset, g) => {
     const { experts } = layout.groups[g] as Layout["groups"][number];
     if (!changed.has(g)) return [...subset];
     const swaps = Math.min(change.swaps, subset.length, experts - subset.length);
@@ -30,10 +33,7 @@ export function swapExperts(
       (expert) => !subset.includes(expert),
     );
     const into = rng.sample(dropped.length, swaps).map((i) => dropped[i] as number);
-    return ascending([...subset.filter((_, i) => !out.has(i)), ...into]);
+    return [...subset.filter((_, i) => !out.has(i)), ...into];
   });
-}
-
-function ascending(experts: number[]): number[] {
-  return experts.sort((a, b) => a - b);
+  return repairSubsets(layout, swapped);
 }

@@ -1,14 +1,6 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
 import { type Inspection, inspectModel } from "@coppice/checkpoint";
-import {
-  checkKeep,
-  createPlan,
-  type ModelSize,
-  type MoeModel,
-  modelSize,
-  moeLayers,
-  type Plan,
-} from "@coppice/core";
+import { createPlan, type ModelSize, type MoeModel, modelSize, moeLayers, type Plan } from "@coppice/core";
 import { formatBytes, formatCount, formatShare } from "@coppice/report";
 import type { CliContext } from "../context.js";
 import { examples, wholeNumber } from "../options.js";
@@ -83,9 +75,11 @@ function keepCounts({ experts, topK }: Inspection, wanted: number | undefined): 
 function keepFirst(model: MoeModel, keep: number): Plan {
   return createPlan(
     model,
-    moeLayers(model).map(({ index, feedForward: { experts, router } }) => {
-      checkKeep(keep, experts.length, router.topK, index);
-      return { layer: index, experts: Array.from({ length: keep }, (_, expert) => expert) };
+    moeLayers(model).map(({ index, feedForward }) => {
+      return {
+        layer: index,
+        experts: selectExperts(feedForward, new Float64Array(feedForward.experts.length), keep, index),
+      };
     }),
   );
 }

@@ -1,5 +1,5 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
-import { checkKeep, moeLayers, planFromScores } from "@coppice/core";
+import { moeLayers, planFromScores, selectExperts } from "@coppice/core";
 import type { CliContext } from "../context.js";
 import {
   backendOption,
@@ -60,7 +60,7 @@ export function pruneCommand(context: CliContext): CommandUnknownOpts {
       const { model } = opened.checkpoint;
       // Refused before calibration, which may take long.
       for (const { index, feedForward } of moeLayers(model)) {
-        checkKeep(keep, feedForward.experts.length, feedForward.router.topK, index);
+        selectExperts(feedForward, new Float64Array(feedForward.experts.length), keep, index);
       }
       const plan = planFromScores(model, await criterionScores(opened, options, context), keep);
       const written = await writeCheckpoint(

@@ -1,4 +1,12 @@
-import { createPlan, type LayerPlan, type MoeModel, moeLayers, type Plan, Rng } from "@coppice/core";
+import {
+  createPlan,
+  type LayerPlan,
+  type MoeModel,
+  moeLayers,
+  type Plan,
+  Rng,
+  repairExperts,
+} from "@coppice/core";
 
 /** Independent uniformly random plans of `keep` experts per layer: the baseline, the same for every strategy. */
 export function randomPlans(
@@ -13,7 +21,7 @@ export function randomPlans(
       moeLayers(model).map(
         ({ index, feedForward }): LayerPlan => ({
           layer: index,
-          experts: rng.sample(feedForward.experts.length, keep).sort((a, b) => a - b),
+          experts: repairExperts(feedForward, rng.sample(feedForward.experts.length, keep), index),
           ...(topK !== undefined && { topK }),
         }),
       ),

@@ -1,11 +1,11 @@
 import {
   createPlan,
-  highest,
   moeLayers,
   type Plan,
   Rng,
   type Scored,
   type SearchStrategy,
+  selectExperts,
   throwIfAborted,
 } from "@coppice/core";
 import { PlanEvaluator, rankFinalists, runSearch, type SearchResult } from "@coppice/search";
@@ -193,7 +193,7 @@ function oneShotPlan({ opened, keep, topK }: SearchJob, scores: readonly Float64
     model,
     moeLayers(model).map((layer, i) => ({
       layer: layer.index,
-      experts: highest(scores[i] as Float64Array, keep),
+      experts: selectExperts(layer.feedForward, scores[i] as Float64Array, keep, layer.index),
       ...(topK !== undefined && { topK }),
     })),
   );

@@ -1,0 +1,135 @@
+import { CoppiceError } from "./errors.js";
+import type { MoeSpec, RouterGroups, RouterSpec } from "./model.js";
+import { checkKeep } from "./plan-build.js";
+
+/**
+ * The groups that a stock router of the kept experts has: undefined when the choice is not limited to groups, or no
+ * longer, because no more of them are left than a token may use.
+ * @param experts kept experts of a router with groups, all different
+ * @throws COPPICE_PLAN_GROUPS when the groups that are left differ in size or are too small
+ */
+export function groupsAfter(
+  router: RouterSpec,
+  experts: readonly number[],
+  layer: number,
+): RouterGroups | undefined {
+  const { groups, topK } = router;
+  if (!groups) return undefined;
+  const members = groupMembers(groups, router, experts);
+  const sizes = members.map((group) => group.length);
+  const left = sizes.filter((size) => size > 0);
+  if (left.length <= groups.keep) return undefined;
+  const size = left[0] as number;
+  const least = Math.max(groups.score === "top2" ? 2 : 1, Math.ceil(topK / groups.keep));
+  if (left.every((other) => other === size) && size >= least) return { ...groups, count: left.length };
+  throw new CoppiceError(
+    "COPPICE_PLAN_GROUPS",
+    `layer ${layer} would have ${sizes.join(", ")} experts in its ${groups.count} groups; its router takes the best ` +
+      `${groups.keep} groups, which must be equal in size and have at least ${least} experts each`,
+    {
+      hint: `keep as many experts of every group, or only experts of ${groups.keep} groups`,
+      details: { layer, sizes, keep: groups.keep, least },
+    },
+  );
+}
+
+/** Experts of every group, of those given, ascending. */
+export function groupMembers(
+  { count }: RouterGroups,
+  { weight }: RouterSpec,
+  experts: readonly number[],
+): number[][] {
+  const size = (weight.shape[0] as number) / count;
+  const members = Array.from({ length: count }, () => [] as number[]);
+  for (const expert of [...experts].sort((a, b) => a - b)) members[Math.floor(expert / size)]?.push(expert);
+  return members;
+}
+
+/**
+ * The `keep` experts of a layer with the highest sum of scores that its router can work with, ascending: without
+ * groups simply the highest; with groups as many of every group, of as many groups as is best, or the best of as many
+ * groups as a token may use. Ties go to the lower expert and to more groups.
+ * @param scores one per expert
+ * @throws COPPICE_PLAN_KEEP, COPPICE_PLAN_GROUPS when no choice of `keep` experts fits the groups
+ */
+export function selectExperts(
+  spec: MoeSpec,
+  scores: ArrayLike<number>,
+  keep: number,
+  layer: number,
+): number[] {
+  const { router } = spec;
+  const all = spec.experts.map((_, expert) => expert);
+  checkKeep(keep, all.length, router.topK, layer);
+  if (!router.groups) return highest(scores, keep);
+  const { groups } = router;
+  const sum = (experts: readonly number[]) => experts.reduce((total, e) => total + (scores[e] as number), 0);
+  const ranked = groupMembers(groups, router, all).map((members) =>
+    members.sort((a, b) => (scores[b] as number) - (scores[a] as number) || a - b),
+  );
+  const options: number[][] = [];
+  for (let count = groups.count; count > groups.keep; count--) {
+    const each = keep / count;
+    const tops = ranked.map((members) => members.slice(0, each));
+    if (!Number.isInteger(each) || tops.some(({ length }) => length < each)) continue;
+    tops.sort((a, b) => sum(b) - sum(a));
+    options.push(tops.slice(0, count).flat());
+  }
+  for (const chosen of combinations(ranked, groups.keep)) {
+    const members = chosen.flat();
+    if (members.length < keep) continue;
+    members.sort((a, b) => (scores[b] as number) - (scores[a] as number) || a - b);
+    options.push(members.slice(0, keep));
+  }
+  const valid = options.filter((experts) => fits(router, experts, layer));
+  const best = valid.reduce<number[] | undefined>(
+    (most, option) => (!most || sum(option) > sum(most) ? option : most),
+    undefined,
+  );
+  if (best) return best.sort((a, b) => a - b);
+  throw new CoppiceError(
+    "COPPICE_PLAN_GROUPS",
+    `no ${keep} of the ${all.length} experts of layer ${layer} fit its ${groups.count} groups, of which the router takes ${groups.keep}`,
+    { hint: `keep a multiple of ${groups.count}`, details: { layer, keep, groups: groups.count } },
+  );
+}
+
+/**
+ * The experts nearest to `experts` that the router of the layer can work with, ascending: as many, and as many of
+ * them as possible. Without groups they are `experts` themselves.
+ * @throws COPPICE_PLAN_KEEP, COPPICE_PLAN_GROUPS
+ */
+export function repairExperts(spec: MoeSpec, experts: readonly number[], layer: number): number[] {
+  const sorted = [...experts].sort((a, b) => a - b);
+  if (!spec.router.groups || fits(spec.router, sorted, layer)) return sorted;
+  const kept = new Set(experts);
+  const scores = spec.experts.map((_, expert) => (kept.has(expert) ? 1 : 0));
+  return selectExperts(spec, scores, experts.length, layer);
+}
+
+/** Indices of the `count` largest values, ascending; ties go to the lower index. */
+export function highest(values: ArrayLike<number>, count: number): number[] {
+  const order = Array.from(values, (_, i) => i);
+  order.sort((a, b) => (values[b] as number) - (values[a] as number) || a - b);
+  return order.slice(0, count).sort((a, b) => a - b);
+}
+
+function fits(router: RouterSpec, experts: readonly number[], layer: number): boolean {
+  try {
+    groupsAfter(router, experts, layer);
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+/** All choices of `count` items; routers have at most some 16 groups and take up to 8 of them. */
+function* combinations<T>(items: readonly T[], count: number, from = 0): Generator<T[]> {
+  if (count === 0) {
+    yield [];
+    return;
+  }
+  for (let i = from; i + count <= items.length; i++) {
+    for (const rest of combinations(items, count - 1, i + 1)) yield [items[i] as T, ...rest];
+  }
+}
