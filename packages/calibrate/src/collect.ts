@@ -33,7 +33,8 @@ export interface CollectOptions {
 
 /**
  * One pass over the data: what every router chose and every chosen expert put out, summed in float64. The gate
- * weights are those that really multiply the expert outputs, whatever the family's routing.
+ * weights are those that really multiply the expert outputs, whatever the family's routing; where they multiply inputs
+ * instead (Llama-4), `gateNorm` sums the norms of the outputs as they are.
  * @throws COPPICE_TASK_EMPTY, COPPICE_TASK_TOO_LONG, COPPICE_ABORTED; COPPICE_BACKEND_FAILED naming the layer and the
  * expert when an activation is NaN or infinite; those of `Runner.run`
  */
@@ -46,9 +47,9 @@ export async function collectStatistics(options: CollectOptions): Promise<Collec
   }
   const layers = moeLayers(model);
   const collectors = new Map(
-    layers.map(({ index, feedForward: { experts } }) => [
+    layers.map(({ index, feedForward: { experts, router } }) => [
       index,
-      new LayerCollector(emptyLayer(index, experts.length)),
+      new LayerCollector(emptyLayer(index, experts.length), router.scalesInput === true),
     ]),
   );
   // Layers behind the last MoE layer show nothing.

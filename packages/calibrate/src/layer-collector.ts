@@ -5,9 +5,12 @@ export class LayerCollector {
   readonly sums: LayerStatistics;
   /** Unnormalised probabilities of one token. */
   readonly #parts: Float64Array;
+  readonly #scalesInput: boolean;
 
-  constructor(sums: LayerStatistics) {
+  /** @param scalesInput true when gate weights multiply the experts' inputs, so that outputs contain them already */
+  constructor(sums: LayerStatistics, scalesInput = false) {
     this.sums = sums;
+    this.#scalesInput = scalesInput;
     this.#parts = new Float64Array(sums.count.length);
   }
 
@@ -31,8 +34,9 @@ export class LayerCollector {
       add(gate, expert, g);
       add(norm, expert, f);
       add(squaredNorm, expert, f * f);
-      add(gateNorm, expert, g * f);
-      add(squaredGateNorm, expert, g * g * f * f);
+      const added = this.#scalesInput ? f : g * f;
+      add(gateNorm, expert, added);
+      add(squaredGateNorm, expert, added * added);
     }
     this.sums.tokens += tokens;
   }

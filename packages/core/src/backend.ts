@@ -109,14 +109,14 @@ export interface LayerTap {
   readonly input?: Float32Array;
   /** Raw router logits of the slots, [tokens, S] ([tokens, experts] under a router map). */
   readonly routerLogits?: Float32Array;
-  /** Chosen slots, [tokens, k], by descending gate weight. */
+  /** Chosen slots, [tokens, k], best selection score first. */
   readonly slots?: Int32Array;
-  /** The coefficient that multiplies each chosen expert's output, [tokens, k]. */
+  /** The coefficient that multiplies each chosen expert's output, or its input (`scalesInput`), [tokens, k]. */
   readonly gates?: Float32Array;
-  /** Unweighted expert outputs f(x), [tokens, k, hidden]. */
+  /** Unweighted expert outputs f(x), [tokens, k, hidden]; f(g·x) where gate weights scale inputs. */
   readonly expertOutputs?: Float32Array;
-  /** L2 norms of the unweighted expert outputs, [tokens, k]. */
+  /** L2 norms of these outputs, [tokens, k]. */
   readonly expertNorms?: Float32Array;
-  /** Gate-weighted sum of the routed experts, [tokens, hidden]. */
+  /** What the routed experts add together, without a shared expert, [tokens, hidden]. */
   readonly output?: Float32Array;
 }

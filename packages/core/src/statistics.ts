@@ -16,9 +16,9 @@ export interface LayerStatistics {
   readonly norm: Float64Array;
   /** Sum of ‖f‖² over T(j). */
   readonly squaredNorm: Float64Array;
-  /** Sum of g·‖f‖ over T(j). */
+  /** Sum of g·‖f‖ over T(j): of the norm of what the expert really added, so of ‖f(g·x)‖ where g scales inputs. */
   readonly gateNorm: Float64Array;
-  /** Sum of g²·‖f‖² over T(j). */
+  /** Sum of the squares of these. */
   readonly squaredGateNorm: Float64Array;
 }
 
