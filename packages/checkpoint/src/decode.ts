@@ -17,13 +17,23 @@ export function decodeValues(dtype: DType, bytes: Uint8Array, out: Float32Array)
       return decodeByTable(new Uint16Array(bytes.buffer, bytes.byteOffset, out.length), halfTable(), out);
     case "F8_E4M3":
       return decodeByTable(bytes, float8Table(), out);
+    case "F8_E5M2":
+      return decodeByTable(bytes, wideFloat8Table(), out);
+    case "F8_E8M0":
+      return decodeByTable(bytes, powerTable(), out);
     case "F64":
       out.set(new Float64Array(bytes.buffer, bytes.byteOffset, out.length));
       return firstNonFinite(out);
     case "I64":
       return decodeBigInts(new BigInt64Array(bytes.buffer, bytes.byteOffset, out.length), out);
+    case "U64":
+      return decodeBigInts(new BigUint64Array(bytes.buffer, bytes.byteOffset, out.length), out);
     case "I32":
       return decodeIntegers(new Int32Array(bytes.buffer, bytes.byteOffset, out.length), out);
+    case "U32":
+      return decodeIntegers(new Uint32Array(bytes.buffer, bytes.byteOffset, out.length), out);
+    case "U16":
+      return decodeIntegers(new Uint16Array(bytes.buffer, bytes.byteOffset, out.length), out);
     case "I16":
       return decodeIntegers(new Int16Array(bytes.buffer, bytes.byteOffset, out.length), out);
     case "I8":
@@ -75,7 +85,7 @@ function decodeIntegers(words: ArrayLike<number>, out: Float32Array): number {
   return -1;
 }
 
-function decodeBigInts(words: BigInt64Array, out: Float32Array): number {
+function decodeBigInts(words: BigInt64Array | BigUint64Array, out: Float32Array): number {
   for (let i = 0; i < words.length; i++) {
     const word = words[i] as bigint;
     out[i] = Number(word);
@@ -179,6 +189,22 @@ let float8: Float32Array | undefined;
 function float8Table(): Float32Array {
   float8 ??= smallFloatTable(4, 3, (exponent, mantissa) => exponent === 15 && mantissa === 7);
   return float8;
+}
+
+let wideFloat8: Float32Array | undefined;
+
+/** Value of every F8_E5M2 bit pattern (a float16 without its last eight bits; OCP 8-bit format). */
+function wideFloat8Table(): Float32Array {
+  wideFloat8 ??= smallFloatTable(5, 2, (exponent) => exponent === 31);
+  return wideFloat8;
+}
+
+let powers: Float32Array | undefined;
+
+/** Value of every F8_E8M0 bit pattern: 2^(code - 127), 255 is NaN (OCP Microscaling Formats 1.0, section 5.4.1). */
+function powerTable(): Float32Array {
+  powers ??= Float32Array.from({ length: 256 }, (_, code) => (code === 255 ? Number.NaN : 2 ** (code - 127)));
+  return powers;
 }
 
 function smallFloatTable(

@@ -50,6 +50,18 @@ describe("decodeValues", () => {
     expect(decode("F8_E4M3", codes.slice(0x80)).bad).toBe(0x7f);
   });
 
+  it("widens every F8_E5M2 and F8_E8M0 pattern", () => {
+    const codes = Uint8Array.from({ length: 256 }, (_, i) => i);
+    const finite = codes.filter((code) => (code & 0x7c) !== 0x7c);
+    const { bad, out } = decode("F8_E5M2", finite);
+    expect(bad).toBe(-1);
+    expect(finite.every((code, i) => Object.is(out[i], patternValue(code, 5, 2)))).toBe(true);
+    expect(decode("F8_E5M2", codes).bad).toBe(0x7c);
+    const powers = decode("F8_E8M0", codes);
+    expect(powers.bad).toBe(255);
+    expect([...powers.out.subarray(0, 255)]).toEqual(Array.from({ length: 255 }, (_, i) => 2 ** (i - 127)));
+  });
+
   it("takes float32 as it is, narrows float64 and finds NaN, infinity and overflow", () => {
     const f32 = Float32Array.of(1.5, -0, 1e-45, 3.4e38);
     expect(decode("F32", new Uint8Array(f32.buffer)).out).toEqual(f32);
@@ -68,6 +80,9 @@ describe("decodeValues", () => {
       ["I16", Int16Array.of(-32768, 32767), [-32768, 32767], -1],
       ["I32", Int32Array.of(-(2 ** 31), 2 ** 24), [-(2 ** 31), 2 ** 24], -1],
       ["I32", Int32Array.of(5, 2 ** 24 + 1), [5, 2 ** 24], 1],
+      ["U16", Uint16Array.of(65535), [65535], -1],
+      ["U32", Uint32Array.of(0xffffff00, 0xffffffff), [0xffffff00, 2 ** 32], 1],
+      ["U64", BigUint64Array.of(2n ** 63n, 2n ** 63n + 1n), [2 ** 63, 2 ** 63], 1],
       ["I64", BigInt64Array.of(-(2n ** 63n), 3n), [-(2 ** 63), 3], -1],
       ["I64", BigInt64Array.of(2n ** 60n + 1n), [2 ** 60], 0],
     ];
