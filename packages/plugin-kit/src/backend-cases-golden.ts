@@ -1,7 +1,31 @@
-import { allLogits, type BackendSource, recordingTap, withRunner } from "./backend-subject.js";
+import { moeLayers } from "@coppice/core";
+import { checkPlans } from "./backend-cases-models.js";
+import {
+  allLogits,
+  type BackendSource,
+  type LayerRecord,
+  recordingTap,
+  withRunner,
+} from "./backend-subject.js";
 import { expectClose, expectEqual } from "./compare.js";
 import type { ConformanceCase } from "./conformance-case.js";
 import type { FixtureSource } from "./fixture.js";
+import { intoMemory } from "./memory-model.js";
+
+/** Choices of every token by ascending expert, as not every reference implementation orders them. */
+export function byExpert(
+  experts: ArrayLike<number>,
+  gates: ArrayLike<number>,
+  topK: number,
+): { experts: number[]; gates: number[] } {
+  const order = Array.from(experts, (_, choice) => choice).sort(
+    (a, b) => Math.floor(a / topK) - Math.floor(b / topK) || (experts[a] as number) - (experts[b] as number),
+  );
+  return {
+    experts: order.map((choice) => experts[choice] as number),
+    gates: order.map((choice) => gates[choice] as number),
+  };
+}
 
 /** Against what the reference implementation of the family computed. */
 export function goldenCases(source: BackendSource, fixture: FixtureSource): ConformanceCase[] {
@@ -45,13 +69,30 @@ export function goldenCases(source: BackendSource, fixture: FixtureSource): Conf
         const loaded = await fixture.load();
         const { tap, records } = recordingTap(["routerLogits", "routing"]);
         await withRunner(source, loaded, (runner) => runner.run({ sequences: loaded.golden.sequences, tap }));
-        expectEqual([records.length], [loaded.golden.routers.length], "MoE layers that the tap saw");
-        loaded.golden.routers.forEach((router, i) => {
-          const arrays = records[i]?.arrays;
-          expectClose(arrays?.routerLogits, router.logits, 2e-4, `router logits of MoE layer ${i}`);
-          expectEqual(arrays?.slots, router.experts, `chosen experts of MoE layer ${i}`);
-          expectClose(arrays?.gates, router.gates, 2e-4, `gate weights of MoE layer ${i}`);
-        });
+        const layers = moeLayers(loaded.model).map(({ index }) => index);
+        expectEqual(
+          records.map(({ layer }) => layer),
+          layers,
+          "MoE layers that the tap saw",
+        );
+        for (const router of loaded.golden.routers) {
+          const { layer } = router;
+          const record = records.find((one) => one.layer === layer) as LayerRecord;
+          const { routerLogits, slots, gates } = record.arrays;
+          expectClose(routerLogits, router.logits, 2e-4, `router logits of layer ${layer}`);
+          const found = byExpert(slots, gates, record.topK);
+          const expected = byExpert(router.experts, router.gates, record.topK);
+          expectEqual(found.experts, expected.experts, `chosen experts of layer ${layer}`);
+          expectClose(found.gates, expected.gates, 2e-4, `gate weights of layer ${layer}`);
+        }
+      },
+    },
+    {
+      name: name("pruned and merged, it gives what the formula and smaller models give"),
+      async run() {
+        const { model, weights } = await fixture.load();
+        const loaded = await intoMemory(model, weights);
+        await withRunner(source, loaded, (runner) => checkPlans(source, runner, loaded));
       },
     },
   ];

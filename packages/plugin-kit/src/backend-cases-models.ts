@@ -1,3 +1,4 @@
+import { type MoeModel, moeLayers, type Plan, type Runner } from "@coppice/core";
 import { checkCached } from "./backend-cases-run.js";
 import {
   allLogits,
@@ -8,63 +9,110 @@ import {
 } from "./backend-subject.js";
 import { expectClose, expectCode } from "./compare.js";
 import type { ConformanceCase } from "./conformance-case.js";
+import type { MemoryModel } from "./memory-model.js";
 import { randomModel } from "./random-model.js";
 import type { RandomModelShape } from "./random-shape.js";
-import { mergedPlan, prunedPlan } from "./sample-plans.js";
+import { mergedPlan, prunedPlan, topOnePlan } from "./sample-plans.js";
+import { type ModelFeature, sampleShapes } from "./sample-shapes.js";
+import { sliceModel } from "./slice-model.js";
 import { slowForward } from "./slow-model.js";
 
-/** One feature of the model description at a time. */
-const shapes = {
-  "sliding-window": { seed: 51, slidingWindow: 4 },
-  "query-key-norm": { seed: 52, qkNorm: true },
-  biases: { seed: 53, bias: true },
-  "dense-layers": { seed: 54, layers: 3, denseLayers: [1] },
-  "tied-head": { seed: 55, tied: true },
-  "unnormalised-gates": { seed: 56, normalize: false },
-  "partial-rotary": { seed: 57, headDim: 12, rotaryDimensions: 4 },
-  "one-head-per-group": { seed: 58, heads: 3, kvHeads: 3, hidden: 20, headDim: 4 },
-  "many-experts": { seed: 59, experts: 24, topK: 5, width: 6 },
-  bfloat16: { seed: 60, dtype: "BF16" },
-} as const satisfies Record<string, RandomModelShape>;
+const tolerance = 1e-4;
+const lengths = [8, 3, 11];
+/** Tokens per sequence and run of a cache, for those lengths. */
+const pieces = [
+  [6, 1, 4],
+  [1, 1, 1],
+  [1, 1, 6],
+];
 
-/** A property of models that a backend may refuse, when its author says so. */
-export type ModelFeature = keyof typeof shapes;
-
-/** Random models with one feature each, against the formula: whole, pruned, merged, and with a cache. */
+/** Random models with every kind of part, against the formula: whole, pruned, merged, and with a cache. */
 export function modelCases(source: BackendSource, unsupported: readonly ModelFeature[]): ConformanceCase[] {
-  return (Object.keys(shapes) as ModelFeature[]).map((feature) => {
-    const { model, weights, tensors } = randomModel(shapes[feature]);
+  return (Object.keys(sampleShapes) as ModelFeature[]).map((feature) => {
+    const shape: RandomModelShape = sampleShapes[feature];
+    const name = `random model with ${feature}`;
+    const loaded = randomModel(shape);
     if (unsupported.includes(feature)) {
       return {
-        name: `random model with ${feature}: is refused`,
+        name: `${name}: is refused`,
         run: async () => {
           const backend = await createBackend(source);
-          await expectCode(() => backend.load({ model, weights }), ["COPPICE_BACKEND_UNSUPPORTED"], "load");
+          await expectCode(() => backend.load(loaded), ["COPPICE_BACKEND_UNSUPPORTED"], "load");
         },
       };
     }
     return {
-      name: `random model with ${feature}: gives what the formula gives`,
+      name: `${name}: gives what the formula and smaller models give`,
       run: () =>
-        withRunner(source, { model, weights }, async (runner) => {
-          const sequences = randomSequences(model, [8, 3, 11]);
-          for (const plan of [undefined, prunedPlan(model, 61), mergedPlan(model, 62)]) {
-            const expected = sequences.flatMap((ids) =>
-              slowForward({ model, weights, tensors }, [...ids], plan).logits.flat(),
-            );
-            expectClose(await allLogits(runner, sequences, plan), expected, 1e-4, "logits");
-            await checkCached(
-              runner,
-              sequences,
-              [
-                [6, 1, 4],
-                [1, 1, 1],
-                [1, 1, 6],
-              ],
-              plan,
-            );
-          }
+        withRunner(source, loaded, async (runner) => {
+          await checkPlans(source, runner, loaded);
+          const sequences = randomSequences(loaded.model, lengths);
+          if (followsLength(shape)) await checkGrowingLength(runner, loaded, sequences);
+          else
+            for (const plan of [undefined, mergedPlan(loaded.model, 62)])
+              await checkCached(runner, sequences, pieces, plan);
         }),
     };
   });
+}
+
+/** The runner's logits under several plans are those of the formula and those of the model that is really smaller. */
+export async function checkPlans(source: BackendSource, runner: Runner, loaded: MemoryModel): Promise<void> {
+  const { model } = loaded;
+  const sequences = randomSequences(model, lengths);
+  for (const [what, plan] of plansOf(model)) {
+    const logits = await allLogits(runner, sequences, plan);
+    const expected = sequences.flatMap((ids) => slowForward(loaded, [...ids], plan).logits.flat());
+    expectClose(logits, expected, tolerance, `logits, ${what}`);
+    if (!plan) continue;
+    const smaller = await withRunner(source, sliceModel(loaded, plan), (other) =>
+      allLogits(other, sequences),
+    );
+    expectClose(logits, smaller, tolerance, `logits against the smaller model, ${what}`);
+  }
+}
+
+function plansOf(model: MoeModel): [string, Plan | undefined][] {
+  const mixes = moeLayers(model).some(({ feedForward }) => feedForward.router.order === "sparsemixer");
+  return [
+    ["unchanged", undefined],
+    ["pruned", prunedPlan(model, 61)],
+    ["merged", mergedPlan(model, 62)],
+    ...(mixes ? [] : [["one expert per token", topOnePlan(model)] satisfies [string, Plan]]),
+  ];
+}
+
+function followsLength({ scaling }: RandomModelShape): boolean {
+  return scaling?.kind === "dynamic" || scaling?.kind === "longrope";
+}
+
+/** Frequencies follow the length that is known in each run of the cache; earlier keys keep their rotation. */
+async function checkGrowingLength(
+  runner: Runner,
+  loaded: MemoryModel,
+  sequences: readonly Int32Array[],
+): Promise<void> {
+  const vocab = loaded.model.vocabSize;
+  const expected = sequences.map((ids, s) =>
+    slowForward(
+      loaded,
+      [...ids],
+      undefined,
+      pieces.map((piece) => piece[s] as number),
+    ).logits.flat(),
+  );
+  const cache = runner.createCache(sequences.length);
+  for (const piece of pieces) {
+    const starts = [...cache.lengths];
+    const part = sequences.map((ids, s) =>
+      ids.subarray(starts[s] as number, (starts[s] as number) + (piece[s] as number)),
+    );
+    const logits = await allLogits(runner, part, undefined, { cache });
+    const wanted = expected.flatMap((values, s) => {
+      const start = starts[s] as number;
+      return values.slice(start * vocab, (start + (piece[s] as number)) * vocab);
+    });
+    expectClose(logits, wanted, tolerance, `logits with a cache that grew to ${cache.lengths.join(", ")}`);
+  }
+  cache.dispose();
 }

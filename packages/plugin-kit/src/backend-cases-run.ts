@@ -16,18 +16,13 @@ const tolerance = 1e-4;
 const lengths = [6, 1, 13, 4];
 
 /** Layer ranges, boundaries, positions, targets, batches and the cache. */
-export function runCases(
-  source: BackendSource,
-  name: string,
-  load: () => Promise<MemoryModel>,
-): ConformanceCase[] {
+export function runCases(source: BackendSource, name: string, loaded: MemoryModel): ConformanceCase[] {
   const test = (
     what: string,
     body: (runner: Runner, loaded: MemoryModel, sequences: Int32Array[]) => Promise<void>,
   ): ConformanceCase => ({
     name: `${name}: ${what}`,
     async run() {
-      const loaded = await load();
       await withRunner(source, loaded, (runner) =>
         body(runner, loaded, randomSequences(loaded.model, lengths)),
       );

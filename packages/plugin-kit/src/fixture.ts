@@ -9,21 +9,23 @@ export interface Fixture {
 }
 
 export interface Golden {
-  /** Two sequences of 24 tokens. */
+  /** Sequences of equal length; together they have T tokens. */
   readonly sequences: readonly Int32Array[];
-  /** [48, vocab], logits at every position, sequence by sequence. */
+  /** [T, vocab], logits at every position, sequence by sequence. */
   readonly logits: Float32Array;
   /** Tokens that greedy decoding appends to the first sequence. */
   readonly greedy: Int32Array;
-  /** One entry per MoE layer. */
+  /** One entry per MoE layer whose router gives away what it does. */
   readonly routers: readonly GoldenRouter[];
 }
 
 export interface GoldenRouter {
-  /** [48, experts] */
+  readonly layer: number;
+  /** [T, experts] */
   readonly logits: Float32Array;
-  /** [48, k], by descending gate weight. */
+  /** [T, k], in any order within a token: reference implementations with sigmoid scores do not sort. */
   readonly gates: Float32Array;
+  /** [T, k], in the order of `gates`. */
   readonly experts: Int32Array;
 }
 

@@ -1,4 +1,3 @@
-export type { ModelFeature } from "./backend-cases-models.js";
 export { type BackendConformanceOptions, backendConformance } from "./backend-conformance.js";
 export type { BackendSource } from "./backend-subject.js";
 export type { ConformanceCase } from "./conformance-case.js";
@@ -6,6 +5,7 @@ export type { Fixture, FixtureSource, Golden, GoldenRouter } from "./fixture.js"
 export { intoMemory, type MemoryModel, memoryModel, modelTensors } from "./memory-model.js";
 export { randomModel } from "./random-model.js";
 export type { RandomLatent, RandomModelShape, RandomRouter } from "./random-shape.js";
+export { type ModelFeature, sampleShapes } from "./sample-shapes.js";
 export {
   type SearchConformanceSettings,
   searchConformance,

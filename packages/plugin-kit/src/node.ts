@@ -1,1 +1,8 @@
-export { type FixtureName, fixtureNames, fixturePath, fixtures, loadFixture } from "./node/fixtures.js";
+export {
+  type FixtureName,
+  fixtureNames,
+  fixturePath,
+  fixtures,
+  loadFixture,
+  loadFixtureFolder,
+} from "./node/fixtures.js";

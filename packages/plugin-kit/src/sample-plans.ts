@@ -1,25 +1,35 @@
-import { createPlan, type LayerPlan, type MoeModel, moeLayers, type Plan, Rng } from "@coppice/core";
+import {
+  createPlan,
+  type LayerPlan,
+  type MoeModel,
+  type MoeSpec,
+  moeLayers,
+  type Plan,
+  Rng,
+  selectExperts,
+} from "@coppice/core";
 
 /** Keeps a random half of the experts (never fewer than the top-k) of every MoE layer, slots in random order. */
 export function prunedPlan(model: MoeModel, seed: number): Plan {
   const rng = Rng.fromSeed(seed);
-  return planOf(model, (experts, topK) => ({ experts: rng.sample(experts, half(experts, topK)) }));
+  return planOf(model, (spec) => ({ experts: randomHalf(rng, spec) }));
 }
 
 /** As `prunedPlan`, with slots that are their expert plus a little of all others, as EEP's merge phase makes them. */
 export function mergedPlan(model: MoeModel, seed: number): Plan {
   const rng = Rng.fromSeed(seed);
-  return planOf(model, (experts, topK) => {
-    const kept = rng.sample(experts, half(experts, topK));
-    return { experts: kept, merge: nearOneHot(rng, kept, experts) };
+  return planOf(model, (spec) => {
+    const kept = randomHalf(rng, spec);
+    return { experts: kept, merge: nearOneHot(rng, kept, spec.experts.length) };
   });
 }
 
 /** Prunes, merges, and maps the router's probabilities by a real-valued matrix. */
 export function mappedPlan(model: MoeModel, seed: number): Plan {
   const rng = Rng.fromSeed(seed);
-  return planOf(model, (experts, topK) => {
-    const kept = rng.sample(experts, half(experts, topK));
+  return planOf(model, (spec) => {
+    const kept = randomHalf(rng, spec);
+    const experts = spec.experts.length;
     return {
       experts: kept,
       merge: nearOneHot(rng, kept, experts),
@@ -28,9 +38,16 @@ export function mappedPlan(model: MoeModel, seed: number): Plan {
   });
 }
 
+/** Whether plans for the model may have router maps. */
+export function acceptsMaps(model: MoeModel): boolean {
+  return moeLayers(model).every(({ feedForward: { router } }) => {
+    return router.order === "softmax-topk" && !router.correction && !router.groups;
+  });
+}
+
 /** All experts, but only one per token. */
 export function topOnePlan(model: MoeModel): Plan {
-  return planOf(model, (experts) => ({ experts: Array.from({ length: experts }, (_, i) => i), topK: 1 }));
+  return planOf(model, ({ experts }) => ({ experts: experts.map((_, i) => i), topK: 1 }));
 }
 
 /** A different treatment in every layer, and the last layer untouched. */
@@ -43,18 +60,21 @@ export function mixedPlan(model: MoeModel, seed: number): Plan {
   );
 }
 
-function planOf(model: MoeModel, make: (experts: number, topK: number) => Omit<LayerPlan, "layer">): Plan {
+function planOf(model: MoeModel, make: (spec: MoeSpec) => Omit<LayerPlan, "layer">): Plan {
   return createPlan(
     model,
-    moeLayers(model).map(({ index, feedForward: { experts, router } }) => ({
-      layer: index,
-      ...make(experts.length, router.topK),
-    })),
+    moeLayers(model).map(({ index, feedForward }) => ({ layer: index, ...make(feedForward) })),
   );
 }
 
-function half(experts: number, topK: number): number {
-  return Math.max(topK, Math.ceil(experts / 2));
+/** Experts of routers with groups fit the groups. */
+function randomHalf(rng: Rng, spec: MoeSpec): number[] {
+  const { experts, router } = spec;
+  const half = Math.max(router.topK, Math.ceil(experts.length / 2));
+  if (!router.groups) return rng.sample(experts.length, half);
+  const scores = experts.map(() => rng.uniform());
+  const kept = selectExperts(spec, scores, half, 0);
+  return rng.sample(half, half).map((i) => kept[i] as number);
 }
 
 function nearOneHot(rng: Rng, kept: readonly number[], experts: number): number[][] {
