@@ -1,43 +1,22 @@
 import type { DecoderLayer } from "@coppice/core";
 import { attentionGraph } from "@coppice/onnx";
 import type { Tensor } from "onnxruntime-node";
-import { headLayout, paddedShape } from "./head-layout.js";
+import { paddedShape, rotaryDimensions } from "./head-layout.js";
 import type { LayerCache } from "./kv-cache.js";
-import type { PackedRows } from "./packed-rows.js";
-import type { RotaryTable } from "./rotary-table.js";
+import type { RotaryTables } from "./rotary-table.js";
 import type { Feeds, Runtime, Sessions } from "./sessions.js";
-import type { Piece } from "./units.js";
-
-/** The inputs of the attention graph that are equal in all layers of a unit. */
-export interface UnitFeeds {
-  readonly feeds: Feeds;
-  /** Tokens that the longest sequence has by now, its past included. */
-  readonly positions: number;
-}
-
-export function unitFeeds(
-  { Tensor }: Runtime,
-  pieces: readonly Piece[],
-  { pad, unpad, longest }: PackedRows,
-): UnitFeeds {
-  const lengths = Int32Array.from(pieces, ({ begin, end, past }) => past + end - begin - 1);
-  const positions = Math.max(...lengths) + 1;
-  const feeds = {
-    pad: new Tensor("int32", pad, [pieces.length, longest]),
-    unpad: new Tensor("int32", unpad, [unpad.length]),
-    lengths: new Tensor("int32", lengths, [pieces.length]),
-    total: new Tensor("int32", Int32Array.of(positions), []),
-  };
-  return { feeds, positions };
-}
+import type { UnitInputs } from "./unit-inputs.js";
 
 export interface AttentionRequest {
   readonly layer: DecoderLayer;
   readonly hidden: Tensor;
   readonly weights: Feeds;
-  readonly router: Tensor | undefined;
-  readonly unit: UnitFeeds;
-  readonly rotary: RotaryTable;
+  /** Inputs of the graph that depend on the plan: those of the router. */
+  readonly router: Feeds;
+  readonly unit: UnitInputs;
+  /** Tokens that the unit's sequences have in all: they are of one rotary regime. */
+  readonly length: number;
+  readonly rotary: RotaryTables;
   readonly cache: LayerCache | undefined;
   /** Rows whose result is wanted; absent: all. */
   readonly selected: Int32Array | undefined;
@@ -49,16 +28,17 @@ export async function runAttention(
   sessions: Sessions,
   request: AttentionRequest,
 ): Promise<{ normed: Tensor; residual: Tensor; logits: Tensor | undefined }> {
-  const { layer, hidden, weights, router, unit, rotary, cache, selected } = request;
-  const shape = paddedShape(layer, hidden.dims[1] as number, headLayout(layer.attention));
-  const options = { cache: cache !== undefined, select: selected !== undefined };
+  const { layer, hidden, weights, router, unit, cache, selected } = request;
+  const shape = paddedShape(layer, hidden.dims[1] as number);
   const feeds: Record<string, Tensor> = {
     hidden,
     ...weights,
+    ...router,
     ...unit.feeds,
-    ...rotary.tables(unit.positions),
+    ...positionFeeds(request),
   };
-  if (router) feeds.router = router;
+  const masked = feeds.mask !== undefined;
+  const options = { cache: cache !== undefined, select: selected !== undefined, masked };
   if (selected) {
     const unpad = unit.feeds.unpad?.data as Int32Array;
     const padded = selected.map((row) => unpad[row] as number);
@@ -77,4 +57,24 @@ export async function runAttention(
     cache && { presentKey: cache.key, presentValue: cache.value },
   );
   return { normed: normed as Tensor, residual: residual as Tensor, logits };
+}
+
+/** What depends on the positions of the rows. */
+function positionFeeds({ layer, hidden, unit, length, rotary }: AttentionRequest): Feeds {
+  const { attention } = layer;
+  if (attention.kind === "other") return {};
+  const shape = paddedShape(layer, hidden.dims[1] as number);
+  const tables =
+    attention.rotary &&
+    rotary.of(attention.rotary, rotaryDimensions(attention, shape)).tables(unit.positions, length);
+  const inOperator = shape.kind === "gqa" && shape.rotation === "operator";
+  const chunk = attention.kind === "gqa" ? attention.chunk : undefined;
+  const temperature = attention.kind === "gqa" ? attention.temperature : undefined;
+  const mask = chunk === undefined ? undefined : unit.chunkMask(chunk);
+  return {
+    ...tables,
+    ...(tables && !inOperator && { positions: unit.rowPositions() }),
+    ...(temperature && { temperature: unit.temperature(temperature) }),
+    ...(mask && { mask }),
+  };
 }

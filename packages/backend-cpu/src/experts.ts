@@ -1,5 +1,5 @@
 import { type MoeSpec, routeTokens, type Tap } from "@coppice/core";
-import { moeGraph } from "@coppice/onnx";
+import { type MlpShape, type MoeGraphOptions, moeGraph } from "@coppice/onnx";
 import type { Tensor } from "onnxruntime-node";
 import { groupTokens, type TokenGroups } from "./group-tokens.js";
 import type { PlannedExperts } from "./planned-layers.js";
@@ -11,6 +11,8 @@ export interface ExpertsRequest {
   readonly layer: number;
   readonly spec: MoeSpec;
   readonly experts: PlannedExperts;
+  readonly shape: MlpShape;
+  readonly residualScale: number | undefined;
   /** Input of the block, [N, hidden]. */
   readonly normed: Tensor;
   /** What the block adds to, [N, hidden]. */
@@ -26,26 +28,33 @@ export interface ExpertsRequest {
 export async function runExperts(
   runtime: Runtime,
   sessions: Sessions,
-  { layer, spec, experts, normed, residual, logits, tap }: ExpertsRequest,
+  { layer, spec, experts, shape, residualScale, normed, residual, logits, tap }: ExpertsRequest,
 ): Promise<Tensor> {
   const [tokens = 0, hidden = 0] = normed.dims;
-  const width = spec.experts[0]?.width ?? 0;
   const values = logits.data as Float32Array;
-  const routing = routeTokens(values, tokens, experts.spec, experts.plan);
+  const routing = routeTokens(values, tokens, spec.router, experts);
   const groups = groupTokens(routing, experts.slots.length);
   const wanted = new Set(tap?.fields);
   const expertOutputs = wanted.has("expertOutputs") || wanted.has("expertNorms") || wanted.has("output");
   const { topK } = routing;
-  const slots = graphSlots(groups.used.length);
+  const { scalesInput } = spec.router;
+  const options = {
+    slots: graphSlots(groups.used.length),
+    topK,
+    expertOutputs,
+    ...(scalesInput && { scalesInput }),
+    ...(residualScale !== undefined && { residualScale }),
+  };
   const { result, expertOutputs: outputs } = await sessions.run(
-    `moe ${JSON.stringify({ hidden, width, slots, topK, expertOutputs })}`,
-    () => moeGraph({ hidden, width }, { slots, topK, expertOutputs }),
-    { normed, residual, ...feedsOf(runtime, groups, topK, experts.slots, slots) },
+    `moe ${JSON.stringify({ ...shape, ...options })}`,
+    () => moeGraph(shape, options),
+    { normed, residual, ...feedsOf(runtime, groups, experts.slots, options) },
   );
   if (tap) {
     const sorted = outputs?.data as Float32Array | undefined;
     const input = normed.data as Float32Array;
-    reportLayer(tap, wanted, { layer, tokens, hidden, input, logits: values, routing, groups, sorted });
+    const seen = { layer, tokens, hidden, input, logits: values, routing, groups, sorted };
+    reportLayer(tap, wanted, { ...seen, scalesInput: scalesInput === true });
   }
   return result as Tensor;
 }
@@ -61,14 +70,15 @@ function graphSlots(used: number): number {
 function feedsOf(
   { Tensor }: Runtime,
   { used, sizes, rows, places, gates }: TokenGroups,
-  topK: number,
   experts: readonly MlpWeights[],
-  slots: number,
+  { slots, topK, scalesInput }: MoeGraphOptions,
 ): Record<string, Tensor> {
   const feeds: Record<string, Tensor> = {
     rows: new Tensor("int32", rows, [rows.length]),
     places: new Tensor("int32", places, [topK, rows.length / topK]),
-    gates: new Tensor("float32", gates, [topK, rows.length / topK, 1]),
+    gates: scalesInput
+      ? new Tensor("float32", inOrderOfRows(gates, places), [rows.length, 1])
+      : new Tensor("float32", gates, [topK, rows.length / topK, 1]),
     sizes: new Tensor(
       "int64",
       BigInt64Array.from({ length: slots }, (_, i) => BigInt(sizes[i] ?? 0)),
@@ -77,10 +87,14 @@ function feedsOf(
   };
   for (let i = 0; i < slots; i++) {
     // A slot without tokens computes nothing, with whatever weights.
-    const { gate, up, down } = experts[used[i] ?? 0] as MlpWeights;
-    feeds[`gate${i}`] = gate;
-    feeds[`up${i}`] = up;
-    feeds[`down${i}`] = down;
+    const weights = experts[used[i] ?? 0] as MlpWeights;
+    for (const [part, tensor] of Object.entries(weights)) feeds[`${part}${i}`] = tensor;
   }
   return feeds;
+}
+
+function inOrderOfRows(gates: Float32Array, places: Int32Array): Float32Array {
+  const sorted = new Float32Array(gates.length);
+  for (const [choice, place] of places.entries()) sorted[place] = gates[choice] as number;
+  return sorted;
 }

@@ -1,5 +1,5 @@
 import type { MoeModel } from "@coppice/core";
-import { type HeadShape, headGraph } from "@coppice/onnx";
+import { type HeadShape, headGraph, normShape } from "@coppice/onnx";
 import type { Runtime, Sessions } from "./sessions.js";
 import type { ModelWeights } from "./weights.js";
 
@@ -33,8 +33,14 @@ export async function runHead(
   targets: Int32Array | undefined,
   outputs: HeadOutputs,
 ): Promise<void> {
-  const { hiddenSize: hidden, vocabSize: vocab, finalNorm } = model;
-  const shape: HeadShape = { hidden, vocab, epsilon: finalNorm.epsilon };
+  const { hiddenSize: hidden, vocabSize: vocab, finalNorm, headBias, logitScale } = model;
+  const shape: HeadShape = {
+    hidden,
+    vocab,
+    norm: normShape(finalNorm),
+    bias: headBias !== undefined,
+    ...(logitScale !== undefined && { logitScale }),
+  };
   const score = targets !== undefined;
   const key = `head ${JSON.stringify({ ...shape, score })}`;
   const total = rows.length / hidden;
@@ -54,8 +60,7 @@ export async function runHead(
     }
     const results = await sessions.run(key, () => headGraph(shape, { score }), {
       hidden: new Tensor("float32", rows.subarray(from * hidden, to * hidden), [to - from, hidden]),
-      norm: weights.norm,
-      head: weights.head,
+      ...weights.head,
       ...(score && { picks: new Tensor("int64", picks, [here.length, 2]) }),
     });
     const logits = results.logits?.data as Float32Array | undefined;

@@ -1,18 +1,16 @@
 import { CoppiceError, type KvCache, type MoeModel } from "@coppice/core";
+import { operatorHeads } from "@coppice/onnx";
 import type { Tensor } from "onnxruntime-node";
-import { headLayout } from "./head-layout.js";
+import { paddedShape } from "./head-layout.js";
 import type { Runtime } from "./sessions.js";
 
-/** Keys and values of one layer, each [sequences, kvHeads, capacity, headDim], that runs extend in place. */
+/** Keys and values of one layer, each [sequences, kvHeads, capacity, head size], that runs extend in place. */
 export interface LayerCache {
   readonly key: Tensor;
   readonly value: Tensor;
 }
 
-interface HeadSizes {
-  readonly kvHeads: number;
-  readonly headDim: number;
-}
+type HeadSizes = ReturnType<typeof operatorHeads>;
 
 interface LayerArrays {
   readonly key: Float32Array;
@@ -32,10 +30,7 @@ export class CacheGroup {
     this.first = first;
     this.count = count;
     this.#runtime = runtime;
-    this.#sizes = model.layers.map(({ attention }) => ({
-      kvHeads: attention.kvHeads,
-      headDim: headLayout(attention).size,
-    }));
+    this.#sizes = model.layers.map((layer) => operatorHeads(paddedShape(layer, model.hiddenSize)));
   }
 
   /**
@@ -45,14 +40,14 @@ export class CacheGroup {
   reserve(positions: number): void {
     if (positions <= this.#capacity) return;
     const capacity = Math.ceil(positions / 8) * 9;
-    this.#layers = this.#sizes.map(({ kvHeads, headDim }, layer) => {
+    this.#layers = this.#sizes.map(({ kvHeads, size: headSize }, layer) => {
       const heads = this.count * kvHeads;
       const old = this.#layers[layer];
       const grow = (values: Float32Array | undefined) => {
-        const larger = new Float32Array(heads * capacity * headDim);
-        const size = this.#capacity * headDim;
+        const larger = new Float32Array(heads * capacity * headSize);
+        const size = this.#capacity * headSize;
         for (let head = 0; values && head < heads; head++) {
-          larger.set(values.subarray(head * size, (head + 1) * size), head * capacity * headDim);
+          larger.set(values.subarray(head * size, (head + 1) * size), head * capacity * headSize);
         }
         return larger;
       };
@@ -63,9 +58,9 @@ export class CacheGroup {
 
   /** Views of all sequences of the group, or of the one that is `only`-th in it. */
   layer(index: number, only?: number): LayerCache {
-    const { kvHeads, headDim } = this.#sizes[index] as HeadSizes;
+    const { kvHeads, size: headSize } = this.#sizes[index] as HeadSizes;
     const { key, value } = this.#layers[index] as LayerArrays;
-    const size = kvHeads * this.#capacity * headDim;
+    const size = kvHeads * this.#capacity * headSize;
     const from = (only ?? 0) * size;
     const count = only === undefined ? this.count : 1;
     const view = (values: Float32Array) =>
@@ -73,7 +68,7 @@ export class CacheGroup {
         count,
         kvHeads,
         this.#capacity,
-        headDim,
+        headSize,
       ]);
     return { key: view(key), value: view(value) };
   }

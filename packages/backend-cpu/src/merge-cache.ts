@@ -1,4 +1,5 @@
-import { type GatedMlpSpec, mergeRows, roundToDtype, type TensorRef } from "@coppice/core";
+import { type MlpSpec, mergeRows, roundToStored, type TensorRef } from "@coppice/core";
+import { type MlpPart, mlpParts } from "@coppice/onnx";
 import type { Tensor } from "onnxruntime-node";
 import type { Runtime } from "./sessions.js";
 import type { MlpWeights } from "./weights.js";
@@ -24,13 +25,13 @@ export class MergeCache {
   }
 
   /**
-   * The expert with weights Σ_j `row[j]` times expert j, rounded to the dtype in which it would be stored, so that it
+   * The expert with weights Σ_j `row[j]` times expert j, biases too, rounded as they would be stored, so that it
    * equals the exported one.
    */
   merged(
     layer: number,
     row: readonly number[],
-    specs: readonly GatedMlpSpec[],
+    specs: readonly MlpSpec[],
     experts: readonly MlpWeights[],
   ): MlpWeights {
     const single = row.findIndex((value) => value !== 0);
@@ -44,17 +45,32 @@ export class MergeCache {
       this.#entries.set(key, known);
       return known;
     }
-    const merge = (part: keyof MlpWeights): Tensor => {
-      const sources = experts.map((expert) => expert[part].data as Float32Array);
-      const first = sources[0] as Float32Array;
-      const values = new Float32Array(first.length);
-      mergeRows(sources, row, values);
-      roundToDtype(values, (specs[0] as Record<keyof MlpWeights, TensorRef>)[part].dtype);
-      return new this.#runtime.Tensor("float32", values, (experts[0] as MlpWeights)[part].dims);
-    };
-    const entry = { gate: merge("gate"), up: merge("up"), down: merge("down") };
+    const first = experts[0] as MlpWeights;
+    const entry = Object.fromEntries(
+      mlpParts
+        .filter((part) => first[part] !== undefined)
+        .map((part) => [part, this.#merge(part, row, specs, experts)]),
+    ) as unknown as MlpWeights;
     this.#add(key, entry);
     return entry;
+  }
+
+  #merge(
+    part: MlpPart,
+    row: readonly number[],
+    specs: readonly MlpSpec[],
+    experts: readonly MlpWeights[],
+  ): Tensor {
+    const tensors = experts.map((expert) => expert[part] as Tensor);
+    const first = tensors[0] as Tensor;
+    const values = new Float32Array(first.size);
+    mergeRows(
+      tensors.map(({ data }) => data as Float32Array),
+      row,
+      values,
+    );
+    roundToStored(values, specs[0]?.[part] as TensorRef);
+    return new this.#runtime.Tensor("float32", values, first.dims);
   }
 
   #add(key: string, entry: MlpWeights): void {
@@ -70,6 +86,6 @@ export class MergeCache {
   }
 }
 
-function bytesOf({ gate, up, down }: MlpWeights): number {
-  return 4 * (gate.size + up.size + down.size);
+function bytesOf(weights: MlpWeights): number {
+  return mlpParts.reduce((bytes, part) => bytes + 4 * (weights[part]?.size ?? 0), 0);
 }

@@ -1,15 +1,15 @@
-import { type LayerPlan, type MoeModel, type Plan, type RouterSpec, throwIfAborted } from "@coppice/core";
-import type { Tensor } from "onnxruntime-node";
+import { type LayerPlan, type MoeModel, type Plan, throwIfAborted } from "@coppice/core";
 import type { MergeCache } from "./merge-cache.js";
-import type { Runtime } from "./sessions.js";
-import type { LayerWeights, MlpWeights, ModelWeights } from "./weights.js";
+import type { Feeds, Runtime } from "./sessions.js";
+import type { LayerWeights, MlpWeights, ModelWeights, RouterWeights } from "./weights.js";
 
 /** What an MoE layer computes under a plan. */
 export interface PlannedExperts {
-  readonly spec: RouterSpec;
   readonly plan: LayerPlan | undefined;
-  /** [slots, hidden]; all rows under a router map. */
-  readonly router: Tensor;
+  /** Inputs of the attention graph: `router` [slots, hidden], all rows under a router map, and `routerBias`. */
+  readonly router: Feeds;
+  /** [slots], the router's correction of the choice. */
+  readonly correction: Float32Array | undefined;
   /** One per slot. */
   readonly slots: readonly MlpWeights[];
 }
@@ -30,15 +30,21 @@ export function planLayers(
     const { feedForward, index } = layer;
     if (feedForward.kind !== "moe") continue;
     throwIfAborted(signal, "merging experts");
-    const { router, mlps } = weights.layers[index] as LayerWeights & { router: Float32Array };
+    const { router, mlps } = weights.layers[index] as LayerWeights & { router: RouterWeights };
     const layerPlan = plans.get(index);
     const kept = layerPlan?.experts ?? mlps.map((_, expert) => expert);
-    const rows = layerPlan && !layerPlan.routerMap ? keepRows(router, kept, model.hiddenSize) : router;
+    const rows = (values: Float32Array, size: number) =>
+      layerPlan && !layerPlan.routerMap ? keepRows(values, kept, size) : values;
+    const weight = rows(router.weight, model.hiddenSize);
+    const bias = router.bias && rows(router.bias, 1);
     const merge = layerPlan?.merge;
     planned.set(index, {
-      spec: feedForward.router,
       plan: layerPlan,
-      router: new runtime.Tensor("float32", rows, [rows.length / model.hiddenSize, model.hiddenSize]),
+      router: {
+        router: new runtime.Tensor("float32", weight, [weight.length / model.hiddenSize, model.hiddenSize]),
+        ...(bias && { routerBias: new runtime.Tensor("float32", bias, [bias.length]) }),
+      },
+      correction: router.correction && rows(router.correction, 1),
       slots: merge
         ? merge.map((row) => merges.merged(index, row, feedForward.experts, mlps))
         : kept.map((expert) => mlps[expert] as MlpWeights),
@@ -47,10 +53,11 @@ export function planLayers(
   return planned;
 }
 
-function keepRows(router: Float32Array, experts: readonly number[], hidden: number): Float32Array {
-  const rows = new Float32Array(experts.length * hidden);
+/** Rows of `size` values, one per expert. */
+function keepRows(values: Float32Array, experts: readonly number[], size: number): Float32Array {
+  const rows = new Float32Array(experts.length * size);
   for (const [slot, expert] of experts.entries()) {
-    rows.set(router.subarray(expert * hidden, (expert + 1) * hidden), slot * hidden);
+    rows.set(values.subarray(expert * size, (expert + 1) * size), slot * size);
   }
   return rows;
 }

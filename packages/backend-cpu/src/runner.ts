@@ -10,19 +10,18 @@ import {
   type RunResult,
   throwIfAborted,
 } from "@coppice/core";
-import { denseGraph } from "@coppice/onnx";
 import type { Tensor } from "onnxruntime-node";
-import { runAttention, unitFeeds } from "./attention.js";
+import { runAttention } from "./attention.js";
 import type { CpuSettings } from "./backend.js";
-import { runExperts } from "./experts.js";
+import { runFeedForward } from "./feed-forward.js";
 import { allocateOutputs, type HeadOutputs, runHead } from "./head.js";
-import { headLayout } from "./head-layout.js";
 import { CpuCache } from "./kv-cache.js";
 import { MergeCache } from "./merge-cache.js";
 import { type PackedRows, packRows } from "./packed-rows.js";
 import { type PlannedExperts, planLayers } from "./planned-layers.js";
-import { RotaryTable } from "./rotary-table.js";
+import { RotaryTables } from "./rotary-table.js";
 import { type Runtime, Sessions } from "./sessions.js";
+import { UnitInputs } from "./unit-inputs.js";
 import { splitCached, splitSequences, type Unit, type UnitLimits, unitLimits } from "./units.js";
 import type { LayerWeights, ModelWeights } from "./weights.js";
 
@@ -44,7 +43,7 @@ export class CpuRunner implements Runner {
   readonly #limits: UnitLimits;
   readonly #sessions: Sessions;
   readonly #merges: MergeCache;
-  readonly #rotary = new Map<string, RotaryTable>();
+  readonly #rotary: RotaryTables;
   #disposed = false;
 
   constructor(
@@ -60,6 +59,7 @@ export class CpuRunner implements Runner {
     this.#weights = weights;
     this.#limits = limits;
     this.#sessions = sessions;
+    this.#rotary = new RotaryTables(runtime);
     this.#merges = new MergeCache(runtime, settings.mergeCacheBytes);
   }
 
@@ -123,7 +123,7 @@ export class CpuRunner implements Runner {
     const input = given && { values: given, size: hiddenSize };
     const packed = packRows(unit.pieces, sequences, checked, vocabSize, share, input);
     const wanted = wantedRows(unit, packed, checked);
-    const feeds = unitFeeds(this.#runtime, unit.pieces, packed);
+    const inputs = new UnitInputs(this.#runtime, unit.pieces, packed);
     let hidden = this.#inputRows(unit, packed, request, checked);
     for (let index = checked.from; index < checked.to; index++) {
       throwIfAborted(signal, `running layer ${index}`);
@@ -133,36 +133,30 @@ export class CpuRunner implements Runner {
       const cache = unit.cache?.(index);
       // Only the cache may still want something of a last layer without wanted rows: its keys and values.
       if (selected?.length === 0 && !cache) break;
-      const { attention, router, mlps } = this.#weights.layers[index] as LayerWeights;
+      const weights = this.#weights.layers[index] as LayerWeights;
       const experts = work.experts.get(index);
       const { normed, residual, logits } = await runAttention(this.#runtime, this.#sessions, {
         layer,
         hidden,
-        weights: attention,
-        router: experts?.router,
-        unit: feeds,
-        rotary: this.#rotaryOf(layer),
+        weights: weights.attention,
+        router: experts?.router ?? {},
+        unit: inputs,
+        length: unit.length,
+        rotary: this.#rotary,
         cache,
         selected: selected?.length === 0 ? Int32Array.of(0) : selected,
       });
       if (selected?.length === 0) break;
-      if (experts && logits && router && layer.feedForward.kind === "moe") {
-        const spec = layer.feedForward;
-        hidden = await runExperts(this.#runtime, this.#sessions, {
-          layer: index,
-          spec,
-          experts,
-          normed,
-          residual,
-          logits,
-          tap,
-        });
-      } else if (layer.feedForward.kind === "dense") {
-        const shape = { hidden: hiddenSize, width: layer.feedForward.mlp.width };
-        const key = `dense ${JSON.stringify(shape)}`;
-        const inputs = { normed, residual, ...mlps[0] };
-        hidden = (await this.#sessions.run(key, () => denseGraph(shape), inputs)).result as Tensor;
-      }
+      hidden = await runFeedForward(this.#runtime, this.#sessions, {
+        layer,
+        weights,
+        experts,
+        residualScale: this.model.residualScale,
+        normed,
+        residual,
+        logits,
+        tap,
+      });
       const boundary = boundaries.get(index + 1);
       if (boundary) spreadRows(unit, packed, checked, hidden.data as Float32Array, hiddenSize, boundary);
     }
@@ -188,7 +182,7 @@ export class CpuRunner implements Runner {
 
   /** Input rows of the first layer to run: embeddings, or what the request gives. */
   #inputRows(unit: Unit, packed: PackedRows, request: RunRequest, { starts }: CheckedRunRequest): Tensor {
-    const { hiddenSize } = this.model;
+    const { hiddenSize, embeddingScale } = this.model;
     const { embedding } = this.#weights;
     const { hidden: given, sequences } = request;
     const rows = new Float32Array(packed.count * hiddenSize);
@@ -202,18 +196,10 @@ export class CpuRunner implements Runner {
         rows.set((given ?? embedding).subarray(from, from + hiddenSize), row * hiddenSize);
       }
     }
-    return new this.#runtime.Tensor("float32", rows, [packed.count, hiddenSize]);
-  }
-
-  #rotaryOf({ attention }: DecoderLayer): RotaryTable {
-    const { rotary } = attention;
-    const key = JSON.stringify(rotary);
-    let table = this.#rotary.get(key);
-    if (!table) {
-      table = new RotaryTable(this.#runtime, rotary, headLayout(attention).rotary);
-      this.#rotary.set(key, table);
+    if (!given && embeddingScale !== undefined) {
+      for (let i = 0; i < rows.length; i++) rows[i] = (rows[i] as number) * embeddingScale;
     }
-    return table;
+    return new this.#runtime.Tensor("float32", rows, [packed.count, hiddenSize]);
   }
 
   #ownCache(cache: KvCache | undefined): CpuCache | undefined {

@@ -8,6 +8,8 @@ interface TappedLayer {
   readonly input: Float32Array;
   readonly logits: Float32Array;
   readonly routing: Routing;
+  /** True when gate weights are part of what experts read, and so of their outputs. */
+  readonly scalesInput: boolean;
   readonly groups: TokenGroups;
   /** [tokens * k, hidden], unweighted expert outputs in the order of `groups`; present when a field needs them. */
   readonly sorted: Float32Array | undefined;
@@ -62,10 +64,13 @@ function norms({ hidden, groups, routing }: TappedLayer, sorted: Float32Array): 
   return result;
 }
 
-function weightedSums({ hidden, groups, routing, tokens }: TappedLayer, sorted: Float32Array): Float32Array {
+function weightedSums(
+  { hidden, groups, routing, tokens, scalesInput }: TappedLayer,
+  sorted: Float32Array,
+): Float32Array {
   const output = new Float32Array(tokens * hidden);
   eachChoice(groups, routing, hidden, (choice, from) => {
-    const gate = routing.gates[choice] as number;
+    const gate = scalesInput ? 1 : (routing.gates[choice] as number);
     const at = Math.floor(choice / routing.topK) * hidden;
     for (let i = 0; i < hidden; i++) {
       output[at + i] = (output[at + i] as number) + gate * (sorted[from + i] as number);

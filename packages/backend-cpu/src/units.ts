@@ -1,4 +1,6 @@
-import { type CheckedRunRequest, type MoeModel, moeLayers } from "@coppice/core";
+import { type CheckedRunRequest, type MoeModel, rotaryRegime } from "@coppice/core";
+import { operatorHeads } from "@coppice/onnx";
+import { paddedShape } from "./head-layout.js";
 import { CacheGroup, type CpuCache, type LayerCache } from "./kv-cache.js";
 import type { Runtime } from "./sessions.js";
 
@@ -13,6 +15,8 @@ export interface Piece {
 /** What goes through the layers at once. */
 export interface Unit {
   readonly pieces: readonly Piece[];
+  /** Tokens of the longest of its sequences in all, those of later units included; all are of one rotary regime. */
+  readonly length: number;
   /** Where keys and values of a layer are kept, when they are. */
   readonly cache?: (layer: number) => LayerCache;
 }
@@ -20,7 +24,7 @@ export interface Unit {
 /** How much goes through the layers at once; depends on the model alone, so that equal requests split equally. */
 export interface UnitLimits {
   readonly tokens: number;
-  /** Attention scores, [sequences, heads, queries, keys] values. */
+  /** Attention scores of one head, [sequences, queries, keys] values. */
   readonly scores: number;
 }
 
@@ -30,23 +34,44 @@ const unitBytes = 2 ** 28;
 const mostTokens = 4096;
 
 export function unitLimits(model: MoeModel): UnitLimits {
-  const topK = Math.max(1, ...moeLayers(model).map(({ feedForward }) => feedForward.router.topK));
+  const { hiddenSize } = model;
   let bytes = 0;
-  for (const { attention, feedForward } of model.layers) {
-    const dense = feedForward.kind === "dense";
-    const width = dense ? feedForward.mlp.width : (feedForward.experts[0]?.width ?? 0) * topK;
-    const projected = (attention.heads + 2 * attention.kvHeads) * attention.headDim;
-    bytes = Math.max(bytes, 4 * (model.hiddenSize * (6 + 2 * topK) + 3 * projected + 3 * width));
+  let matrices = 1;
+  for (const layer of model.layers) {
+    const { attention, feedForward } = layer;
+    if (attention.kind === "other" || feedForward.kind === "other") continue;
+    const { kvHeads, size } = operatorHeads(paddedShape(layer, hiddenSize));
+    const projected = (attention.heads + 2 * kvHeads) * size;
+    const topK = feedForward.kind === "moe" ? feedForward.router.topK : 1;
+    const width =
+      feedForward.kind === "moe"
+        ? Math.max((feedForward.experts[0]?.width ?? 0) * topK, feedForward.shared?.width ?? 0)
+        : feedForward.mlp.width;
+    bytes = Math.max(bytes, 4 * (hiddenSize * (6 + 2 * topK) + 3 * projected + 3 * width));
+    // A mask between chunks is as large as the scores of one head.
+    const masks = attention.kind === "gqa" && attention.chunk !== undefined ? 1 : 0;
+    matrices = Math.max(matrices, attention.heads + masks);
   }
   return {
-    tokens: Math.max(1, Math.min(mostTokens, Math.floor(unitBytes / bytes))),
-    scores: unitBytes / 4 / Math.max(...model.layers.map(({ attention }) => attention.heads)),
+    tokens: Math.max(1, Math.min(mostTokens, Math.floor(unitBytes / Math.max(1, bytes)))),
+    scores: unitBytes / 4 / matrices,
   };
 }
 
+/** Sequences may run side by side when the layers turn their positions alike: when this is equal for their lengths. */
+function rotaryRegimes({ layers }: MoeModel): (length: number) => string {
+  const rotaries = new Map(
+    layers.flatMap(({ attention }) => {
+      const rotary = attention.kind === "other" ? undefined : attention.rotary;
+      return rotary?.scaling ? [[JSON.stringify(rotary), rotary] as const] : [];
+    }),
+  );
+  return (length) => Array.from(rotaries.values(), (rotary) => rotaryRegime(rotary, length)).join();
+}
+
 /**
- * Splits a request without a cache into units of whole sequences, shortest first unless `keepOrder`, so that few
- * tokens are padding. A sequence too long for one unit becomes several, tied together by a cache of their own.
+ * Splits a request without a cache into units of whole sequences of one rotary regime, shortest first unless
+ * `keepOrder`, so that few tokens are padding. A sequence too long for one unit becomes several, tied together by a cache of their own.
  */
 export function* splitSequences(
   runtime: Runtime,
@@ -59,10 +84,11 @@ export function* splitSequences(
   const length = (s: number) => (starts[s + 1] as number) - (starts[s] as number);
   const order = Array.from({ length: count }, (_, s) => s);
   if (!keepOrder) order.sort((a, b) => length(a) - length(b) || a - b);
+  const regimeOf = rotaryRegimes(model);
   let pieces: Piece[] = [];
   let longest = 0;
   const flush = function* (): Generator<Unit> {
-    if (pieces.length > 0) yield { pieces };
+    if (pieces.length > 0) yield { pieces, length: longest };
     pieces = [];
     longest = 0;
   };
@@ -75,7 +101,8 @@ export function* splitSequences(
       continue;
     }
     const next = Math.max(longest, end);
-    if (!fits(pieces.length + 1, next, limits)) yield* flush();
+    const joins = pieces.length === 0 || regimeOf(end) === regimeOf(longest);
+    if (!joins || !fits(pieces.length + 1, next, limits)) yield* flush();
     longest = Math.max(longest, end);
     pieces.push({ sequence, begin: 0, end, past: 0 });
   }
@@ -91,6 +118,7 @@ export function* splitCached(
   cache: CpuCache,
 ): Generator<Unit> {
   const length = (s: number) => (starts[s + 1] as number) - (starts[s] as number);
+  const regimeOf = rotaryRegimes(model);
   const groups = cache.groups(() => makeGroups(runtime, model, starts.length - 1, length, limits));
   for (const group of groups) {
     const sequences = Array.from({ length: group.count }, (_, i) => group.first + i);
@@ -100,13 +128,15 @@ export function* splitCached(
     const together = sequences.every((s) => past(s) === 0)
       ? fits(group.count, longest, limits)
       : sequences.every((s) => past(s) > 0 && length(s) === 1);
-    if (!together) {
+    const alike = sequences.every((s) => regimeOf(past(s) + length(s)) === regimeOf(longest));
+    if (!together || !alike) {
       for (const s of sequences) yield* chunks(group, s, length(s), past(s), limits);
       continue;
     }
     group.reserve(longest);
     yield {
       pieces: sequences.map((s) => ({ sequence: s, begin: 0, end: length(s), past: past(s) })),
+      length: longest,
       cache: (layer) => group.layer(layer),
     };
   }
@@ -126,6 +156,7 @@ function* chunks(
     const end = Math.min(begin + size, length);
     yield {
       pieces: [{ sequence, begin, end, past: past + begin }],
+      length: past + length,
       cache: (layer) => group.layer(layer, sequence - group.first),
     };
   }

@@ -1,57 +1,25 @@
-import type { DecoderLayer } from "@coppice/core";
+import { type AttentionShape, operatorHeads } from "./attention-shape.js";
 import { type Graph, GraphBuilder, type Value } from "./graph-builder.js";
-
-/** All that an attention graph depends on; layers with equal shapes share one graph. Plain data. */
-export interface AttentionShape {
-  readonly hidden: number;
-  readonly heads: number;
-  readonly kvHeads: number;
-  readonly headDim: number;
-  /** Factor on q·k before softmax. */
-  readonly scale: number;
-  /** Dimensions of each head that rotate. */
-  readonly rotaryDimensions: number;
-  /** Keys that a query sees, itself included; absent: all before it. */
-  readonly window?: number;
-  readonly inputBias: boolean;
-  readonly outputBias: boolean;
-  readonly attentionEpsilon: number;
-  readonly feedForwardEpsilon: number;
-  /** Epsilon of the norm over each query head (Qwen3). */
-  readonly queryEpsilon?: number;
-  readonly keyEpsilon?: number;
-  /** True when a router follows, whose logits the graph gives as well. */
-  readonly router: boolean;
-}
+import { groupedQueryInputs } from "./grouped-query.js";
+import { latentInputs } from "./latent.js";
+import { norm } from "./norms.js";
 
 export interface AttentionGraphOptions {
   /** Take earlier keys and values (`pastKey`, `pastValue`) and give the extended ones. */
   readonly cache: boolean;
   /** Give only some rows of the result: the input `select` names their rows in `hidden`. */
   readonly select: boolean;
+  /** Take `mask`, which is added to the scores. */
+  readonly masked: boolean;
 }
 
-/** The shape of a decoder layer's attention. */
-export function attentionShape(layer: DecoderLayer, hidden: number): AttentionShape {
-  const { attention, attentionNorm, feedForward, feedForwardNorm } = layer;
-  const { heads, kvHeads, headDim, scale, rotary, slidingWindow, queryNorm, keyNorm } = attention;
-  const { query, key, value, output } = attention;
-  return {
-    hidden,
-    heads,
-    kvHeads,
-    headDim,
-    scale,
-    rotaryDimensions: rotary.dimensions,
-    ...(slidingWindow !== undefined && { window: slidingWindow }),
-    inputBias: [query, key, value].some((linear) => linear.bias !== undefined),
-    outputBias: output.bias !== undefined,
-    attentionEpsilon: attentionNorm.epsilon,
-    feedForwardEpsilon: feedForwardNorm.epsilon,
-    ...(queryNorm && { queryEpsilon: queryNorm.epsilon }),
-    ...(keyNorm && { keyEpsilon: keyNorm.epsilon }),
-    router: feedForward.kind === "moe",
-  };
+/** Queries, keys and values as the attention operator takes them. */
+export interface OperatorInputs {
+  /** [B, S, heads size], or with keys and values behind it [B, S, (heads + 2 kvHeads) size]. */
+  readonly query: Value;
+  /** [B, S, kvHeads size]; `""` when `query` holds them. */
+  readonly key: Value;
+  readonly value: Value;
 }
 
 /**
@@ -59,56 +27,59 @@ export function attentionShape(layer: DecoderLayer, hidden: number): AttentionSh
  * residual, norm, router. Weights are inputs, so that one session serves all layers of a shape.
  *
  * N rows of hidden states belong to B sequences, padded to S tokens only around the attention operator itself;
- * several padded tokens may name the same row. P positions of past lie right-padded in the cache.
+ * several padded tokens may name the same row. P positions of past lie right-padded in the cache. A head of the
+ * operator has `size` dimensions (`operatorHeads`).
  *
- * Inputs: `hidden` [N, hidden]; `attentionNorm`, `feedForwardNorm` [hidden]; `qkv` [(heads + 2 kvHeads) headDim,
- * hidden] (query, key and value weights one below the other) and `qkvBias`; `queryNorm`, `keyNorm` [headDim];
- * `output` [hidden, heads headDim] and `outputBias`; `router` [E, hidden]; `pad` int32 [B, S], the row of every
- * padded token; `unpad` int32 [R], the padded token of every result row; `select` int32 [R]; `lengths` int32 [B],
- * past and present tokens of each sequence less one; `total` int32 [], the most tokens of a sequence; `cos`, `sin`
- * [M, rotaryDimensions / 2] with M >= total; with a cache `pastKey`, `pastValue` [B, kvHeads, P, headDim].
+ * Inputs: `hidden` [N, hidden]; `attentionNorm`, `feedForwardNorm` [hidden] and where the norms have them
+ * `attentionNormBias`, `feedForwardNormBias`; those of `groupedQueryInputs` or `latentInputs`; `output` [hidden, heads
+ * dimensions of a value] and `outputBias`; `router` [E, hidden] and `routerBias` [E]; `pad` int32 [B, S], the row of
+ * every padded token; `unpad` int32 [R], the padded token of every result row; `select` int32 [R]; `lengths` int32
+ * [B], past and present tokens of each sequence less one; `total` int32 [], the most tokens of a sequence; `cos`, `sin`
+ * [M, rotaryDimensions / 2] with M >= total; `sinks` [heads]; `mask` [B, 1, S, total]; with a cache `pastKey`,
+ * `pastValue` [B, kvHeads, P, size].
  *
  * Outputs: `normed` [R, hidden], what the feed-forward block reads; `residual` [R, hidden], what is added to its
- * result; `logits` [R, E]; with a cache `presentKey`, `presentValue` [B, kvHeads, max(P, total), headDim].
+ * result; `logits` [R, E]; with a cache `presentKey`, `presentValue` [B, kvHeads, max(P, total), size].
  *
- * Operators: ONNX Runtime's GroupQueryAttention, SimplifiedLayerNormalization (root mean square) and
- * SkipSimplifiedLayerNormalization.
+ * Operators: ONNX Runtime's GroupQueryAttention (causal; `mask`, windows and sinks are inputs and attributes of it),
+ * SimplifiedLayerNormalization (root mean square) and SkipSimplifiedLayerNormalization.
  */
 export function attentionGraph(shape: AttentionShape, options: AttentionGraphOptions): Graph {
-  const { hidden, heads, kvHeads, headDim } = shape;
+  const { hidden, heads } = shape;
+  const { kvHeads, size } = operatorHeads(shape);
   const graph = new GraphBuilder("attention");
   const rows = options.select ? "R" : "N";
-  const width = (heads + 2 * kvHeads) * headDim;
   const input = graph.input("hidden", ["N", hidden]);
-  const normed = rmsNorm(graph, input, graph.input("attentionNorm", [hidden]), shape.attentionEpsilon);
-  const qkv = graph.node("Gemm", [normed, graph.input("qkv", [width, hidden]), ...bias("qkvBias", width)], {
-    attributes: { transB: 1 },
-  });
+  const normed = norm(graph, input, "attentionNorm", hidden, shape.attentionNorm);
   const pad = graph.input("pad", ["B", "S"], "int32");
-  const padded = (value: Value) => graph.node("Gather", [value, pad], { attributes: { axis: 0 } });
-
-  let query = "";
-  let key = "";
-  let value = "";
-  if (shape.queryEpsilon === undefined && shape.keyEpsilon === undefined) {
-    query = padded(qkv);
+  const tables = (): [Value, Value] => {
+    const size = ["M", shape.rotaryDimensions / 2];
+    return [graph.input("cos", size), graph.input("sin", size)];
+  };
+  let turns: readonly [Value, Value] = ["", ""];
+  let inputs: OperatorInputs;
+  if (shape.kind === "mla") {
+    inputs = latentInputs(graph, shape, normed, pad, ofRows(graph, tables()));
+  } else if (shape.rotation === "operator") {
+    turns = tables();
+    inputs = groupedQueryInputs(graph, shape, normed, pad, undefined);
   } else {
-    const sizes = graph.int64([heads * headDim, kvHeads * headDim, kvHeads * headDim]);
-    graph.nodes("Split", [qkv, sizes], ["query", "key", "value"], { attributes: { axis: 1 } });
-    query = padded(headNorm("query", "queryNorm", heads, shape.queryEpsilon));
-    key = padded(headNorm("key", "keyNorm", kvHeads, shape.keyEpsilon));
-    value = padded("value");
+    const rotation = shape.rotaryDimensions > 0 ? ofRows(graph, tables()) : undefined;
+    inputs = groupedQueryInputs(graph, shape, normed, pad, rotation);
   }
 
   const past = options.cache
-    ? ["pastKey", "pastValue"].map((name) => graph.input(name, ["B", kvHeads, "P", headDim]))
+    ? ["pastKey", "pastValue"].map((name) => graph.input(name, ["B", kvHeads, "P", size]))
     : ["", ""];
   const lengths = graph.input("lengths", ["B"], "int32");
   const total = graph.input("total", [], "int32");
-  const table = ["cos", "sin"].map((name) => graph.input(name, ["M", shape.rotaryDimensions / 2]));
+  const mask = options.masked ? graph.input("mask", ["B", 1, "S", "T"]) : "";
+  const sinks = shape.kind === "gqa" && shape.sinks ? graph.input("sinks", [heads]) : "";
+  const { query, key, value } = inputs;
+  const all = [query, key, value, ...past, lengths, total, ...turns, "", mask, sinks];
   graph.nodes(
     "GroupQueryAttention",
-    [query, key, value, ...past, lengths, total, ...table],
+    all.slice(0, all.findLastIndex((name) => name !== "") + 1),
     // Without a cache the operator is spared writing keys and values a second time, up to half of its time.
     options.cache ? ["attended", "presentKey", "presentValue"] : ["attended"],
     {
@@ -117,57 +88,78 @@ export function attentionGraph(shape: AttentionShape, options: AttentionGraphOpt
         num_heads: heads,
         kv_num_heads: kvHeads,
         scale: { float: shape.scale },
-        do_rotary: 1,
+        do_rotary: turns[0] === "" ? 0 : 1,
         rotary_interleaved: 0,
         ...(shape.window !== undefined && { local_window_size: shape.window }),
       },
     },
   );
-  const flat = graph.node("Reshape", ["attended", graph.int64([-1, heads * headDim])]);
+  const flat = graph.node("Reshape", ["attended", graph.int64([-1, heads * size])]);
   const unpad = graph.input("unpad", [rows], "int32");
-  const attended = graph.node("Gather", [flat, unpad], { attributes: { axis: 0 } });
-  const output = graph.input("output", [hidden, heads * headDim]);
-  const projected = graph.node("Gemm", [attended, output, ...bias("outputBias", hidden)], {
-    attributes: { transB: 1 },
-  });
+  const gathered = graph.node("Gather", [flat, unpad], { attributes: { axis: 0 } });
+  const valueDim = shape.kind === "gqa" ? shape.headDim : shape.valueDim;
+  const attended = cutHeads(graph, gathered, heads, size, valueDim);
+  const output = graph.input("output", [hidden, heads * valueDim]);
+  const bias = shape.outputBias ? [graph.input("outputBias", [hidden])] : [];
+  const projected = graph.node("Gemm", [attended, output, ...bias], { attributes: { transB: 1 } });
   const skip = options.select
     ? graph.node("Gather", [input, graph.input("select", ["R"], "int32")], { attributes: { axis: 0 } })
     : input;
-  const norm = graph.input("feedForwardNorm", [hidden]);
-  graph.nodes("SkipSimplifiedLayerNormalization", [projected, skip, norm], ["normed", "", "", "residual"], {
-    domain: "com.microsoft",
-    attributes: { epsilon: { float: shape.feedForwardEpsilon } },
-  });
+  addAndNorm(graph, shape, projected, skip);
   graph.output("normed", [rows, hidden]);
   graph.output("residual", [rows, hidden]);
   if (shape.router) {
-    graph.nodes("Gemm", ["normed", graph.input("router", ["E", hidden])], ["logits"], {
-      attributes: { transB: 1 },
-    });
+    const linear = ["normed", graph.input("router", ["E", hidden])];
+    if (shape.router.bias) linear.push(graph.input("routerBias", ["E"]));
+    graph.nodes("Gemm", linear, ["logits"], { attributes: { transB: 1 } });
     graph.output("logits", [rows, "E"]);
   }
   if (options.cache) {
-    graph.output("presentKey", ["B", kvHeads, "Q", headDim]);
-    graph.output("presentValue", ["B", kvHeads, "Q", headDim]);
+    graph.output("presentKey", ["B", kvHeads, "Q", size]);
+    graph.output("presentValue", ["B", kvHeads, "Q", size]);
   }
   return graph.build();
-
-  function bias(name: "qkvBias" | "outputBias", size: number): Value[] {
-    const present = name === "qkvBias" ? shape.inputBias : shape.outputBias;
-    return present ? [graph.input(name, [size])] : [];
-  }
-
-  function headNorm(value: Value, name: string, count: number, epsilon: number | undefined): Value {
-    if (epsilon === undefined) return value;
-    const split = graph.node("Reshape", [value, graph.int64([-1, count, headDim])]);
-    const normed = rmsNorm(graph, split, graph.input(name, [headDim]), epsilon);
-    return graph.node("Reshape", [normed, graph.int64([-1, count * headDim])]);
-  }
 }
 
-/** Root-mean-square norm over the last axis, computed in float32. */
-export function rmsNorm(graph: GraphBuilder, value: Value, weight: Value, epsilon: number): Value {
-  return graph.node("SimplifiedLayerNormalization", [value, weight], {
-    attributes: { axis: -1, epsilon: { float: epsilon }, stash_type: 1 },
-  });
+/** Cosines and sines of every row, [N, 1, rotaryDimensions / 2], by the input `positions` int32 [N]. */
+function ofRows(graph: GraphBuilder, [cos, sin]: readonly [Value, Value]): readonly [Value, Value] {
+  const positions = graph.input("positions", ["N"], "int32");
+  const rows = (table: Value) => {
+    const taken = graph.node("Gather", [table, positions], { attributes: { axis: 0 } });
+    return graph.node("Unsqueeze", [taken, graph.int64([1])]);
+  };
+  return [rows(cos), rows(sin)];
+}
+
+/** The first `wanted` of the `size` dimensions of every head. */
+function cutHeads(graph: GraphBuilder, value: Value, heads: number, size: number, wanted: number): Value {
+  if (wanted === size) return value;
+  const split = graph.node("Reshape", [value, graph.int64([-1, heads, size])]);
+  const cut = graph.node("Slice", [split, graph.int64([0]), graph.int64([wanted]), graph.int64([2])]);
+  return graph.node("Reshape", [cut, graph.int64([-1, heads * wanted])]);
+}
+
+/** `residual`, the sum of both, and `normed`. */
+function addAndNorm(
+  graph: GraphBuilder,
+  { hidden, feedForwardNorm }: AttentionShape,
+  projected: Value,
+  skip: Value,
+): void {
+  const { kind, bias, epsilon } = feedForwardNorm;
+  if (kind === "rms" && !bias) {
+    const weight = graph.input("feedForwardNorm", [hidden]);
+    graph.nodes(
+      "SkipSimplifiedLayerNormalization",
+      [projected, skip, weight],
+      ["normed", "", "", "residual"],
+      {
+        domain: "com.microsoft",
+        attributes: { epsilon: { float: epsilon } },
+      },
+    );
+    return;
+  }
+  graph.node("Add", [projected, skip], {}, "residual");
+  norm(graph, "residual", "feedForwardNorm", hidden, feedForwardNorm, "normed");
 }

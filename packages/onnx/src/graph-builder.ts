@@ -97,11 +97,15 @@ export class GraphBuilder {
     return this.#constant("float32", shape, new Float32Array([value]), [value]);
   }
 
-  /** Adds a node with one output and returns it. */
-  node(operator: string, inputs: readonly Value[], options: NodeOptions = {}): Value {
-    const output = `${operator}_${this.#next++}`;
-    this.nodes(operator, inputs, [output], options);
-    return output;
+  /** Adds a node with one output and returns it, under `name` or a name of its own. */
+  node(
+    operator: string,
+    inputs: readonly Value[],
+    options: NodeOptions = {},
+    name = `${operator}_${this.#next++}`,
+  ): Value {
+    this.nodes(operator, inputs, [name], options);
+    return name;
   }
 
   /** Adds a node with named outputs; `""` leaves one out. */

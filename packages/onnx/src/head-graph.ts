@@ -1,33 +1,35 @@
-import { rmsNorm } from "./attention-graph.js";
 import { type Graph, GraphBuilder } from "./graph-builder.js";
+import { type NormShape, norm } from "./norms.js";
 
 /** All that the graph behind the last layer depends on. */
 export interface HeadShape {
   readonly hidden: number;
   readonly vocab: number;
-  readonly epsilon: number;
+  readonly norm: NormShape;
+  readonly bias: boolean;
+  /** Factor on the logits, bias included; absent: 1. */
+  readonly logitScale?: number;
 }
 
 /**
  * The final norm and the language-model head.
  *
- * Inputs: `hidden` [R, hidden]; `norm` [hidden]; `head` [vocab, hidden]; with `score` also `picks` int64 [P, 2],
- * pairs of a row and a token.
+ * Inputs: `hidden` [R, hidden]; `norm` [hidden] and `normBias`; `head` [vocab, hidden] and `headBias` [vocab]; with
+ * `score` also `picks` int64 [P, 2], pairs of a row and a token.
  *
  * Outputs: `logits` [R, vocab]; with `score` instead `logProbs` [P], the natural logarithm of the probability of
  * every pick, and `argmax` int32 [R], the most likely token (the lowest id among equals), so that [R, vocab] values
  * never leave the runtime.
  */
-export function headGraph(
-  { hidden, vocab, epsilon }: HeadShape,
-  options: { readonly score: boolean },
-): Graph {
+export function headGraph(shape: HeadShape, options: { readonly score: boolean }): Graph {
+  const { hidden, vocab, bias, logitScale } = shape;
   const graph = new GraphBuilder("head");
   const input = graph.input("hidden", ["R", hidden]);
-  const normed = rmsNorm(graph, input, graph.input("norm", [hidden]), epsilon);
-  graph.nodes("Gemm", [normed, graph.input("head", [vocab, hidden])], ["logits"], {
-    attributes: { transB: 1 },
-  });
+  const normed = norm(graph, input, "norm", hidden, shape.norm);
+  const inputs = [normed, graph.input("head", [vocab, hidden])];
+  if (bias) inputs.push(graph.input("headBias", [vocab]));
+  const scale = logitScale === undefined ? {} : { alpha: { float: logitScale }, beta: { float: logitScale } };
+  graph.nodes("Gemm", inputs, ["logits"], { attributes: { transB: 1, ...scale } });
   if (!options.score) {
     graph.output("logits", ["R", vocab]);
     return graph.build();

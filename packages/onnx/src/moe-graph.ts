@@ -1,11 +1,5 @@
 import { type Graph, GraphBuilder, type Value } from "./graph-builder.js";
-
-/** All that the graph of a gated MLP depends on, whether expert or dense. */
-export interface MlpShape {
-  readonly hidden: number;
-  /** Rows of gate and up. */
-  readonly width: number;
-}
+import { type MlpShape, mlp, mlpInputs } from "./mlp.js";
 
 export interface MoeGraphOptions {
   /** Experts of the graph. Leave out those that no token chose: an empty expert still costs its operators. */
@@ -13,6 +7,10 @@ export interface MoeGraphOptions {
   readonly topK: number;
   /** Give the unweighted expert outputs as well. */
   readonly expertOutputs: boolean;
+  /** Gate weights multiply what experts read instead of what they give (Llama-4). */
+  readonly scalesInput?: true;
+  /** Factor on what is added to the residual; absent: 1. */
+  readonly residualScale?: number;
 }
 
 /**
@@ -24,70 +22,81 @@ export interface MoeGraphOptions {
  *
  * Inputs: `normed`, `residual` [N, hidden]; `rows` int32 [M], the token of every choice; `sizes` int64 [slots], how
  * many choices each slot has; `places` int32 [topK, N], where in `rows` the choices of a token are; `gates`
- * [topK, N, 1], their gate weights; for every slot i `gate<i>`, `up<i>` [width, hidden] and `down<i>` [hidden, width].
+ * [topK, N, 1], their gate weights, or with `scalesInput` [M, 1] in the order of `rows`; for every slot i the weights
+ * of `mlpInputs` with i behind their names.
  *
  * Outputs: `result` [N, hidden], the residual plus the gate-weighted expert outputs; on request `expertOutputs`
  * [M, hidden], unweighted, in the order of `rows`.
  */
-export function moeGraph({ hidden, width }: MlpShape, options: MoeGraphOptions): Graph {
-  const { slots, topK } = options;
+export function moeGraph(shape: MlpShape, options: MoeGraphOptions): Graph {
+  const { hidden, activation } = shape;
+  const { slots, topK, scalesInput, residualScale } = options;
   const graph = new GraphBuilder("moe");
   const normed = graph.input("normed", ["N", hidden]);
   let result = graph.input("residual", ["N", hidden]);
   const rows = graph.input("rows", ["M"], "int32");
-  const names = Array.from({ length: slots }, (_, slot) => `rows${slot}`);
-  graph.nodes("Split", [rows, graph.input("sizes", [slots], "int64")], names, { attributes: { axis: 0 } });
-  const parts = names.map((name, slot) =>
-    gatedMlp(
-      graph,
-      take(graph, normed, name),
-      graph.input(`gate${slot}`, [width, hidden]),
-      graph.input(`up${slot}`, [width, hidden]),
-      graph.input(`down${slot}`, [hidden, width]),
-    ),
-  );
+  const sizes = graph.input("sizes", [slots], "int64");
+  const names = split(rows, "rows");
+  const gates = graph.input("gates", scalesInput ? ["M", 1] : [topK, "N", 1]);
+  const inputGates = scalesInput && split(gates, "gates");
+  const parts = names.map((name, slot) => {
+    const weights = mlpInputs(graph, shape, `${slot}`);
+    const tokens = take(graph, normed, name);
+    const gate = inputGates?.[slot];
+    return mlp(graph, gate === undefined ? tokens : graph.node("Mul", [tokens, gate]), activation, weights);
+  });
   graph.nodes("Concat", parts, ["expertOutputs"], { attributes: { axis: 0 } });
   const places = graph.input("places", [topK, "N"], "int32");
-  const gates = graph.input("gates", [topK, "N", 1]);
   // One pass per rank of choice: half the time of scattering every expert's rows onto the residual.
   for (let rank = 0; rank < topK; rank++) {
     const index = graph.int64([rank], []);
-    const output = take(graph, "expertOutputs", take(graph, places, index));
-    const weighted = graph.node("Mul", [output, take(graph, gates, index)]);
-    result = graph.node("Add", [result, weighted]);
+    let output = take(graph, "expertOutputs", take(graph, places, index));
+    if (!scalesInput) output = graph.node("Mul", [output, take(graph, gates, index)]);
+    if (residualScale !== undefined) output = graph.node("Mul", [output, graph.float32(residualScale)]);
+    result = graph.node("Add", [result, output]);
   }
   graph.nodes("Identity", [result], ["result"]);
   graph.output("result", ["N", hidden]);
   if (options.expertOutputs) graph.output("expertOutputs", ["M", hidden]);
   return graph.build();
+
+  function split(values: Value, name: string): Value[] {
+    const parts = Array.from({ length: slots }, (_, slot) => `${name}${slot}`);
+    graph.nodes("Split", [values, sizes], parts, { attributes: { axis: 0 } });
+    return parts;
+  }
 }
 
 function take(graph: GraphBuilder, values: Value, rows: Value): Value {
   return graph.node("Gather", [values, rows], { attributes: { axis: 0 } });
 }
 
+export interface DenseGraphOptions {
+  /** Take `projection` [1, hidden]: the MLP's output is multiplied by its sigmoid (Qwen2-MoE's shared expert). */
+  readonly gated?: boolean;
+  /** Factor on what is added to the residual; absent: 1. */
+  readonly residualScale?: number;
+}
+
 /**
- * The MLP of a dense layer.
- * Inputs: `normed`, `residual` [N, hidden]; `gate`, `up` [width, hidden]; `down` [hidden, width].
+ * An MLP that every token goes through: that of a dense layer, or a shared expert.
+ * Inputs: `normed`, `residual` [N, hidden]; the weights of `mlpInputs`.
  * Output: `result` [N, hidden], the residual plus the MLP of `normed`.
  */
-export function denseGraph({ hidden, width }: MlpShape): Graph {
+export function denseGraph(shape: MlpShape, { gated, residualScale }: DenseGraphOptions = {}): Graph {
+  const { hidden, activation } = shape;
   const graph = new GraphBuilder("dense");
   const normed = graph.input("normed", ["N", hidden]);
   const residual = graph.input("residual", ["N", hidden]);
-  const gate = graph.input("gate", [width, hidden]);
-  const up = graph.input("up", [width, hidden]);
-  const output = gatedMlp(graph, normed, gate, up, graph.input("down", [hidden, width]));
+  let output = mlp(graph, normed, activation, mlpInputs(graph, shape));
+  if (gated) {
+    const projected = graph.node("Gemm", [normed, graph.input("projection", [1, hidden])], {
+      attributes: { transB: 1 },
+    });
+    output = graph.node("Mul", [output, graph.node("Sigmoid", [projected])]);
+  }
+  if (residualScale !== undefined) output = graph.node("Mul", [output, graph.float32(residualScale)]);
   graph.nodes("Add", [residual, output], ["result"]);
   graph.output("result", ["N", hidden]);
   return graph.build();
-}
-
-/** `down(silu(gate(x)) * up(x))` with weights [out, in], as checkpoints store them. */
-export function gatedMlp(graph: GraphBuilder, x: Value, gate: Value, up: Value, down: Value): Value {
-  const attributes = { transB: 1 };
-  const gated = graph.node("Gemm", [x, gate], { attributes });
-  const silu = graph.node("Mul", [gated, graph.node("Sigmoid", [gated])]);
-  const product = graph.node("Mul", [silu, graph.node("Gemm", [x, up], { attributes })]);
-  return graph.node("Gemm", [product, down], { attributes });
 }

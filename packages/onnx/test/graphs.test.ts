@@ -82,7 +82,7 @@ describe("feed-forward graphs", () => {
     const logits = random(tokens, slots, 2).map((row) =>
       row.map((value, slot) => (slot === 3 ? -50 : value)),
     );
-    const router = { order: "softmax-topk", normalize: true, topK } as const;
+    const router = { order: "softmax-topk", normalize: { power: 1 }, topK } as const;
     const routing = routeTokens(Float32Array.from(logits.flat()), tokens, {
       ...router,
       weight: undefined as never,
