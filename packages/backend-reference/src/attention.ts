@@ -1,10 +1,11 @@
 import type { AttentionSpec } from "@coppice/core";
+import { projectGrouped } from "./grouped-attention.js";
 import type { ReferenceCache } from "./kv-cache.js";
+import { projectLatent } from "./latent-attention.js";
 import { dot, linear } from "./linear.js";
-import { rmsNorm } from "./norm.js";
 import type { Rotary } from "./rotary.js";
 import type { Scratch } from "./scratch.js";
-import type { LayerWeights } from "./weights.js";
+import type { GroupedQueryWeights, LatentWeights } from "./weights.js";
 
 export interface AttentionBatch {
   readonly tokens: number;
@@ -13,92 +14,111 @@ export interface AttentionBatch {
   readonly layer: number;
 }
 
-/** Grouped-query attention of the normed input x [T, hidden] into y [T, hidden]; extends the cache if there is one. */
+/** Queries, keys and values of all tokens, positions already turned into them. */
+export interface Projected {
+  /** [T, heads * keyDim] */
+  readonly queries: Float32Array;
+  /** [T, kvHeads * keyDim] */
+  readonly keys: Float32Array;
+  /** [T, kvHeads * valueDim] */
+  readonly values: Float32Array;
+  readonly kvHeads: number;
+  readonly keyDim: number;
+  readonly valueDim: number;
+}
+
+/** Calls `visit` for every sequence with its first row, its tokens in this run and those that came before. */
+export function eachSequence(
+  { starts, cache }: Pick<AttentionBatch, "starts" | "cache">,
+  visit: (start: number, tokens: number, past: number, sequence: number) => void,
+): void {
+  for (let s = 0; s + 1 < starts.length; s++) {
+    const start = starts[s] as number;
+    visit(start, (starts[s + 1] as number) - start, cache?.lengths[s] ?? 0, s);
+  }
+}
+
+/** Attention of the normed input x [T, hidden] into y [T, hidden]; extends the cache if there is one. */
 export function attend(
-  spec: AttentionSpec,
-  weights: LayerWeights,
-  rotary: Rotary,
+  spec: Exclude<AttentionSpec, { kind: "other" }>,
+  weights: GroupedQueryWeights | LatentWeights,
+  rotary: Rotary | undefined,
   batch: AttentionBatch,
   x: Float32Array,
   y: Float32Array,
   scratch: Scratch,
 ): void {
-  const { heads, kvHeads, headDim } = spec;
-  const { tokens, starts, cache, layer } = batch;
-  const querySize = heads * headDim;
-  const keySize = kvHeads * headDim;
-  const queries = scratch.take("queries", tokens * querySize);
-  const keys = scratch.take("keys", tokens * keySize);
-  const values = scratch.take("values", tokens * keySize);
-  const mixed = scratch.take("mixed", tokens * querySize);
-  const { query, key, value, output } = weights;
-  linear(x, tokens, query.weight, query.inputs, querySize, queries, query.bias);
-  linear(x, tokens, key.weight, key.inputs, keySize, keys, key.bias);
-  linear(x, tokens, value.weight, value.inputs, keySize, values, value.bias);
-  if (weights.queryNorm) rmsNorm(queries, tokens * heads, headDim, weights.queryNorm, queries);
-  if (weights.keyNorm) rmsNorm(keys, tokens * kvHeads, headDim, weights.keyNorm, keys);
-
-  for (let s = 0; s + 1 < starts.length; s++) {
-    const start = starts[s] as number;
-    const length = (starts[s + 1] as number) - start;
-    const past = cache?.lengths[s] ?? 0;
-    rotary.reserve(past + length);
-    for (let i = 0; i < length; i++) {
-      rotary.apply(queries, (start + i) * querySize, heads, headDim, past + i);
-      rotary.apply(keys, (start + i) * keySize, kvHeads, headDim, past + i);
-    }
-    const from = start * keySize;
-    const to = from + length * keySize;
-    let sequence = { keys: keys.subarray(from, to), values: values.subarray(from, to) };
+  const { tokens, cache, layer } = batch;
+  const grouped = spec.kind === "gqa" ? (weights as GroupedQueryWeights) : undefined;
+  const projected =
+    spec.kind === "gqa"
+      ? projectGrouped(spec, weights as GroupedQueryWeights, rotary, batch, x, scratch)
+      : projectLatent(spec, weights as LatentWeights, rotary as Rotary, batch, x, scratch);
+  const keySize = projected.kvHeads * projected.keyDim;
+  const valueSize = projected.kvHeads * projected.valueDim;
+  const mixed = scratch.take("mixed", tokens * spec.heads * projected.valueDim);
+  eachSequence(batch, (start, length, past, sequence) => {
+    let keys = projected.keys.subarray(start * keySize, (start + length) * keySize);
+    let values = projected.values.subarray(start * valueSize, (start + length) * valueSize);
     if (cache) {
-      const store = cache.reserve(layer, s, past + length, keySize);
-      store.keys.set(sequence.keys, past * keySize);
-      store.values.set(sequence.values, past * keySize);
-      sequence = store;
+      const store = cache.reserve(layer, sequence, past + length, keySize, valueSize);
+      store.keys.set(keys, past * keySize);
+      store.values.set(values, past * valueSize);
+      ({ keys, values } = store);
     }
     const scores = new Float64Array(past + length);
     for (let i = 0; i < length; i++) {
-      mixPosition(spec, queries, (start + i) * querySize, sequence, past + i, scores, mixed);
+      const at = { row: start + i, position: past + i, first: firstSeen(spec, past + i) };
+      mixPosition(spec, { ...projected, keys, values }, at, grouped?.sinks, scores, mixed);
     }
-  }
+  });
+  const { output } = weights;
   linear(mixed, tokens, output.weight, output.inputs, output.outputs, y, output.bias);
 }
 
-/** Attention of one position over the keys it sees, for all heads; queries and result lie at `at`. */
+/** First position that `position` sees. */
+function firstSeen(spec: Exclude<AttentionSpec, { kind: "other" }>, position: number): number {
+  const window = spec.slidingWindow === undefined ? 0 : position - spec.slidingWindow + 1;
+  const chunk = spec.kind === "gqa" && spec.chunk ? position - (position % spec.chunk) : 0;
+  return Math.max(0, window, chunk);
+}
+
+/** Attention of one position over the keys it sees, for all heads; sums in float64. */
 function mixPosition(
-  { heads, kvHeads, headDim, scale, slidingWindow }: AttentionSpec,
-  queries: Float32Array,
-  at: number,
-  { keys, values }: { keys: Float32Array; values: Float32Array },
-  position: number,
+  { heads, scale }: { readonly heads: number; readonly scale: number },
+  { queries, keys, values, kvHeads, keyDim, valueDim }: Projected,
+  { row, position, first }: { row: number; position: number; first: number },
+  sinks: Float32Array | undefined,
   scores: Float64Array,
   mixed: Float32Array,
 ): void {
-  const keySize = kvHeads * headDim;
+  const keySize = kvHeads * keyDim;
+  const valueSize = kvHeads * valueDim;
   const group = heads / kvHeads;
-  const first = slidingWindow === undefined ? 0 : Math.max(0, position - slidingWindow + 1);
   for (let head = 0; head < heads; head++) {
-    const query = at + head * headDim;
-    const offset = Math.floor(head / group) * headDim;
-    let max = Number.NEGATIVE_INFINITY;
+    const query = (row * heads + head) * keyDim;
+    const shared = Math.floor(head / group);
+    const sink = sinks ? (sinks[head] as number) : Number.NEGATIVE_INFINITY;
+    let max = sink;
     for (let k = first; k <= position; k++) {
-      const score = scale * dot(queries, query, keys, k * keySize + offset, headDim);
+      const score = scale * dot(queries, query, keys, k * keySize + shared * keyDim, keyDim);
       scores[k] = score;
       if (score > max) max = score;
     }
-    let sum = 0;
+    let sum = Math.exp(sink - max);
     for (let k = first; k <= position; k++) {
       const weight = Math.exp((scores[k] as number) - max);
       scores[k] = weight;
       sum += weight;
     }
+    const out = (row * heads + head) * valueDim;
     // Dimension by dimension, so that each sum stays in a float64 register.
-    for (let i = 0; i < headDim; i++) {
+    for (let i = 0; i < valueDim; i++) {
       let value = 0;
       for (let k = first; k <= position; k++) {
-        value += (scores[k] as number) * (values[k * keySize + offset + i] as number);
+        value += (scores[k] as number) * (values[k * valueSize + shared * valueDim + i] as number);
       }
-      mixed[query + i] = value / sum;
+      mixed[out + i] = value / sum;
     }
   }
 }

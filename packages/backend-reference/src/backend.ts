@@ -13,22 +13,46 @@ export function createReferenceBackend(): Backend {
   };
 }
 
+const orders = ["softmax-topk", "sigmoid-topk", "topk-softmax", "topk-sigmoid", "sparsemixer"];
+const activations = ["silu", "clamped-swiglu", "relu2"];
+const scalings = ["linear", "dynamic", "yarn", "llama3", "longrope"];
+
 /** A description made by a later core may hold kinds that this code has never heard of. */
 function checkSupported(model: MoeModel): void {
-  for (const { index, attention, feedForward } of model.layers) {
+  const { editOnly } = model;
+  if (editOnly !== undefined) {
+    throw new CoppiceError(
+      "COPPICE_BACKEND_UNSUPPORTED",
+      `models of the family ${model.family} cannot run: ${editOnly}`,
+      {
+        hint: "its experts can be inspected, pruned and merged, but nothing that needs its outputs works",
+        details: { family: model.family, editOnly },
+      },
+    );
+  }
+  for (const { index, attention, attentionNorm, feedForward, feedForwardNorm } of model.layers) {
+    const supported = (what: string, found: string, known: readonly string[]) =>
+      check(`layer ${index}`, what, found, known);
+    supported("attention", attention.kind, ["gqa", "mla"]);
+    if (attention.kind === "other") continue;
+    const scaling = attention.rotary?.scaling;
+    if (scaling) supported("rotary scaling", scaling.kind, scalings);
+    for (const norm of [attentionNorm, feedForwardNorm]) supported("norm", norm.kind, ["rms", "layer"]);
+    supported("feed-forward", feedForward.kind, ["moe", "dense"]);
+    if (feedForward.kind === "other") continue;
+    if (feedForward.kind === "moe") supported("router order", feedForward.router.order, orders);
     const mlps = feedForward.kind === "moe" ? feedForward.experts : [feedForward.mlp];
-    check(index, "attention", attention.kind, "gqa");
-    if (feedForward.kind === "moe") check(index, "router order", feedForward.router.order, "softmax-topk");
-    else check(index, "feed-forward", feedForward.kind, "dense");
-    for (const mlp of mlps) check(index, "activation", mlp.activation, "silu");
+    for (const mlp of mlps) supported("activation", mlp.activation.kind, activations);
+    if (feedForward.kind === "moe" && feedForward.shared)
+      supported("activation", feedForward.shared.activation.kind, activations);
   }
 }
 
-function check(layer: number, what: string, found: string, supported: string): void {
-  if (found === supported) return;
+function check(where: string, what: string, found: string, known: readonly string[]): void {
+  if (known.includes(found)) return;
   throw new CoppiceError(
     "COPPICE_BACKEND_UNSUPPORTED",
-    `layer ${layer} has ${what} "${found}"; the reference backend runs "${supported}"`,
-    { details: { layer, found, supported } },
+    `${where} has ${what} "${found}"; the reference backend runs ${known.join(", ")}`,
+    { details: { where, found, supported: known } },
   );
 }

@@ -1,6 +1,6 @@
 import type { CheckedRunRequest, MoeModel, RunResult } from "@coppice/core";
 import { linear } from "./linear.js";
-import { rmsNorm } from "./norm.js";
+import { normalize } from "./norm.js";
 import type { Scratch } from "./scratch.js";
 import { floats } from "./scratch.js";
 import type { ModelWeights } from "./weights.js";
@@ -23,10 +23,16 @@ export function runHead(
   rows.forEach((row, r) => {
     normed.set(x.subarray(row * hidden, (row + 1) * hidden), r * hidden);
   });
-  rmsNorm(normed, count, hidden, weights.finalNorm, normed);
+  normalize(normed, count, hidden, weights.finalNorm, normed);
+  const project = (input: Float32Array, inputRows: number, logits: Float32Array) => {
+    linear(input, inputRows, weights.head, hidden, vocab, logits, weights.headBias);
+    const { logitScale } = model;
+    if (logitScale !== undefined)
+      for (let i = 0; i < logits.length; i++) logits[i] = (logits[i] as number) * logitScale;
+  };
   if (!targets) {
     const logits = floats(count * vocab);
-    linear(normed, count, weights.head, hidden, vocab, logits);
+    project(normed, count, logits);
     return { logits };
   }
   const targetLogProbs = new Float32Array(count);
@@ -34,7 +40,7 @@ export function runHead(
   for (let start = 0; start < count; start += targetBlock) {
     const block = Math.min(targetBlock, count - start);
     const logits = scratch.take("targetLogits", block * vocab);
-    linear(normed.subarray(start * hidden), block, weights.head, hidden, vocab, logits);
+    project(normed.subarray(start * hidden), block, logits);
     for (let r = 0; r < block; r++) {
       const row = logits.subarray(r * vocab, (r + 1) * vocab);
       const best = mostLikely(row);

@@ -7,7 +7,7 @@ interface Store {
 }
 
 /**
- * Rotated keys and values of every layer and sequence, [position, kvHeads * headDim], grown by doubling.
+ * Rotated keys and values of every layer and sequence, one row per position, grown by doubling.
  * A run writes behind the lengths and commits them at its end, so a run that fails leaves the cache as it was.
  */
 export class ReferenceCache implements KvCache {
@@ -32,16 +32,16 @@ export class ReferenceCache implements KvCache {
     return this.#disposed;
   }
 
-  /** The arrays of one sequence in one layer, with room for `positions` rows of `size` values. */
-  reserve(layer: number, sequence: number, positions: number, size: number): Store {
+  /** The arrays of one sequence in one layer, with room for `positions` rows of `keySize` and `valueSize` values. */
+  reserve(layer: number, sequence: number, positions: number, keySize: number, valueSize: number): Store {
     const store = this.#stores[layer]?.[sequence];
     if (this.#disposed || !store) {
       throw new CoppiceError("COPPICE_BACKEND_DISPOSED", "the cache was disposed while a run used it");
     }
-    if (store.keys.length < positions * size) {
-      const length = Math.max(positions * size, 2 * store.keys.length);
-      store.keys = grown(store.keys, length);
-      store.values = grown(store.values, length);
+    if (store.keys.length < positions * keySize) {
+      const rows = Math.max(positions, (2 * store.keys.length) / keySize);
+      store.keys = grown(store.keys, rows * keySize);
+      store.values = grown(store.values, rows * valueSize);
     }
     return store;
   }

@@ -6,24 +6,39 @@ import {
   routeTokens,
   type Tap,
 } from "@coppice/core";
-import { linear } from "./linear.js";
-import { gatedMlp } from "./mlp.js";
+import { dot, linear } from "./linear.js";
+import { runMlp } from "./mlp.js";
 import type { PlannedExperts } from "./plan-weights.js";
 import type { Scratch } from "./scratch.js";
+import type { Mlp } from "./weights.js";
 
 export interface MoeCall {
   readonly layer: number;
   readonly spec: MoeSpec;
   readonly plan: LayerPlan | undefined;
   readonly experts: PlannedExperts;
+  readonly shared: Mlp | undefined;
+  /** [1, hidden] */
+  readonly sharedGate: Float32Array | undefined;
   readonly tap: Tap | undefined;
 }
 
 /**
- * The MoE block: x is its input after the norm, y receives the gate-weighted sum of the routed experts, both
- * [tokens, hidden]. Tokens are gathered expert by expert; sums over a token's experts are float64.
+ * The MoE block: x is its input after the norm, y receives the gate-weighted sum of the routed experts and the shared
+ * expert, both [tokens, hidden]. Tokens are gathered expert by expert; sums over a token's experts are float64.
  */
 export function runMoe(
+  call: MoeCall,
+  x: Float32Array,
+  tokens: number,
+  y: Float32Array,
+  scratch: Scratch,
+): void {
+  runRouted(call, x, tokens, y, scratch);
+  if (call.shared) addShared(call.shared, call.sharedGate, x, tokens, y, scratch);
+}
+
+function runRouted(
   { layer, spec, plan, experts, tap }: MoeCall,
   x: Float32Array,
   tokens: number,
@@ -33,9 +48,10 @@ export function runMoe(
   const hidden = x.length / tokens;
   const { slots, router, routerRows } = experts;
   const logits = scratch.take("routerLogits", tokens * routerRows);
-  linear(x, tokens, router, hidden, routerRows, logits);
-  const routing = routeTokens(logits, tokens, spec.router, plan);
+  linear(x, tokens, router.weight, hidden, routerRows, logits, router.bias);
+  const routing = routeTokens(logits, tokens, spec.router, { plan, correction: router.correction });
   const { topK } = routing;
+  const { scalesInput = false } = spec.router;
 
   const wanted = new Set(tap?.fields);
   const outputs = wanted.has("expertOutputs")
@@ -51,13 +67,15 @@ export function runMoe(
     const input = scratch.take("expertInput", rows * hidden);
     const output = scratch.take("expertOutput", rows * hidden);
     for (let row = 0; row < rows; row++) {
-      const token = Math.floor((choices[start + row] as number) / topK);
-      input.set(x.subarray(token * hidden, (token + 1) * hidden), row * hidden);
+      const choice = choices[start + row] as number;
+      const from = Math.floor(choice / topK) * hidden;
+      const factor = scalesInput ? (routing.gates[choice] as number) : 1;
+      for (let i = 0; i < hidden; i++) input[row * hidden + i] = factor * (x[from + i] as number);
     }
-    gatedMlp(expert, input, rows, hidden, output, scratch);
+    runMlp(expert, input, rows, hidden, output, scratch);
     for (let row = 0; row < rows; row++) {
       const choice = choices[start + row] as number;
-      const gate = routing.gates[choice] as number;
+      const gate = scalesInput ? 1 : (routing.gates[choice] as number);
       const to = Math.floor(choice / topK) * hidden;
       const from = row * hidden;
       for (let i = 0; i < hidden; i++)
@@ -80,6 +98,25 @@ export function runMoe(
   if (norms) shown.expertNorms = norms;
   if (wanted.has("output")) shown.output = y;
   tap.onLayer(shown);
+}
+
+/** Adds the shared expert, times the sigmoid of its own gate where there is one. */
+function addShared(
+  shared: Mlp,
+  sharedGate: Float32Array | undefined,
+  x: Float32Array,
+  tokens: number,
+  y: Float32Array,
+  scratch: Scratch,
+): void {
+  const hidden = x.length / tokens;
+  const output = scratch.take("sharedOutput", tokens * hidden);
+  runMlp(shared, x, tokens, hidden, output, scratch);
+  for (let token = 0; token < tokens; token++) {
+    const at = token * hidden;
+    const share = sharedGate ? 1 / (1 + Math.exp(-dot(x, at, sharedGate, 0, hidden))) : 1;
+    for (let i = at; i < at + hidden; i++) y[i] = (y[i] as number) + share * (output[i] as number);
+  }
 }
 
 /** Counting sort: entries `starts[slot]` to `starts[slot + 1]` of `choices` are the (token * k + i) that chose the slot. */

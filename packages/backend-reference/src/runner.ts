@@ -17,13 +17,13 @@ import {
 import { attend } from "./attention.js";
 import { runHead } from "./head.js";
 import { ReferenceCache } from "./kv-cache.js";
-import { gatedMlp } from "./mlp.js";
+import { runMlp } from "./mlp.js";
 import { runMoe } from "./moe.js";
-import { rmsNorm } from "./norm.js";
+import { normalize } from "./norm.js";
 import { type PlannedExperts, planExperts } from "./plan-weights.js";
 import { Rotary } from "./rotary.js";
 import { floats, Scratch } from "./scratch.js";
-import type { GatedMlp, LayerWeights, ModelWeights } from "./weights.js";
+import type { LayerWeights, Mlp, ModelWeights, Router } from "./weights.js";
 
 /** Longest stretch, in milliseconds, for which a run blocks its thread while more layers follow. */
 const sliceMs = 50;
@@ -35,7 +35,8 @@ const sliceMs = 50;
 export class ReferenceRunner implements Runner {
   readonly model: MoeModel;
   #weights: ModelWeights | undefined;
-  readonly #rotaries: Rotary[];
+  /** By layer; undefined where positions do not rotate. */
+  readonly #rotaries: (Rotary | undefined)[];
   readonly #scratch = new Scratch();
   readonly #planned = new Map<number, { key: string; experts: PlannedExperts }>();
   readonly #validPlans = new WeakSet<Plan>();
@@ -45,8 +46,10 @@ export class ReferenceRunner implements Runner {
     this.model = model;
     this.#weights = weights;
     const shared = new Map<string, Rotary>();
-    this.#rotaries = model.layers.map(({ attention: { rotary } }) => {
-      const key = `${rotary.theta}/${rotary.dimensions}`;
+    this.#rotaries = model.layers.map(({ attention }) => {
+      const rotary = attention.kind === "other" ? undefined : attention.rotary;
+      if (!rotary) return undefined;
+      const key = JSON.stringify(rotary);
       const known = shared.get(key) ?? new Rotary(rotary);
       shared.set(key, known);
       return known;
@@ -132,23 +135,35 @@ export class ReferenceRunner implements Runner {
     const scratch = this.#scratch;
     const normed = scratch.take("normed", hidden.length);
     const added = scratch.take("added", hidden.length);
-    rmsNorm(hidden, tokens, size, weights.attentionNorm, normed);
-    const rotary = this.#rotaries[index] as Rotary;
-    attend(spec.attention, weights, rotary, { tokens, starts, cache, layer: index }, normed, added, scratch);
-    addTo(hidden, added);
-    rmsNorm(hidden, tokens, size, weights.feedForwardNorm, normed);
+    normalize(hidden, tokens, size, weights.attentionNorm, normed);
+    const { residualScale = 1 } = this.model;
+    if (spec.attention.kind === "other") throw new TypeError(`layer ${index} is ${spec.attention.name}`);
+    const batch = { tokens, starts, cache, layer: index };
+    attend(spec.attention, weights.attention, this.#rotaries[index], batch, normed, added, scratch);
+    addTo(hidden, residualScale, added);
+    normalize(hidden, tokens, size, weights.feedForwardNorm, normed);
     if (spec.feedForward.kind === "moe") {
       const experts = this.#experts(index, spec.feedForward, weights, plan);
-      const call = { layer: index, spec: spec.feedForward, plan, experts, tap: request.tap };
+      const { shared, sharedGate } = weights;
+      const call = {
+        layer: index,
+        spec: spec.feedForward,
+        plan,
+        experts,
+        shared,
+        sharedGate,
+        tap: request.tap,
+      };
       runMoe(call, normed, tokens, added, scratch);
     } else {
-      gatedMlp(weights.mlps[0] as GatedMlp, normed, tokens, size, added, scratch);
+      runMlp(weights.mlps[0] as Mlp, normed, tokens, size, added, scratch);
     }
-    addTo(hidden, added);
+    addTo(hidden, residualScale, added);
   }
 
   #experts(layer: number, spec: MoeSpec, weights: LayerWeights, plan: LayerPlan | undefined): PlannedExperts {
-    const { mlps, router = new Float32Array(0) } = weights;
+    const { mlps } = weights;
+    const router = weights.router as Router;
     if (!plan) return planExperts(spec, mlps, router, undefined);
     const key = layerKey(plan);
     const known = this.#planned.get(layer);
@@ -180,12 +195,14 @@ export class ReferenceRunner implements Runner {
 
   #embed(sequences: readonly Int32Array[], hidden: Float32Array): void {
     const { embedding } = this.#alive();
-    const size = this.model.hiddenSize;
+    const { hiddenSize: size, embeddingScale } = this.model;
     let row = 0;
     for (const sequence of sequences) {
       for (const token of sequence)
         hidden.set(embedding.subarray(token * size, (token + 1) * size), row++ * size);
     }
+    if (embeddingScale !== undefined)
+      for (let i = 0; i < hidden.length; i++) hidden[i] = (hidden[i] as number) * embeddingScale;
   }
 
   #alive(): ModelWeights {
@@ -194,6 +211,6 @@ export class ReferenceRunner implements Runner {
   }
 }
 
-function addTo(sum: Float32Array, added: Float32Array): void {
-  for (let i = 0; i < sum.length; i++) sum[i] = (sum[i] as number) + (added[i] as number);
+function addTo(sum: Float32Array, scale: number, added: Float32Array): void {
+  for (let i = 0; i < sum.length; i++) sum[i] = (sum[i] as number) + scale * (added[i] as number);
 }

@@ -1,6 +1,8 @@
 import {
-  type GatedMlpSpec,
+  type ActivationSpec,
+  type AttentionSpec,
   type LinearSpec,
+  type MlpSpec,
   type MoeModel,
   type NormSpec,
   type TensorRef,
@@ -17,31 +19,66 @@ export interface Linear {
 }
 
 export interface Norm {
-  readonly weight: Float32Array;
+  readonly kind: NormSpec["kind"];
+  readonly weight: Float32Array | undefined;
+  readonly bias: Float32Array | undefined;
   readonly epsilon: number;
 }
 
-/** gate and up are [width, hidden], down is [hidden, width]. */
-export interface GatedMlp {
-  readonly gate: Float32Array;
+/** gate and up are [width, hidden], down is [hidden, width]; ungated ones have no gate. */
+export interface Mlp {
+  readonly gate: Float32Array | undefined;
   readonly up: Float32Array;
   readonly down: Float32Array;
+  readonly gateBias: Float32Array | undefined;
+  readonly upBias: Float32Array | undefined;
+  readonly downBias: Float32Array | undefined;
   readonly width: number;
+  readonly activation: ActivationSpec;
 }
 
-export interface LayerWeights {
-  readonly attentionNorm: Norm;
+export interface GroupedQueryWeights {
   readonly query: Linear;
   readonly key: Linear;
   readonly value: Linear;
   readonly output: Linear;
   readonly queryNorm: Norm | undefined;
   readonly keyNorm: Norm | undefined;
+  /** [heads] */
+  readonly sinks: Float32Array | undefined;
+}
+
+export interface LatentWeights {
+  readonly queryDown: Linear | undefined;
+  readonly queryNorm: Norm | undefined;
+  readonly query: Linear;
+  readonly kvDown: Linear;
+  readonly kvNorm: Norm;
+  readonly kvUp: Linear;
+  readonly output: Linear;
+}
+
+export interface Router {
+  /** [experts, hidden] */
+  readonly weight: Float32Array;
+  /** [experts] */
+  readonly bias: Float32Array | undefined;
+  /** [experts] */
+  readonly correction: Float32Array | undefined;
+}
+
+export interface LayerWeights {
+  readonly attentionNorm: Norm;
+  /** Of the kind that the layer's description has. */
+  readonly attention: GroupedQueryWeights | LatentWeights;
   readonly feedForwardNorm: Norm;
-  /** [experts, hidden]; undefined in a dense layer. */
-  readonly router: Float32Array | undefined;
+  /** Undefined in a dense layer. */
+  readonly router: Router | undefined;
   /** The experts of an MoE layer, or the one MLP of a dense layer. */
-  readonly mlps: readonly GatedMlp[];
+  readonly mlps: readonly Mlp[];
+  readonly shared: Mlp | undefined;
+  /** [1, hidden] */
+  readonly sharedGate: Float32Array | undefined;
 }
 
 export interface ModelWeights {
@@ -49,6 +86,7 @@ export interface ModelWeights {
   readonly layers: readonly LayerWeights[];
   readonly finalNorm: Norm;
   readonly head: Float32Array;
+  readonly headBias: Float32Array | undefined;
 }
 
 /** Reads every weight once, in model order. */
@@ -57,45 +95,106 @@ export async function readWeights(
   reader: WeightReader,
   signal: AbortSignal | undefined,
 ): Promise<ModelWeights> {
-  const tensor = (ref: TensorRef) => {
-    throwIfAborted(signal, `reading ${ref.name}`);
-    return reader.read(ref, signal ? { signal } : {});
-  };
-  const norm = async (spec: NormSpec) => ({ weight: await tensor(spec.weight), epsilon: spec.epsilon });
-  const optionalNorm = async (spec: NormSpec | undefined) => (spec ? norm(spec) : undefined);
-  const linear = async ({ weight, bias }: LinearSpec) => ({
-    weight: await tensor(weight),
-    bias: bias ? await tensor(bias) : undefined,
-    outputs: weight.shape[0] as number,
-    inputs: weight.shape[1] as number,
-  });
-  const mlp = async (spec: GatedMlpSpec) => ({
-    gate: await tensor(spec.gate),
-    up: await tensor(spec.up),
-    down: await tensor(spec.down),
-    width: spec.width,
-  });
-
-  const embedding = await tensor(model.embedding);
+  const read = new ModelReader(reader, signal);
+  const embedding = await read.tensor(model.embedding);
   const layers: LayerWeights[] = [];
   for (const { attention, attentionNorm, feedForwardNorm, feedForward } of model.layers) {
     const moe = feedForward.kind === "moe" ? feedForward : undefined;
-    const specs = feedForward.kind === "moe" ? feedForward.experts : [feedForward.mlp];
-    const mlps: GatedMlp[] = [];
-    for (const spec of specs) mlps.push(await mlp(spec));
+    const specs = moe ? moe.experts : feedForward.kind === "dense" ? [feedForward.mlp] : [];
+    const mlps: Mlp[] = [];
+    const router = moe && {
+      weight: await read.tensor(moe.router.weight),
+      bias: await read.optional(moe.router.bias),
+      correction: await read.optional(moe.router.correction),
+    };
+    for (const spec of specs) mlps.push(await read.mlp(spec));
     layers.push({
-      attentionNorm: await norm(attentionNorm),
-      query: await linear(attention.query),
-      key: await linear(attention.key),
-      value: await linear(attention.value),
-      output: await linear(attention.output),
-      queryNorm: await optionalNorm(attention.queryNorm),
-      keyNorm: await optionalNorm(attention.keyNorm),
-      feedForwardNorm: await norm(feedForwardNorm),
-      router: moe && (await tensor(moe.router.weight)),
+      attentionNorm: await read.norm(attentionNorm),
+      attention: await read.attention(attention),
+      feedForwardNorm: await read.norm(feedForwardNorm),
+      router,
       mlps,
+      shared: moe?.shared && (await read.mlp(moe.shared)),
+      sharedGate: await read.optional(moe?.sharedGate),
     });
   }
-  const finalNorm = await norm(model.finalNorm);
-  return { embedding, layers, finalNorm, head: model.tied ? embedding : await tensor(model.head) };
+  return {
+    embedding,
+    layers,
+    finalNorm: await read.norm(model.finalNorm),
+    head: model.tied ? embedding : await read.tensor(model.head),
+    headBias: await read.optional(model.headBias),
+  };
+}
+
+class ModelReader {
+  readonly #reader: WeightReader;
+  readonly #signal: AbortSignal | undefined;
+
+  constructor(reader: WeightReader, signal: AbortSignal | undefined) {
+    this.#reader = reader;
+    this.#signal = signal;
+  }
+
+  tensor(ref: TensorRef): Promise<Float32Array> {
+    throwIfAborted(this.#signal, `reading ${ref.name}`);
+    return this.#reader.read(ref, this.#signal ? { signal: this.#signal } : {});
+  }
+
+  async optional(ref: TensorRef | undefined): Promise<Float32Array | undefined> {
+    return ref && this.tensor(ref);
+  }
+
+  async linear({ weight, bias }: LinearSpec): Promise<Linear> {
+    return {
+      weight: await this.tensor(weight),
+      bias: await this.optional(bias),
+      outputs: weight.shape[0] as number,
+      inputs: weight.shape[1] as number,
+    };
+  }
+
+  async norm({ kind, weight, bias, epsilon }: NormSpec): Promise<Norm> {
+    return { kind, weight: await this.optional(weight), bias: await this.optional(bias), epsilon };
+  }
+
+  async mlp(spec: MlpSpec): Promise<Mlp> {
+    return {
+      gate: await this.optional(spec.gate),
+      up: await this.tensor(spec.up),
+      down: await this.tensor(spec.down),
+      gateBias: await this.optional(spec.gateBias),
+      upBias: await this.optional(spec.upBias),
+      downBias: await this.optional(spec.downBias),
+      width: spec.width,
+      activation: spec.activation,
+    };
+  }
+
+  async attention(spec: AttentionSpec): Promise<GroupedQueryWeights | LatentWeights> {
+    if (spec.kind === "other") throw new TypeError(`${spec.name} has no weights that could be read`);
+    const query = await this.linear(spec.query);
+    const queryNorm = spec.queryNorm && (await this.norm(spec.queryNorm));
+    const output = await this.linear(spec.output);
+    if (spec.kind === "gqa") {
+      return {
+        query,
+        key: await this.linear(spec.key),
+        value: await this.linear(spec.value),
+        output,
+        queryNorm,
+        keyNorm: spec.keyNorm && (await this.norm(spec.keyNorm)),
+        sinks: await this.optional(spec.sinks),
+      };
+    }
+    return {
+      queryDown: spec.queryDown && (await this.linear(spec.queryDown)),
+      queryNorm,
+      query,
+      kvDown: await this.linear(spec.kvDown),
+      kvNorm: await this.norm(spec.kvNorm),
+      kvUp: await this.linear(spec.kvUp),
+      output,
+    };
+  }
 }

@@ -1,6 +1,6 @@
 import { reference } from "@coppice/backend-reference";
 import { createRegistry, type MoeModel, type Runner, type RunRequest, type Tap } from "@coppice/core";
-import { randomModel } from "@coppice/plugin-kit";
+import { randomModel, sampleShapes } from "@coppice/plugin-kit";
 import { beforeEach, describe, expect, test } from "vitest";
 
 const source = randomModel({ seed: 1, layers: 3 });
@@ -124,22 +124,53 @@ describe("loading", () => {
     expect(names.toSorted()).toEqual([...tied.tensors.keys()].toSorted());
   });
 
+  test("reads every tensor of a model with all that there is around the experts", async () => {
+    for (const feature of [
+      "low-rank-queries",
+      "attention-sinks",
+      "sparsemixer",
+      "shared-expert-gate",
+    ] as const) {
+      const whole = randomModel(sampleShapes[feature]);
+      const names = new Set<string>();
+      const weights: typeof whole.weights = {
+        read(ref, options) {
+          expect(names).not.toContain(ref.name);
+          names.add(ref.name);
+          return whole.weights.read(ref, options);
+        },
+      };
+      await (await load(whole.model, weights)).dispose();
+      expect([...names].toSorted()).toEqual([...whole.tensors.keys()].toSorted());
+    }
+  });
+
   test("refuses what a later description might hold", async () => {
     const [first, ...rest] = source.model.layers as [MoeModel["layers"][number], ...MoeModel["layers"]];
     const with1 = (change: object) =>
       ({ ...source.model, layers: [{ ...first, ...change }, ...rest] }) as MoeModel;
     const moe = first.feedForward;
-    for (const model of [
-      with1({ attention: { ...first.attention, kind: "mla" } }),
-      with1({ feedForward: { ...moe, kind: "latent", mlp: { activation: "silu" } } }),
-      with1({ feedForward: { ...moe, router: { order: "sigmoid-topk" } } }),
-      with1({ feedForward: { ...moe, experts: [{ activation: "gelu" }] } }),
-    ]) {
+    for (const [what, model] of Object.entries({
+      attention: with1({ attention: { kind: "other", name: "Mamba-2" } }),
+      norm: with1({ attentionNorm: { ...first.attentionNorm, kind: "batch" } }),
+      "rotary scaling": with1({ attention: { ...first.attention, rotary: { scaling: { kind: "mrope" } } } }),
+      "feed-forward": with1({ feedForward: { ...moe, kind: "other" } }),
+      "router order": with1({ feedForward: { ...moe, router: { order: "sinkhorn" } } }),
+      activation: with1({ feedForward: { ...moe, experts: [{ activation: { kind: "gelu" } }] } }),
+    })) {
       await expect(load(model)).rejects.toMatchObject({
         code: "COPPICE_BACKEND_UNSUPPORTED",
         exitCode: 5,
-        message: expect.stringContaining("layer 0"),
+        message: expect.stringContaining(`layer 0 has ${what} "`),
       });
     }
+  });
+
+  test("refuses a model whose experts can only be edited, with the reason", async () => {
+    const model: MoeModel = { ...source.model, editOnly: "its layers mix Mamba and attention" };
+    await expect(load(model)).rejects.toMatchObject({
+      code: "COPPICE_BACKEND_UNSUPPORTED",
+      message: expect.stringContaining("its layers mix Mamba and attention"),
+    });
   });
 });
