@@ -42,6 +42,8 @@ export const sampleShapes = {
     latent: { rank: 10, nopeDim: 6, rotaryDim: 8, valueDim: 5 },
     interleaved: true,
     experts: 8,
+    // More than groups: otherwise the groups of the best experts are the best groups.
+    topK: 3,
     normalize: false,
     router: { groups: { count: 4, keep: 2, score: "max" }, scale: 1.7 },
     sharedWidth: 24,
@@ -106,6 +108,7 @@ export const sampleShapes = {
       longFactors: [1, 2, 5, 9],
       originalContext: 6,
       attentionFactor: 1.19,
+      longAttentionFactor: 1.4,
     },
   },
   /** Granite-MoE. */
@@ -150,7 +153,6 @@ export const sampleShapes = {
     temperature: { floor: 3, scale: 0.4 },
     interleaved: true,
     qkNorm: "weightless",
-    normAfterRotary: true,
     normalize: false,
     router: { order: "topk-sigmoid", scalesInput: true },
     sharedWidth: 8,

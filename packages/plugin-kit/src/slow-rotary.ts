@@ -11,15 +11,18 @@ export function rotate(x: Vector, position: number, length: number, rotary: Rota
   for (const [i, frequency] of frequencies(rotary, length).entries()) {
     const [a, b] = rotary.interleaved ? [2 * i, 2 * i + 1] : [i, i + half];
     const [p, q] = [x[a] as number, x[b] as number];
-    const factor = attentionFactor(rotary);
+    const factor = attentionFactor(rotary, length);
     turned[a] = factor * (p * Math.cos(position * frequency) - q * Math.sin(position * frequency));
     turned[b] = factor * (q * Math.cos(position * frequency) + p * Math.sin(position * frequency));
   }
   return turned;
 }
 
-function attentionFactor({ scaling }: RotarySpec): number {
-  return scaling?.kind === "yarn" || scaling?.kind === "longrope" ? scaling.attentionFactor : 1;
+function attentionFactor({ scaling }: RotarySpec, length: number): number {
+  if (scaling?.kind === "yarn") return scaling.attentionFactor;
+  if (scaling?.kind !== "longrope") return 1;
+  const { attentionFactor: short, longAttentionFactor: long = short } = scaling;
+  return length > scaling.originalContext ? long : short;
 }
 
 function frequencies({ theta, dimensions: d, scaling }: RotarySpec, length: number): Vector {
