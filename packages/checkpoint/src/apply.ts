@@ -1,11 +1,12 @@
-import { CoppiceError, type Plan, parsePlan } from "@coppice/core";
+import { CoppiceError, type Plan, parsePlan, throwIfAborted } from "@coppice/core";
 import { readSmallFile } from "./folder.js";
 import { replaceJsonValues } from "./json-edit.js";
 import type { JsonObject } from "./json-object.js";
 import { defaultLimits } from "./limits.js";
 import type { LoadedCheckpoint } from "./load.js";
+import { configChanges } from "./output/config-changes.js";
 import { bytesContent, rangeContent } from "./output/content.js";
-import { type ExportShape, exportShape } from "./output/export-shape.js";
+import { type ExportShape, exportShape, type OutputLayout } from "./output/export-shape.js";
 import { outputTensors } from "./output/output-tensors.js";
 import { createProvenance, provenanceFileName } from "./output/provenance.js";
 import { defaultShardBytes, packShards } from "./output/shards.js";
@@ -17,6 +18,8 @@ import { indexFileName } from "./tensor-files.js";
 export interface OutputOptions {
   /** Most tensor bytes per file; default 5 GB, as Hugging Face libraries write. */
   readonly maxShardBytes?: number;
+  /** Default `stock`. */
+  readonly layout?: OutputLayout;
   /** Kept in `coppice.json` under `metadata`; must survive JSON. */
   readonly metadata?: JsonObject;
 }
@@ -28,8 +31,11 @@ export interface OutputSummary {
   readonly bytes: number;
   /** Bytes of all tensors, without headers. */
   readonly tensorBytes: number;
+  /** Most experts of a layer, those that fill up included. */
   readonly experts: number;
   readonly topK: number;
+  /** Experts that fill up layers and are never chosen, and the bytes of their tensors and router rows. */
+  readonly padded: { readonly experts: number; readonly bytes: number };
 }
 
 /** Tokenizer, generation settings, templates, licences: what a checkpoint folder needs besides its weights. */
@@ -41,12 +47,17 @@ const companionBytes = 256_000_000;
 
 /**
  * Writes the checkpoint that `plan` makes of a loaded one, in its family's own stock layout, so that it is an
- * ordinary, smaller checkpoint: kept experts renumbered in slot order, merged experts computed in float32 and rounded
- * to the stored dtype (nearest, ties to even), router rows in slot order, all else copied byte by byte; config
- * and index rewritten, tokenizer and other small files copied, `coppice.json` added.
+ * ordinary, smaller checkpoint: kept experts renumbered in slot order with all that belongs to them, merged experts
+ * computed in float32 and rounded to the stored form (`roundToStored` of core), router rows, biases and corrections in
+ * slot order, all else copied byte by byte; config and index rewritten, tokenizer and other small files copied,
+ * `coppice.json` added. Layers for multi-token prediction follow the plan of their decoder layer.
+ *
+ * Layers of different sizes are filled up with experts that are never chosen, where the family's router allows to prove
+ * that; else the plan is refused, or written in the runtime layout (`layout: "runtime"`).
  *
  * Memory does not depend on the size of the checkpoint. The target is complete or absent.
- * @throws COPPICE_PLAN_INVALID, COPPICE_PLAN_MODEL, COPPICE_PLAN_KEEP, COPPICE_PLAN_EXPORT before anything is written;
+ * @throws COPPICE_PLAN_INVALID, COPPICE_PLAN_MODEL, COPPICE_PLAN_KEEP, COPPICE_PLAN_GROUPS, COPPICE_PLAN_EXPORT,
+ * COPPICE_FORMAT_SHAPE, COPPICE_FORMAT_MISSING_TENSOR, COPPICE_FORMAT_DTYPE before anything is written;
  * COPPICE_FORMAT_NAN, COPPICE_IO_EXISTS, COPPICE_IO_NO_SPACE, COPPICE_IO_READ, COPPICE_IO_WRITE, COPPICE_ABORTED
  */
 export async function applyPlan(
@@ -64,7 +75,7 @@ export async function applyPlan(
 export async function predictOutput(
   loaded: LoadedCheckpoint,
   plan: Plan,
-  options: OutputOptions = {},
+  options: OutputOptions & Pick<WriteOptions, "signal"> = {},
 ): Promise<OutputSummary> {
   return (await layOut(loaded, plan, options)).summary;
 }
@@ -72,22 +83,31 @@ export async function predictOutput(
 async function layOut(
   loaded: LoadedCheckpoint,
   plan: Plan,
-  options: OutputOptions,
+  options: OutputOptions & Pick<WriteOptions, "signal">,
 ): Promise<{ files: OutputFile[]; summary: OutputSummary }> {
   const { model } = loaded;
-  const { maxShardBytes = defaultShardBytes, metadata } = options;
+  const { maxShardBytes = defaultShardBytes, metadata, layout = "stock", signal } = options;
+  throwIfAborted(signal, "laying out the checkpoint");
   if (!(maxShardBytes >= 1)) {
     throw new CoppiceError("COPPICE_USAGE", `maxShardBytes is ${maxShardBytes}, expected at least 1`);
   }
   const checked = parsePlan(plan, model);
-  const shape = exportShape(model, checked);
-  const tensors = outputTensors(loaded, checked);
+  const shape = exportShape(model, checked, layout);
+  const { tensors, paddedBytes } = outputTensors(loaded, shape);
+  const layers = shape.layers.map(({ layer, slots, topK, groups }) => {
+    return { layer, experts: slots.length, topK, ...(groups && { groups }) };
+  });
+  const provenance = createProvenance(model, checked, {
+    ...(metadata && { metadata }),
+    ...(layout === "runtime" && { layers }),
+  });
   const files = [
     ...packShards(tensors, maxShardBytes),
-    await rewriteConfig(loaded, shape),
-    jsonFile(provenanceFileName, createProvenance(model, checked, metadata)),
+    await rewriteConfig(loaded, shape, signal),
+    jsonFile(provenanceFileName, provenance),
     ...(await companionFiles(loaded)),
   ];
+  throwIfAborted(signal, "laying out the checkpoint");
   const sum = (items: readonly { bytes: number }[]) => items.reduce((total, { bytes }) => total + bytes, 0);
   return {
     files,
@@ -95,21 +115,22 @@ async function layOut(
       files: files.map(({ name, bytes }) => ({ name, bytes })),
       bytes: sum(files),
       tensorBytes: sum(tensors.flatMap(({ contents }) => contents)),
-      ...shape,
+      experts: shape.experts,
+      topK: shape.topK,
+      padded: { experts: shape.padded, bytes: paddedBytes },
     },
   };
 }
 
-/** Every key that states the number of experts or the top-k gets the new value; all else stays as it is spelt. */
-async function rewriteConfig(loaded: LoadedCheckpoint, shape: ExportShape): Promise<OutputFile> {
-  const keys = loaded.detected.family.config;
-  const changes = new Map([
-    ...keys.experts.map((key) => [key, String(shape.experts)] as const),
-    ...keys.topK.map((key) => [key, String(shape.topK)] as const),
-  ]);
-  const bytes = await readSmallFile(loaded.folder, "config.json", defaultLimits.configBytes);
+/** Everything that states a number that changed, or names a renumbered expert; all else stays as it is spelt. */
+async function rewriteConfig(
+  loaded: LoadedCheckpoint,
+  shape: ExportShape,
+  signal: AbortSignal | undefined,
+): Promise<OutputFile> {
+  const bytes = await readSmallFile(loaded.folder, "config.json", defaultLimits.configBytes, signal);
   const text = new TextDecoder().decode(bytes);
-  const changed = new TextEncoder().encode(replaceJsonValues(text, changes));
+  const changed = new TextEncoder().encode(replaceJsonValues(text, configChanges(loaded, shape)));
   return outputFile("config.json", [bytesContent(changed)]);
 }
 

@@ -29,6 +29,62 @@ export function rangeContent(sources: SourceCache, file: string, begin: number, 
   };
 }
 
+/** One pattern of bytes again and again; the length of every request is a multiple of it. */
+export function repeatedContent(pattern: Uint8Array, bytes: number): Content {
+  const isZero = pattern.every((byte) => byte === 0);
+  return {
+    bytes,
+    fill: async (_offset, into) => {
+      if (isZero) into.fill(0);
+      else for (let at = 0; at < into.length; at += pattern.length) into.set(pattern, at);
+    },
+  };
+}
+
+/** Bytes that are read from a file at once to pick some of them. */
+const gatherBytes = 8 << 20;
+
+/**
+ * Columns of a matrix in a file, in any order.
+ * @param width bytes of an element
+ * @param columns per output column the source column, or the bytes that stand there instead
+ */
+export function columnsContent(
+  sources: SourceCache,
+  { file, begin, end }: Pick<TensorRef, "file" | "begin" | "end">,
+  rows: number,
+  width: number,
+  columns: readonly (number | Uint8Array)[],
+): Content {
+  const rowBytes = (end - begin) / rows;
+  const outBytes = columns.length * width;
+  return {
+    bytes: rows * outBytes,
+    fill: async (offset, into, signal) => {
+      const step = Math.max(1, Math.floor(gatherBytes / rowBytes));
+      for (let at = 0; at < into.length; ) {
+        const row = Math.floor((offset + at) / outBytes);
+        const count = Math.min(step, Math.ceil((offset + into.length) / outBytes) - row);
+        const source = new Uint8Array(count * rowBytes);
+        await sources.use(file, (open) =>
+          open.read(begin + row * rowBytes, source, signal ? { signal } : {}),
+        );
+        for (const stop = Math.min(into.length, (row + count) * outBytes - offset); at < stop; at += width) {
+          const inside = offset + at - row * outBytes;
+          const column = columns[(inside % outBytes) / width] as number | Uint8Array;
+          const start = Math.floor(inside / outBytes) * rowBytes;
+          into.set(
+            typeof column === "number"
+              ? source.subarray(start + column * width, start + (column + 1) * width)
+              : column,
+            at,
+          );
+        }
+      }
+    },
+  };
+}
+
 /** Float32 values of all sources together that a merge holds at once: 8 MiB, which stay in a processor's cache. */
 const mergeValues = 2 << 20;
 
@@ -96,14 +152,16 @@ export function mergeContent(
         const merged = scratch.floats(0, size);
         mergeRows(values, coefficients, merged);
         const bad = encodeRounded(dtype, merged, into.subarray(at * width, (at + size) * width));
-        if (bad >= 0) {
-          throw new CoppiceError(
-            "COPPICE_PLAN_EXPORT",
-            `the merged tensor ${name} exceeds the range of float32 at value ${first + at + bad}`,
-            { hint: "the plan's merge coefficients are too large", details: { tensor: name } },
-          );
-        }
+        if (bad >= 0) throw mergeOverflow(name, first + at + bad);
       }
     },
   };
+}
+
+export function mergeOverflow(name: string, position: number): CoppiceError {
+  return new CoppiceError(
+    "COPPICE_PLAN_EXPORT",
+    `the merged tensor ${name} exceeds the range of float32 at value ${position}`,
+    { hint: "the plan's merge coefficients are too large", details: { tensor: name } },
+  );
 }

@@ -1,50 +1,187 @@
-import { CoppiceError, type MoeModel, moeLayers, type Plan } from "@coppice/core";
+import {
+  CoppiceError,
+  groupsAfter,
+  type LayerPlan,
+  type MoeModel,
+  moeLayers,
+  type Plan,
+  type RouterGroups,
+} from "@coppice/core";
+import { arrangePadded, paddingObstacle } from "./padding.js";
 
-/** The numbers of a smaller model that its config states once for all layers. */
+/**
+ * `stock`: what every runtime of the family loads, one number of experts for all layers. `runtime`: the same files with
+ * each layer's own number of experts, which `coppice.json` records; Coppice itself loads it.
+ */
+export type OutputLayout = "stock" | "runtime";
+
+/** One place for an expert in the smaller layer; `merge` is stored in the form of `expert`. */
+export type ExpertSlot =
+  | { readonly kind: "expert"; readonly expert: number }
+  | {
+      readonly kind: "merge";
+      readonly expert: number;
+      readonly experts: readonly number[];
+      readonly coefficients: readonly number[];
+    }
+  /** Never chosen; there to give all layers the same number of experts. */
+  | { readonly kind: "pad" };
+
+/** A layer as it is written. */
+export interface LayerShape {
+  readonly layer: number;
+  readonly slots: readonly ExpertSlot[];
+  readonly topK: number;
+  /** Absent: the choice is not limited to groups. */
+  readonly groups?: Pick<RouterGroups, "count" | "keep">;
+}
+
+/** What a plan writes: the numbers that config.json states once for all layers, and every MoE layer. */
 export interface ExportShape {
+  /** Most experts of a layer, those that fill up included; in the stock layout every layer has as many. */
   readonly experts: number;
   readonly topK: number;
+  /** Absent: the choice is not limited to groups. */
+  readonly groups?: Pick<RouterGroups, "count" | "keep">;
+  /** Experts that fill up, of all layers. */
+  readonly padded: number;
+  readonly layers: readonly LayerShape[];
 }
 
 /**
- * Whether a valid plan can be written in the stock layout so that it computes exactly what the plan says: stock
- * configs hold one number of experts and one top-k for all layers, and stock routers have no router map.
- * @throws COPPICE_PLAN_EXPORT with the layers that stand in the way
+ * How a valid plan can be written so that it computes exactly what the plan says. Stock configs hold one number of
+ * experts, one top-k and one grouping for all layers, and stock routers have no router map. Layers of different
+ * sizes are filled up with experts that are never chosen where the router allows to prove that, see `paddingObstacle`.
+ *
+ * Experts of routers with groups are in ascending order, else in the order of the plan.
+ * @throws COPPICE_PLAN_EXPORT with the layers that stand in the way, COPPICE_PLAN_GROUPS
  */
-export function exportShape(model: MoeModel, plan: Plan): ExportShape {
+export function exportShape(model: MoeModel, plan: Plan, layout: OutputLayout = "stock"): ExportShape {
   const plans = new Map(plan.layers.map((layer) => [layer.layer, layer]));
-  const shapes = moeLayers(model).map((layer) => {
-    const { index, feedForward } = layer;
-    const entry = plans.get(index);
-    if (entry?.routerMap) {
+  const layers = moeLayers(model).map(({ index, feedForward: { router, experts } }) => {
+    const entry: LayerPlan = plans.get(index) ?? {
+      layer: index,
+      experts: experts.map((_, expert) => expert),
+    };
+    if (entry.routerMap) {
       throw refused(
         `layer ${index} has a router map, which no stock ${model.family} router can express`,
         "search with router: stock, or project the plan to stock routers first",
       );
     }
+    const topK = entry.topK ?? router.topK;
+    const slots = slotsOf(entry);
+    if (router.groups) slots.sort((a, b) => a.expert - b.expert);
+    return { layer: index, slots, topK, router: { ...router, topK } };
+  });
+  type Layer = (typeof layers)[number];
+  const groupsOf = ({ router, slots, layer }: Layer) => {
+    const experts = slots.map(({ expert }) => expert);
+    const groups = groupsAfter(router, experts, layer);
+    return groups && { groups: { count: groups.count, keep: groups.keep } };
+  };
+  const [first] = layers as [Layer];
+  if (layout === "runtime") {
+    const shapes = layers.map((layer) => ({
+      layer: layer.layer,
+      slots: layer.slots,
+      topK: layer.topK,
+      ...groupsOf(layer),
+    }));
+    const common = shapes.every((shape) => sameGroups(shape, shapes[0])) ? shapes[0]?.groups : undefined;
     return {
-      index,
-      experts: entry?.experts.length ?? feedForward.experts.length,
-      topK: entry?.topK ?? feedForward.router.topK,
+      experts: Math.max(...shapes.map(({ slots }) => slots.length)),
+      topK: Math.max(...shapes.map(({ topK }) => topK)),
+      ...(common && { groups: common }),
+      padded: 0,
+      layers: shapes,
+    };
+  }
+  for (const { layer, topK } of layers) {
+    if (topK === first.topK) continue;
+    throw refused(
+      `layer ${first.layer} has top-k ${first.topK} and layer ${layer} has ${topK}; config.json states one for all layers`,
+      `give every layer the same top-k, ${orRuntime}`,
+    );
+  }
+  const other = layers.find(({ slots }) => slots.length !== first.slots.length);
+  const obstacle = paddingObstacle(first.router);
+  if (other && obstacle !== undefined) {
+    throw refused(
+      `layer ${first.layer} has ${first.slots.length} experts and layer ${other.layer} has ${other.slots.length}; ` +
+        `config.json states one number for all layers, and smaller layers of ${model.family} cannot be filled up: ${obstacle}`,
+      `keep the same number of experts in every layer, ${orRuntime}`,
+    );
+  }
+  if (obstacle === undefined && (other || !fitsTogether(layers.map((layer) => () => groupsOf(layer))))) {
+    return { ...arrangePadded(layers), topK: first.topK };
+  }
+  const shapes = layers.map((layer) => ({
+    layer: layer.layer,
+    slots: layer.slots,
+    topK: layer.topK,
+    ...groupsOf(layer),
+  }));
+  const [shape] = shapes as [LayerShape];
+  const differs = shapes.find((layer) => !sameGroups(layer, shape));
+  if (differs) {
+    throw refused(
+      `layer ${shape.layer} keeps experts of ${describeGroups(shape)} and layer ${differs.layer} of ` +
+        `${describeGroups(differs)}; config.json states one number of groups for all layers`,
+      `keep experts of as many groups in every layer, ${orRuntime}`,
+    );
+  }
+  const { groups } = shape;
+  return {
+    experts: first.slots.length,
+    topK: first.topK,
+    ...(groups && { groups }),
+    padded: 0,
+    layers: shapes,
+  };
+}
+
+const orRuntime = "or write the runtime layout, which Coppice itself loads";
+
+/** True when every layer's groups fit the router, and are the same. */
+function fitsTogether(groups: readonly (() => Pick<LayerShape, "groups"> | undefined)[]): boolean {
+  try {
+    const [first, ...rest] = groups.map((of) => of());
+    return rest.every((other) => sameGroups(other, first));
+  } catch {
+    return false;
+  }
+}
+
+function sameGroups(
+  a: Pick<LayerShape, "groups"> | undefined,
+  b: Pick<LayerShape, "groups"> | undefined,
+): boolean {
+  return a?.groups?.count === b?.groups?.count && a?.groups?.keep === b?.groups?.keep;
+}
+
+function describeGroups({ groups }: LayerShape): string {
+  return groups ? `${groups.count} groups` : "no more groups than a token may use";
+}
+
+type OwnSlot = Exclude<ExpertSlot, { kind: "pad" }>;
+
+function slotsOf({ experts, merge }: LayerPlan): OwnSlot[] {
+  return experts.map((expert, slot): OwnSlot => {
+    const row = merge?.[slot];
+    if (!row) return { kind: "expert", expert };
+    const used = row.flatMap((coefficient, from) => (coefficient === 0 ? [] : [{ from, coefficient }]));
+    const [only] = used;
+    // With a single coefficient of 1 the merge is that expert itself, in its own form.
+    if (used.length === 1 && only?.coefficient === 1 && only.from === expert)
+      return { kind: "expert", expert };
+    return {
+      kind: "merge",
+      expert,
+      experts: used.map(({ from }) => from),
+      coefficients: used.map(({ coefficient }) => coefficient),
     };
   });
-  const first = shapes[0] as { index: number } & ExportShape;
-  for (const { index, experts, topK } of shapes) {
-    if (experts !== first.experts) {
-      throw refused(
-        `layer ${first.index} has ${first.experts} experts and layer ${index} has ${experts}; ` +
-          "config.json states one number for all layers",
-        "keep the same number of experts in every layer",
-      );
-    }
-    if (topK !== first.topK) {
-      throw refused(
-        `layer ${first.index} has top-k ${first.topK} and layer ${index} has ${topK}; config.json states one for all layers`,
-        "give every layer the same top-k",
-      );
-    }
-  }
-  return { experts: first.experts, topK: first.topK };
 }
 
 function refused(why: string, hint: string): CoppiceError {

@@ -1,65 +1,67 @@
-import {
-  dtypeBytes,
-  type GatedMlpSpec,
-  type LayerPlan,
-  type MoeLayer,
-  moeLayers,
-  type Plan,
-  type TensorRef,
-} from "@coppice/core";
-import { tensorName } from "../families/family.js";
-import type { LoadedCheckpoint } from "../load.js";
+import { CoppiceError, elementCount, type MoeModel, roundToDtype, type TensorRef } from "@coppice/core";
+import { encodeValues } from "../decode.js";
+import type { ExpertRows, ExpertTensors, SeparateTensor } from "../families/expert-tensors.js";
 import type { SourceCache } from "../source-cache.js";
-import { type Content, MergeScratch, mergeContent, rangeContent } from "./content.js";
+import { type Content, columnsContent, MergeScratch, rangeContent, repeatedContent } from "./content.js";
+import {
+  blockOf,
+  checkMerges,
+  checkSet,
+  innerBytes,
+  type ShareContext,
+  type Shares,
+  slotContent,
+  stackShare,
+} from "./expert-shares.js";
+import type { ExpertSlot, ExportShape } from "./export-shape.js";
+import { padBias } from "./padding.js";
 import type { OutputTensor } from "./shards.js";
 
-const roles = ["gate", "up", "down"] as const satisfies readonly (keyof GatedMlpSpec)[];
-type Role = (typeof roles)[number];
+/** What surgery needs of a loaded checkpoint. */
+export interface SurgerySource {
+  readonly model: MoeModel;
+  readonly tensors: ReadonlyMap<string, TensorRef>;
+  readonly edits: readonly ExpertTensors[];
+  readonly sources: SourceCache;
+}
+
+interface Placed {
+  readonly tensor: OutputTensor;
+  readonly after: TensorRef;
+}
 
 /**
- * The tensors of the checkpoint that `plan` (exportable) makes, in the order of the files they come from, so that
- * reading stays sequential. Untouched tensors and kept experts are byte ranges and are never decoded.
+ * The tensors of the checkpoint that has the given shape, in the order of the files they come from, so that reading
+ * stays sequential. Untouched tensors and kept experts are byte ranges and are never decoded.
+ * @throws COPPICE_PLAN_EXPORT when experts cannot be merged as they are stored, COPPICE_FORMAT_SHAPE,
+ * COPPICE_FORMAT_MISSING_TENSOR
  */
-export function outputTensors(checkpoint: LoadedCheckpoint, plan: Plan): OutputTensor[] {
-  const { model, sources, detected, tensors } = checkpoint;
-  const scratch = new MergeScratch();
-  const plans = new Map(plan.layers.map((layer) => [layer.layer, layer]));
+export function outputTensors(
+  { model, tensors, edits, sources }: SurgerySource,
+  shape: ExportShape,
+): { tensors: OutputTensor[]; paddedBytes: number } {
+  const layers = new Map(shape.layers.map((layer) => [layer.layer, layer.slots]));
   const replaced = new Set<string>();
-  const placed: { tensor: OutputTensor; after: TensorRef }[] = [];
-  for (const layer of moeLayers(model)) {
-    const layerPlan = plans.get(layer.index);
-    if (!layerPlan) continue;
-    const { router, experts } = layer.feedForward;
-    const { layout } = detected;
-    replaced.add(router.weight.name);
-    placed.push({ tensor: routerTensor(sources, router.weight, layerPlan), after: router.weight });
-    if (layout.kind === "separate") {
-      for (const [index, expert] of experts.entries()) {
-        for (const role of roles) replaced.add(tensorName(layout.experts[role], layer.index, index));
-        const slot = layerPlan.experts.indexOf(index);
-        if (slot < 0) continue;
-        for (const role of roles) {
-          const name = tensorName(layout.experts[role], layer.index, slot);
-          const { dtype, shape } = expert[role];
-          const contents = [slotContent(sources, scratch, layer, layerPlan, slot, role, name)];
-          placed.push({ tensor: { name, dtype, shape, contents }, after: expert[role] });
-        }
-      }
-    } else {
-      for (const [pattern, parts] of [
-        [layout.gateUp, ["gate", "up"]],
-        [layout.down, ["down"]],
-      ] as const) {
-        const name = tensorName(pattern, layer.index);
-        const stack = tensors.get(name) as TensorRef;
-        replaced.add(name);
-        const contents = layerPlan.experts.flatMap((_, slot) =>
-          parts.map((role) => slotContent(sources, scratch, layer, layerPlan, slot, role, name)),
-        );
-        const shape = [layerPlan.experts.length, ...stack.shape.slice(1)];
-        placed.push({ tensor: { name, dtype: stack.dtype, shape, contents }, after: stack });
-      }
-    }
+  const placed: Placed[] = [];
+  let paddedBytes = 0;
+  const context: ShareContext = {
+    sources,
+    scratch: new MergeScratch(),
+    block: blockOf(model),
+    padded: (bytes) => {
+      paddedBytes += bytes;
+    },
+  };
+  for (const set of edits) {
+    const slots = layers.get(set.layer);
+    if (!slots || isUnchanged(slots, set.experts)) continue;
+    checkSet(set);
+    for (const { tensor } of [...set.rows, ...set.separate, ...set.stacked]) replaced.add(tensor.name);
+    placed.push(
+      ...set.rows.map((rows) => rowsTensor(context, rows, slots)),
+      ...separateTensors(context, set, slots),
+      ...stackedTensors(context, set, slots),
+    );
   }
   for (const ref of tensors.values()) {
     if (replaced.has(ref.name)) continue;
@@ -67,57 +69,149 @@ export function outputTensors(checkpoint: LoadedCheckpoint, plan: Plan): OutputT
     placed.push({ tensor: { name: ref.name, dtype: ref.dtype, shape: ref.shape, contents }, after: ref });
   }
   placed.sort((a, b) => compare(a.after.file, b.after.file) || a.after.begin - b.after.begin);
-  return placed.map(({ tensor }) => tensor);
+  return { tensors: placed.map(({ tensor }) => tensor), paddedBytes };
 }
 
-/** Rows of the kept experts, in slot order; neighbouring rows are read together. */
-function routerTensor(sources: SourceCache, router: TensorRef, plan: LayerPlan): OutputTensor {
-  const [, ...rest] = router.shape;
-  const rowBytes = rest.reduce((product, size) => product * size, dtypeBytes[router.dtype]);
-  const contents: Content[] = [];
-  for (let slot = 0; slot < plan.experts.length; ) {
-    const row = plan.experts[slot] as number;
-    let rows = 1;
-    while (plan.experts[slot + rows] === row + rows) rows++;
-    const begin = router.begin + row * rowBytes;
-    contents.push(rangeContent(sources, router.file, begin, begin + rows * rowBytes));
-    slot += rows;
-  }
-  return { name: router.name, dtype: router.dtype, shape: [plan.experts.length, ...rest], contents };
+function isUnchanged(slots: readonly ExpertSlot[], experts: number): boolean {
+  return slots.length === experts && slots.every((slot, i) => slot.kind === "expert" && slot.expert === i);
 }
 
-/** One matrix of one slot: the kept expert's own bytes, or the merge of several experts. */
-function slotContent(
-  sources: SourceCache,
-  scratch: MergeScratch,
-  layer: MoeLayer,
-  plan: LayerPlan,
-  slot: number,
-  role: Role,
-  name: string,
-): Content {
-  const { experts } = layer.feedForward;
-  const own = (experts[plan.experts[slot] as number] as GatedMlpSpec)[role];
-  const used = experts
-    .map((expert, index) => ({ ref: expert[role], coefficient: coefficientOf(plan, slot, index) }))
-    .filter(({ coefficient }) => coefficient !== 0);
-  const [only] = used;
-  if (used.length === 1 && only?.coefficient === 1) {
-    return rangeContent(sources, only.ref.file, only.ref.begin, only.ref.end);
+/** Entries of the kept experts along an axis, in slot order; neighbouring ones are read together. */
+function rowsTensor(
+  context: ShareContext,
+  { tensor, axis, role }: ExpertRows,
+  slots: readonly ExpertSlot[],
+): Placed {
+  const { sources } = context;
+  const outer = elementCount(tensor.shape.slice(0, axis));
+  const width = innerBytes(tensor, axis);
+  const shape = tensor.shape.map((size, i) => (i === axis ? slots.length : size));
+  const pad = role === "weight" ? Uint8Array.of(0) : valueBytes(padBias, tensor);
+  const pads = slots.filter(({ kind }) => kind === "pad").length;
+  context.padded(pads * width * outer);
+  if (outer !== 1) {
+    const filling = role === "weight" ? new Uint8Array(width) : pad;
+    const columns = slots.map((slot) => (slot.kind === "pad" ? filling : slot.expert));
+    const contents = [columnsContent(sources, tensor, outer, width, columns)];
+    return { tensor: { name: tensor.name, dtype: tensor.dtype, shape, contents }, after: tensor };
   }
-  return mergeContent(
-    sources,
-    scratch,
-    used.map(({ ref }) => ref),
-    used.map(({ coefficient }) => coefficient),
-    own,
-    name,
+  const share = (expert: number) => ({
+    ...tensor,
+    begin: tensor.begin + expert * width,
+    end: tensor.begin + (expert + 1) * width,
+  });
+  const contents = runs(sources, slots, share, (slot) =>
+    slot.kind === "pad"
+      ? repeatedContent(pad, width)
+      : rangeContent(sources, tensor.file, share(slot.expert).begin, share(slot.expert).end),
   );
+  return { tensor: { name: tensor.name, dtype: tensor.dtype, shape, contents }, after: tensor };
 }
 
-function coefficientOf(plan: LayerPlan, slot: number, expert: number): number {
-  if (plan.merge) return plan.merge[slot]?.[expert] as number;
-  return plan.experts[slot] === expert ? 1 : 0;
+function valueBytes(value: number, { dtype, name }: TensorRef): Uint8Array {
+  const values = Float32Array.of(value);
+  roundToDtype(values, dtype);
+  if (!(Math.abs((values[0] as number) / value - 1) < 0.01)) {
+    throw new CoppiceError(
+      "COPPICE_PLAN_EXPORT",
+      `${name} is stored as ${dtype}, which cannot hold ${value}`,
+    );
+  }
+  const bytes = new Uint8Array(dtype === "F64" ? 8 : dtype === "F32" ? 4 : 2);
+  encodeValues(dtype, values, bytes);
+  return bytes;
+}
+
+/** Contents of all slots; kept experts that follow one another in the file are one. */
+function runs(
+  sources: SourceCache,
+  slots: readonly ExpertSlot[],
+  share: (expert: number) => TensorRef,
+  single: (slot: ExpertSlot) => Content,
+): Content[] {
+  const contents: Content[] = [];
+  for (let at = 0; at < slots.length; ) {
+    const slot = slots[at] as ExpertSlot;
+    if (slot.kind !== "expert") {
+      contents.push(single(slot));
+      at++;
+      continue;
+    }
+    const { file, begin } = share(slot.expert);
+    let last = slot.expert;
+    for (at++; ; at++) {
+      const next = slots[at];
+      if (next?.kind !== "expert" || next.expert !== last + 1) break;
+      last = next.expert;
+    }
+    contents.push(rangeContent(sources, file, begin, share(last).end));
+  }
+  return contents;
+}
+
+function firstKept(slots: readonly ExpertSlot[]): number {
+  return (slots.find(({ kind }) => kind !== "pad") as Exclude<ExpertSlot, { kind: "pad" }>).expert;
+}
+
+/** Tensors of single experts get the number of their slot; all siblings of an expert travel with it. */
+function separateTensors(context: ShareContext, set: ExpertTensors, slots: readonly ExpertSlot[]): Placed[] {
+  const byExpert = new Map<number, SeparateTensor[]>();
+  const byPattern = new Map<string, Map<number, SeparateTensor>>();
+  for (const entry of set.separate) {
+    const { expert, pattern } = entry;
+    const own = byExpert.get(expert) ?? [];
+    own.push(entry);
+    byExpert.set(expert, own);
+    const experts = byPattern.get(pattern) ?? new Map<number, SeparateTensor>();
+    byPattern.set(pattern, experts.set(expert, entry));
+  }
+  const find = (pattern: string, expert: number): SeparateTensor => {
+    const found = byPattern.get(pattern)?.get(expert);
+    if (found) return found;
+    const name = pattern.replace("{e}", String(expert));
+    throw new CoppiceError(
+      "COPPICE_FORMAT_MISSING_TENSOR",
+      `the experts of ${set.label} cannot be merged: there is no ${name}`,
+      { details: { tensor: name } },
+    );
+  };
+  const first = firstKept(slots);
+  return slots.flatMap((slot, position) => {
+    const expert = slot.kind === "pad" ? first : slot.expert;
+    return (byExpert.get(expert) ?? []).map(({ tensor, pattern, merge, partner }): Placed => {
+      const name = pattern.replace("{e}", String(position));
+      const shares: Shares = {
+        name,
+        merge,
+        of: (other) => find(pattern, other).tensor,
+        ...(partner && { partner: { of: (other) => find(pattern, other).partner } }),
+      };
+      checkMerges(shares, [slot], set.label, context);
+      const contents = [slotContent(context, shares, slot, first)];
+      return { tensor: { name, dtype: tensor.dtype, shape: tensor.shape, contents }, after: tensor };
+    });
+  });
+}
+
+/** Stacks keep the parts of their experts, in slot order. */
+function stackedTensors(context: ShareContext, set: ExpertTensors, slots: readonly ExpertSlot[]): Placed[] {
+  const first = firstKept(slots);
+  return set.stacked.map((stack): Placed => {
+    const { tensor, rowsPerExpert, merge, partner } = stack;
+    const other = set.stacked.find((candidate) => candidate.tensor.name === partner?.name);
+    const shares: Shares = {
+      name: tensor.name,
+      merge,
+      of: (expert) => stackShare(stack, expert, set.experts),
+      ...(other && { partner: { of: (expert) => stackShare(other, expert, set.experts) } }),
+    };
+    checkMerges(shares, slots, set.label, context);
+    const contents = runs(context.sources, slots, shares.of, (slot) =>
+      slotContent(context, shares, slot, first),
+    );
+    const shape = [slots.length * rowsPerExpert, ...tensor.shape.slice(1)];
+    return { tensor: { name: tensor.name, dtype: tensor.dtype, shape, contents }, after: tensor };
+  });
 }
 
 function compare(a: string, b: string): number {
