@@ -1,6 +1,6 @@
 // The ways to express one MoE layer that graph-forms.mjs compares: Mixtral's routing, weights of one layer.
 import { routeTokens } from "@coppice/core";
-import { encodeModel, GraphBuilder, gatedMlp, moeGraph } from "@coppice/onnx";
+import { encodeModel, GraphBuilder, mlp, mlpInputs, moeGraph } from "@coppice/onnx";
 import * as ort from "onnxruntime-node";
 
 const tensor = (type, data, dims) => new ort.Tensor(type, data, dims);
@@ -94,7 +94,7 @@ export async function moeForms(layer) {
 async function groupedForm({ hidden, width, router, experts }, weights) {
   const { topK } = router;
   const slots = experts.length;
-  const graphOf = (count) => moeGraph({ hidden, width }, { slots: count, topK, expertOutputs: false });
+  const graphOf = (count) => moeGraph(shapeOf(hidden, width), { slots: count, topK, expertOutputs: false });
   const graph = graphOf(slots);
   const inside = {
     ...graph,
@@ -190,9 +190,12 @@ function singleForm(hidden, width) {
 }
 
 function mlpInput(graph, x, hidden, width, slot) {
-  const gate = graph.input(`gate${slot}`, [width, hidden]);
-  const up = graph.input(`up${slot}`, [width, hidden]);
-  return gatedMlp(graph, x, gate, up, graph.input(`down${slot}`, [hidden, width]));
+  const shape = shapeOf(hidden, width);
+  return mlp(graph, x, shape.activation, mlpInputs(graph, shape, `${slot}`));
+}
+
+function shapeOf(hidden, width) {
+  return { hidden, width, activation: { kind: "silu" }, biases: [] };
 }
 
 /** ONNX Runtime's own MoE operator, which wants the rows of gate and up interleaved. */

@@ -72,9 +72,7 @@ async function latentFeeds(source: TensorSource, attention: LatentAttentionSpec)
   const layouts = latentLayouts(attention);
   return {
     ...(queryDown && (await linearFeeds(source, "queryDown", queryDown))),
-    ...(queryDown &&
-      queryNorm &&
-      (await source.norm("queryNorm", queryNorm, queryDown.weight.shape[0] as number))),
+    ...(queryNorm && (await source.norm("queryNorm", queryNorm, query.weight.shape[1] as number))),
     ...(await linearFeeds(source, "query", query, layouts.query)),
     ...(await linearFeeds(source, "kvDown", kvDown, layouts.kvDown)),
     ...(await source.norm("kvNorm", kvNorm, rank)),

@@ -54,7 +54,8 @@ export interface LatentShape extends AttentionShapeBase {
   readonly rank: number;
   readonly kvNorm: NormShape;
   /** Present when queries come from a low rank. */
-  readonly queryLow?: { readonly rank: number; readonly bias: boolean; readonly norm?: NormShape };
+  readonly queryDown?: { readonly rank: number; readonly bias: boolean };
+  readonly queryNorm?: NormShape;
   readonly queryBias: boolean;
   readonly kvDownBias: boolean;
   readonly kvUpBias: boolean;
@@ -142,12 +143,9 @@ function latentShape(attention: LatentAttentionSpec): Own<LatentShape> {
     rank,
     kvNorm: normShape(kvNorm),
     ...(queryDown && {
-      queryLow: {
-        rank: queryDown.weight.shape[0] as number,
-        bias: queryDown.bias !== undefined,
-        ...(queryNorm && { norm: normShape(queryNorm) }),
-      },
+      queryDown: { rank: queryDown.weight.shape[0] as number, bias: queryDown.bias !== undefined },
     }),
+    ...(queryNorm && { queryNorm: normShape(queryNorm) }),
     queryBias: query.bias !== undefined,
     kvDownBias: kvDown.bias !== undefined,
     kvUpBias: kvUp.bias !== undefined,

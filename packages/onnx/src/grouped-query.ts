@@ -33,13 +33,16 @@ export function groupedQueryInputs(
   const sizes = graph.int64([heads * headDim, kvHeads * headDim, kvHeads * headDim]);
   graph.nodes("Split", [qkv, sizes], ["query", "key", "value"], { attributes: { axis: 1 } });
   let query = prepared("query", "queryNorm", heads, queryNorm);
-  const key = prepared("key", "keyNorm", kvHeads, keyNorm);
   if (shape.temperature) query = graph.node("Mul", [query, graph.input("temperature", ["N", 1])]);
   return {
     query: padTokens(graph, query, { count: heads, headDim }, { size, pad }),
-    key: padTokens(graph, key, { count: kvHeads, headDim }, { size, pad }),
-    value: padTokens(graph, limited("value"), { count: kvHeads, headDim }, { size, pad }),
+    key: forKeys(prepared("key", "keyNorm", kvHeads, keyNorm)),
+    value: forKeys(limited("value")),
   };
+
+  function forKeys(value: Value): Value {
+    return padTokens(graph, value, { count: kvHeads, headDim }, { size, pad });
+  }
 
   /** [N, count headDim] */
   function prepared(value: Value, name: string, count: number, spec: HeadNormShape | undefined): Value {

@@ -20,7 +20,7 @@ export function latentInputs(
   pad: Value,
   rotation: readonly [Value, Value],
 ): OperatorInputs {
-  const { hidden, heads, nopeDim, rotaryDimensions: turning, valueDim, rank, queryLow } = shape;
+  const { hidden, heads, nopeDim, rotaryDimensions: turning, valueDim, rank, queryDown } = shape;
   const { size } = operatorHeads(shape);
   const linear = (x: Value, name: string, outputs: number, inputs: number, bias: boolean) => {
     const weights = [graph.input(name, [outputs, inputs])];
@@ -41,13 +41,11 @@ export function latentInputs(
     return graph.node("Reshape", [rows, graph.int64([-1, count, turning])]);
   };
 
-  let source = normed;
-  if (queryLow) {
-    source = linear(normed, "queryDown", queryLow.rank, hidden, queryLow.bias);
-    if (queryLow.norm) source = norm(graph, source, "queryNorm", queryLow.rank, queryLow.norm);
-  }
+  const queryRank = queryDown?.rank ?? hidden;
+  let source = queryDown ? linear(normed, "queryDown", queryRank, hidden, queryDown.bias) : normed;
+  if (shape.queryNorm) source = norm(graph, source, "queryNorm", queryRank, shape.queryNorm);
   const queryDim = nopeDim + turning;
-  const queries = linear(source, "query", heads * queryDim, queryLow?.rank ?? hidden, shape.queryBias);
+  const queries = linear(source, "query", heads * queryDim, queryRank, shape.queryBias);
   split(perHead(queries, queryDim), [nopeDim, turning], ["queryPlain", "queryTurning"], 2);
   const query = joined(["queryPlain", turned("queryTurning", "queryTurned", heads)]);
 

@@ -7,6 +7,7 @@ import {
   encodeModel,
   type Graph,
   GraphBuilder,
+  type MlpShape,
   moeGraph,
 } from "@coppice/onnx";
 import fc from "fast-check";
@@ -46,6 +47,8 @@ const graph: fc.Arbitrary<Graph> = fc.record({
   ),
 });
 
+const expert: MlpShape = { hidden: 4, width: 6, activation: { kind: "silu" }, biases: ["upBias"] };
+
 describe("model files", () => {
   test("decoding gives back what was encoded", () => {
     fc.assert(
@@ -56,14 +59,14 @@ describe("model files", () => {
   });
 
   test("the lowered graphs survive the file", () => {
-    const moe = moeGraph({ hidden: 4, width: 6 }, { slots: 3, topK: 2, expertOutputs: true });
-    for (const lowered of [denseGraph({ hidden: 4, width: 6 }), moe]) {
+    const moe = moeGraph(expert, { slots: 3, topK: 2, expertOutputs: true });
+    for (const lowered of [denseGraph(expert), moe]) {
       expect(decodeModel(encodeModel(lowered))).toEqual(lowered);
     }
   });
 
   test("damaged files are refused with a code, whatever the damage", () => {
-    const whole = encodeModel(moeGraph({ hidden: 4, width: 6 }, { slots: 2, topK: 1, expertOutputs: false }));
+    const whole = encodeModel(moeGraph(expert, { slots: 2, topK: 1, expertOutputs: false }));
     const damage = fc.array(fc.tuple(fc.nat(whole.length - 1), fc.nat(255)), { minLength: 1, maxLength: 8 });
     fc.assert(
       fc.property(damage, fc.nat(whole.length), (changes, length) => {
