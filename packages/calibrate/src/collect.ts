@@ -6,7 +6,12 @@ import {
   type Runner,
   throwIfAborted,
 } from "@coppice/core";
-import { type CollectedStatistics, emptyLayer } from "./collected-statistics.js";
+import {
+  type CollectedStatistics,
+  type DataKind,
+  emptyLayer,
+  type SourceOptions,
+} from "./collected-statistics.js";
 import { LayerCollector } from "./layer-collector.js";
 import { hashSequences } from "./sequence-hash.js";
 
@@ -20,6 +25,10 @@ export interface CollectOptions {
   readonly sequences: readonly Int32Array[];
   /** What the data is called in the statistics file, such as a file name. */
   readonly name: string;
+  /** What the sequences are. @default "text" */
+  readonly kind?: DataKind;
+  /** How the data became tokens, for the record. */
+  readonly sourceOptions?: SourceOptions;
   /**
    * Most tokens of one run, which bounds memory; a longer sequence runs alone. Results do not depend on it beyond
    * the rounding of sums.
@@ -34,12 +43,13 @@ export interface CollectOptions {
 /**
  * One pass over the data: what every router chose and every chosen expert put out, summed in float64. The gate
  * weights are those that really multiply the expert outputs, whatever the family's routing; where they multiply inputs
- * instead (Llama-4), `gateNorm` sums the norms of the outputs as they are.
+ * instead (Llama-4), see `LayerStatistics`.
  * @throws COPPICE_TASK_EMPTY, COPPICE_TASK_TOO_LONG, COPPICE_ABORTED; COPPICE_BACKEND_FAILED naming the layer and the
  * expert when an activation is NaN or infinite; those of `Runner.run`
  */
 export async function collectStatistics(options: CollectOptions): Promise<CollectedStatistics> {
-  const { runner, sequences, name, tokenBudget = 4096, emitter, signal } = options;
+  const { runner, sequences, name, kind = "text", sourceOptions = {}, tokenBudget = 4096 } = options;
+  const { emitter, signal } = options;
   const { model } = runner;
   const total = checkedTokens(sequences, model);
   if (!(tokenBudget >= 1)) {
@@ -89,8 +99,18 @@ export async function collectStatistics(options: CollectOptions): Promise<Collec
   return {
     model: model.fingerprint,
     tokens: total,
-    sources: [{ name, hash: hashSequences(sequences), sequences: sequences.length, tokens: total }],
-    layers: [...collectors.values()].map(({ sums }) => sums),
+    sources: [
+      {
+        name,
+        hash: hashSequences(sequences),
+        sequences: sequences.length,
+        tokens: total,
+        kind,
+        weight: 1,
+        options: sourceOptions,
+      },
+    ],
+    layers: [...collectors.values()].map((collector) => collector.finish()),
   };
 }
 

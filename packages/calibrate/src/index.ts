@@ -1,4 +1,12 @@
 export { type CollectOptions, collectStatistics } from "./collect.js";
-export { type CollectedStatistics, mergeStatistics, type StatisticsSource } from "./collected-statistics.js";
+export {
+  type CollectedStatistics,
+  type DataKind,
+  dataKinds,
+  mergeStatistics,
+  type SourceOptions,
+  type StatisticsSource,
+  scaleStatistics,
+} from "./collected-statistics.js";
 export { hashSequences } from "./sequence-hash.js";
 export { decodeStatistics, encodeStatistics, statisticsVersion } from "./statistics-file.js";

@@ -1,17 +1,30 @@
 import { CoppiceError, type LayerStatistics, type LayerTap } from "@coppice/core";
+import { GramSum } from "./gram-sum.js";
 
 /** Adds what a tap shows of one layer, run without a plan, to the layer's sums. */
 export class LayerCollector {
-  readonly sums: LayerStatistics;
+  readonly #sums: LayerStatistics;
+  readonly #gram: GramSum;
   /** Unnormalised probabilities of one token. */
   readonly #parts: Float64Array;
   readonly #scalesInput: boolean;
 
-  /** @param scalesInput true when gate weights multiply the experts' inputs, so that outputs contain them already */
+  /**
+   * @param sums of no tokens yet
+   * @param scalesInput true when gate weights multiply the experts' inputs, so that outputs contain them already
+   */
   constructor(sums: LayerStatistics, scalesInput = false) {
-    this.sums = sums;
+    const experts = sums.count.length;
+    this.#sums = sums;
+    this.#gram = new GramSum(sums.logitGram, experts);
     this.#scalesInput = scalesInput;
-    this.#parts = new Float64Array(sums.count.length);
+    this.#parts = new Float64Array(experts);
+  }
+
+  /** The sums of all that was added; nothing may be added after it. */
+  finish(): LayerStatistics {
+    this.#gram.finish();
+    return this.#sums;
   }
 
   /** @throws COPPICE_BACKEND_FAILED naming the layer and the expert of a value that is not finite */
@@ -19,39 +32,50 @@ export class LayerCollector {
     if (!routerLogits || !slots || !gates || !expertNorms) {
       throw new CoppiceError(
         "COPPICE_BACKEND_FAILED",
-        `the backend did not show routing, router logits and expert norms of layer ${this.sums.layer}`,
+        `the backend did not show routing, router logits and expert norms of layer ${this.#sums.layer}`,
       );
     }
-    this.#addProbabilities(routerLogits, tokens);
-    const { count, gate, norm, squaredNorm, gateNorm, squaredGateNorm } = this.sums;
+    this.#addLogits(routerLogits, tokens);
+    const sums = this.#sums;
+    const experts = sums.count.length;
     for (let choice = 0; choice < tokens * topK; choice++) {
       const expert = slots[choice] as number;
       const g = gates[choice] as number;
       const f = expertNorms[choice] as number;
       if (!Number.isFinite(f)) throw this.#notFinite("an output of norm", expert, f);
       if (!Number.isFinite(g)) throw this.#notFinite("the gate weight", expert, g);
-      add(count, expert, 1);
-      add(gate, expert, g);
-      add(norm, expert, f);
-      add(squaredNorm, expert, f * f);
-      const added = this.#scalesInput ? f : g * f;
-      add(gateNorm, expert, added);
-      add(squaredGateNorm, expert, added * added);
+      // Where f contains g, a power of g is left only beyond the power of f.
+      const scale = this.#scalesInput ? 1 : g;
+      add(sums.count, expert, 1);
+      add(sums.gate, expert, g);
+      add(sums.gate2, expert, g * g);
+      add(sums.norm, expert, f);
+      add(sums.gateNorm, expert, scale * f);
+      add(sums.gate2Norm, expert, scale * g * f);
+      add(sums.norm2, expert, f * f);
+      add(sums.gateNorm2, expert, scale * f * f);
+      add(sums.gate2Norm2, expert, scale * scale * f * f);
+      const token = Math.floor(choice / topK);
+      add(sums.routedLogit, expert, routerLogits[token * experts + expert] as number);
     }
-    this.sums.tokens += tokens;
+    sums.tokens += tokens;
   }
 
-  /** Softmax over all experts in float64. */
-  #addProbabilities(logits: Float32Array, tokens: number): void {
+  /** Softmax over all experts in float64, the largest logit, and the Gram matrix. */
+  #addLogits(logits: Float32Array, tokens: number): void {
     const parts = this.#parts;
     const experts = parts.length;
     for (let token = 0; token < tokens; token++) {
       const at = token * experts;
       let max = Number.NEGATIVE_INFINITY;
+      let top = 0;
       for (let expert = 0; expert < experts; expert++) {
         const logit = logits[at + expert] as number;
         if (!Number.isFinite(logit)) throw this.#notFinite("the router logit", expert, logit);
-        if (logit > max) max = logit;
+        if (logit > max) {
+          max = logit;
+          top = expert;
+        }
       }
       let sum = 0;
       for (let expert = 0; expert < experts; expert++) {
@@ -60,13 +84,15 @@ export class LayerCollector {
         sum += part;
       }
       for (let expert = 0; expert < experts; expert++) {
-        add(this.sums.probability, expert, (parts[expert] as number) / sum);
+        add(this.#sums.probability, expert, (parts[expert] as number) / sum);
       }
+      add(this.#sums.topLogit, top, max);
     }
+    this.#gram.add(logits, tokens);
   }
 
   #notFinite(what: string, expert: number, value: number): CoppiceError {
-    const { layer } = this.sums;
+    const { layer } = this.#sums;
     return new CoppiceError(
       "COPPICE_BACKEND_FAILED",
       `expert ${expert} of layer ${layer} got ${what} ${value}; statistics need finite numbers`,

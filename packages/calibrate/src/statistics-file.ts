@@ -1,24 +1,31 @@
 import { parseSafetensors, serializeSafetensors, type TensorBytes } from "@coppice/checkpoint";
-import { CoppiceError, isCoppiceError, type LayerStatistics, statisticsFields } from "@coppice/core";
-import { type CollectedStatistics, emptyLayer, type StatisticsSource } from "./collected-statistics.js";
+import {
+  CoppiceError,
+  isCoppiceError,
+  type LayerStatistics,
+  type StatisticsField,
+  statisticsFields,
+  statisticsShape,
+} from "@coppice/core";
+import { type CollectedStatistics, emptyLayer } from "./collected-statistics.js";
+import { encodeSources, isCount, parseSources, show } from "./source-record.js";
 
-/** Version of the statistics file that this package writes and reads. */
-export const statisticsVersion = 1;
+/** Version of the statistics file that this package writes and reads. Version 1 had fewer sums. */
+export const statisticsVersion = 2;
 
 const format = "coppice.statistics";
 
-/** Longest `__metadata__` value that is parsed: some 50,000 sources. */
-const metadataLimit = 16 * 2 ** 20;
-
 /**
- * A safetensors file: per MoE layer and field one F64 tensor `layers.<index>.<field>` of shape [experts], and in
- * `__metadata__` the format, its version, the model's fingerprint and the sources. Equal statistics give equal bytes.
+ * A safetensors file: per MoE layer and field one F64 tensor `layers.<index>.<field>` of the shape that
+ * `statisticsShape` gives, and in `__metadata__` the format, its version, the model's fingerprint and the sources. Equal
+ * statistics give equal bytes.
  */
 export function encodeStatistics(statistics: CollectedStatistics): Uint8Array {
   const tensors = new Map<string, TensorBytes>();
   for (const layer of statistics.layers) {
     for (const field of statisticsFields) {
-      tensors.set(tensorName(layer.layer, field), float64Tensor(layer[field]));
+      const shape = statisticsShape(field, layer.count.length);
+      tensors.set(tensorName(layer.layer, field), float64Tensor(layer[field], shape));
     }
   }
   const metadata = {
@@ -26,9 +33,7 @@ export function encodeStatistics(statistics: CollectedStatistics): Uint8Array {
     version: String(statisticsVersion),
     model: statistics.model,
     tokens: String(statistics.tokens),
-    sources: JSON.stringify(
-      statistics.sources.map(({ name, hash, sequences, tokens }) => ({ name, hash, sequences, tokens })),
-    ),
+    sources: encodeSources(statistics.sources),
   };
   return serializeSafetensors(tensors, new Map(Object.entries(metadata)));
 }
@@ -57,19 +62,33 @@ export async function decodeStatistics(bytes: Uint8Array, file: string): Promise
   }
   const model = metadata.get("model");
   if (!model) throw fail("it names no model");
-  const tokens = Number(metadata.get("tokens"));
-  if (!isCount(tokens)) throw fail(`its tokens are ${show(metadata.get("tokens"))}, expected a count`);
   const sources = parseSources(metadata.get("sources"), fail);
-  const counted = sources.reduce((sum, source) => sum + source.tokens, 0);
-  if (counted !== tokens) throw fail(`it has ${tokens} tokens, its sources have ${counted}`);
-  return { model, tokens, sources, layers: parseLayers(tensors, tokens, fail) };
+  const scaled = sources.some(({ weight }) => weight !== 1);
+  const tokens = Number(metadata.get("tokens"));
+  if (scaled ? !(tokens > 0 && tokens < Number.POSITIVE_INFINITY) : !isCount(tokens)) {
+    throw fail(`its tokens are ${show(metadata.get("tokens"))}, expected a count`);
+  }
+  const counted = sources.reduce((sum, source) => sum + source.tokens * source.weight, 0);
+  if (scaled ? Math.abs(counted - tokens) > slack * counted : counted !== tokens) {
+    throw fail(`it has ${tokens} tokens, its sources have ${counted}`);
+  }
+  return { model, tokens, sources, layers: parseLayers(tensors, { tokens, scaled }, fail) };
 }
+
+/** What rounding may make of a count that was scaled, relatively. */
+const slack = 1e-9;
 
 type Fail = (message: string, cause?: unknown) => CoppiceError;
 
+interface Counting {
+  readonly tokens: number;
+  /** True when tokens do not all count 1, so that counts need not be whole. */
+  readonly scaled: boolean;
+}
+
 function parseLayers(
   tensors: ReadonlyMap<string, TensorBytes>,
-  tokens: number,
+  counting: Counting,
   fail: Fail,
 ): LayerStatistics[] {
   const indices = [...tensors.keys()].flatMap((name) => {
@@ -85,45 +104,49 @@ function parseLayers(
     .sort((a, b) => a - b)
     .map((index) => {
       const experts = tensors.get(tensorName(index, "count"))?.shape[0] ?? 0;
-      const layer = emptyLayer(index, experts);
-      layer.tokens = tokens;
-      for (const field of statisticsFields) {
+      const read = (field: StatisticsField): Float64Array => {
         const name = tensorName(index, field);
         const tensor = tensors.get(name);
-        if (tensor?.dtype !== "F64" || tensor.shape.length !== 1 || tensor.shape[0] !== experts || !experts) {
-          throw fail(`${name} is ${describe(tensor)}, expected F64 of one value per expert`);
+        const shape = statisticsShape(field, experts);
+        if (tensor?.dtype !== "F64" || tensor.shape.join() !== shape.join() || !experts) {
+          throw fail(`${name} is ${describe(tensor)}, expected F64 of shape [${shape.join(", ")}]`);
         }
-        const values = float64Values(tensor.bytes);
-        const bad = values.findIndex((value) => !(value >= 0) || value === Number.POSITIVE_INFINITY);
-        if (bad >= 0) throw fail(`${name}[${bad}] is ${values[bad]}, expected a finite sum of at least 0`);
-        layer[field].set(values);
-      }
-      const bad = layer.count.findIndex((count) => !isCount(count) || count > tokens);
-      if (bad >= 0) {
-        throw fail(`expert ${bad} of layer ${index} served ${layer.count[bad]} of ${tokens} tokens`);
-      }
+        return float64Values(tensor.bytes);
+      };
+      // Checked before anything is allocated by the number of experts that the file claims.
+      const values = new Map(statisticsFields.map((field) => [field, read(field)]));
+      const layer = emptyLayer(index, experts);
+      layer.tokens = counting.tokens;
+      for (const [field, sums] of values) layer[field].set(sums);
+      checkLayer(layer, counting, fail);
       return layer;
     });
 }
 
-function parseSources(text: string | undefined, fail: Fail): StatisticsSource[] {
-  if (text === undefined || text.length > metadataLimit) {
-    throw fail(`its sources have ${text?.length ?? "no"} characters, expected up to ${metadataLimit}`);
+/** Sums of logits may be negative; the others are sums of what is not. */
+const signedFields: ReadonlySet<StatisticsField> = new Set(["topLogit", "routedLogit", "logitGram"]);
+
+function checkLayer(layer: LayerStatistics, { tokens, scaled }: Counting, fail: Fail): void {
+  for (const field of statisticsFields) {
+    const least = signedFields.has(field) ? -Number.MAX_VALUE : 0;
+    const values = layer[field];
+    const bad = values.findIndex((value) => !(value >= least && value <= Number.MAX_VALUE));
+    if (bad < 0) continue;
+    const expected = least === 0 ? "a finite sum of at least 0" : "a finite sum";
+    throw fail(`${tensorName(layer.layer, field)}[${bad}] is ${values[bad]}, expected ${expected}`);
   }
-  let parsed: unknown;
-  try {
-    parsed = JSON.parse(text);
-  } catch (cause) {
-    throw fail("its sources are not JSON", cause);
+  const bad = layer.count.findIndex((count) =>
+    scaled ? count > tokens * (1 + slack) : !isCount(count) || count > tokens,
+  );
+  if (bad >= 0) {
+    throw fail(`expert ${bad} of layer ${layer.layer} served ${layer.count[bad]} of ${tokens} tokens`);
   }
-  if (!Array.isArray(parsed) || parsed.length === 0) throw fail("its sources are no list");
-  return parsed.map((entry: unknown, i) => {
-    const { name, hash, sequences, tokens } = (entry ?? {}) as Record<string, unknown>;
-    if (typeof name !== "string" || typeof hash !== "string" || !isCount(sequences) || !isCount(tokens)) {
-      throw fail(`source ${i} is ${show(entry)}, expected name, hash, sequences and tokens`);
-    }
-    return { name, hash, sequences, tokens };
+  const experts = layer.count.length;
+  const skew = layer.logitGram.findIndex((value, at) => {
+    const mirrored = (at % experts) * experts + Math.floor(at / experts);
+    return value !== layer.logitGram[mirrored];
   });
+  if (skew >= 0) throw fail(`${tensorName(layer.layer, "logitGram")} is not symmetric`);
 }
 
 function tensorName(layer: number, field: string): string {
@@ -131,12 +154,12 @@ function tensorName(layer: number, field: string): string {
 }
 
 // Through DataView, because files are little-endian whatever the machine is.
-function float64Tensor(values: Float64Array): TensorBytes {
+function float64Tensor(values: Float64Array, shape: number[]): TensorBytes {
   const view = new DataView(new ArrayBuffer(values.length * 8));
   values.forEach((value, i) => {
     view.setFloat64(i * 8, value, true);
   });
-  return { dtype: "F64", shape: [values.length], bytes: new Uint8Array(view.buffer) };
+  return { dtype: "F64", shape, bytes: new Uint8Array(view.buffer) };
 }
 
 function float64Values(bytes: Uint8Array): Float64Array {
@@ -144,14 +167,6 @@ function float64Values(bytes: Uint8Array): Float64Array {
   return Float64Array.from({ length: bytes.length / 8 }, (_, i) => view.getFloat64(i * 8, true));
 }
 
-function isCount(value: unknown): value is number {
-  return Number.isSafeInteger(value) && (value as number) >= 0;
-}
-
 function describe(tensor: TensorBytes | undefined): string {
   return tensor ? `${tensor.dtype} of shape [${tensor.shape.join(", ")}]` : "missing";
-}
-
-function show(value: unknown): string {
-  return (JSON.stringify(value) ?? String(value)).slice(0, 80);
 }

@@ -1,8 +1,31 @@
 import { reference } from "@coppice/backend-reference";
-import { type CollectedStatistics, collectStatistics, mergeStatistics } from "@coppice/calibrate";
-import { createRegistry, type Progress, Rng, RunEmitter, type Runner, statisticsFields } from "@coppice/core";
-import { intoMemory, type MemoryModel, memoryModel, randomModel, slowForward } from "@coppice/plugin-kit";
-import { fixtureNames, loadFixture } from "@coppice/plugin-kit/node";
+import {
+  type CollectedStatistics,
+  collectStatistics,
+  mergeStatistics,
+  scaleStatistics,
+} from "@coppice/calibrate";
+import {
+  createRegistry,
+  moeLayers,
+  type Progress,
+  Rng,
+  RunEmitter,
+  type Runner,
+  type StatisticsField,
+  statisticsFields,
+  unusedExperts,
+} from "@coppice/core";
+import {
+  intoMemory,
+  type MemoryModel,
+  type ModelFeature,
+  memoryModel,
+  randomModel,
+  sampleShapes,
+  slowForward,
+} from "@coppice/plugin-kit";
+import { loadFixture } from "@coppice/plugin-kit/node";
 import { describe, expect, test } from "vitest";
 
 async function load({ model, weights }: MemoryModel): Promise<Runner> {
@@ -18,49 +41,100 @@ function randomSequences(vocab: number, lengths: readonly number[], seed = 3): I
 /** The sums as their definitions say, from the logits and expert outputs of the slow float64 model. */
 function slowStatistics(source: MemoryModel, sequences: readonly Int32Array[]) {
   const results = sequences.map((ids) => slowForward(source, [...ids]));
-  return (results[0]?.layers ?? []).map(({ layer }, i) => {
+  return moeLayers(source.model).map(({ index, feedForward: { router, experts } }, i) => {
     const tokens = results.flatMap(({ layers }) =>
       (layers[i]?.choices ?? []).map((choices, t) => ({ choices, logits: layers[i]?.routerLogits[t] ?? [] })),
     );
-    const experts = tokens[0]?.logits.length ?? 0;
-    const perExpert = (value: (expert: number) => number) =>
-      Array.from({ length: experts }, (_, e) => value(e));
-    const overRouted = (value: (gate: number, norm: number) => number) =>
+    const total = (values: readonly number[]) => values.reduce((sum, value) => sum + value, 0);
+    const perExpert = (value: (expert: number) => number) => experts.map((_, expert) => value(expert));
+    const power = (b: number, c: number) =>
       perExpert((expert) =>
-        tokens
-          .flatMap(({ choices }) => choices.filter(({ slot }) => slot === expert))
-          .reduce((sum, { gate, output }) => sum + value(gate, Math.hypot(...output)), 0),
+        total(
+          tokens.flatMap(({ choices }) =>
+            choices
+              .filter(({ slot }) => slot === expert)
+              .map(({ gate, output }) => {
+                // f(g x) contains g already.
+                const exponent = router.scalesInput ? Math.max(0, b - c) : b;
+                return gate ** exponent * Math.hypot(...output) ** c;
+              }),
+          ),
+        ),
       );
-    return {
-      layer,
-      tokens: tokens.length,
-      count: overRouted(() => 1),
-      gate: overRouted((g) => g),
+    const sums: Record<StatisticsField, number[]> = {
+      count: power(0, 0),
+      gate: power(1, 0),
+      gate2: power(2, 0),
+      norm: power(0, 1),
+      gateNorm: power(1, 1),
+      gate2Norm: power(2, 1),
+      norm2: power(0, 2),
+      gateNorm2: power(1, 2),
+      gate2Norm2: power(2, 2),
       probability: perExpert((expert) =>
-        tokens.reduce((sum, { logits }) => {
-          const all = logits.reduce((total, z) => total + Math.exp(z), 0);
-          return sum + Math.exp(logits[expert] as number) / all;
-        }, 0),
+        total(
+          tokens.map(
+            ({ logits }) => Math.exp(logits[expert] as number) / total(logits.map((z) => Math.exp(z))),
+          ),
+        ),
       ),
-      norm: overRouted((_, f) => f),
-      squaredNorm: overRouted((_, f) => f ** 2),
-      gateNorm: overRouted((g, f) => g * f),
-      squaredGateNorm: overRouted((g, f) => g ** 2 * f ** 2),
+      topLogit: perExpert((expert) =>
+        total(
+          tokens.map(({ logits }) =>
+            logits.indexOf(Math.max(...logits)) === expert ? (logits[expert] as number) : 0,
+          ),
+        ),
+      ),
+      routedLogit: perExpert((expert) =>
+        total(
+          tokens.map(({ choices, logits }) =>
+            choices.some(({ slot }) => slot === expert) ? (logits[expert] as number) : 0,
+          ),
+        ),
+      ),
+      logitGram: experts.flatMap((_, one) =>
+        perExpert((other) =>
+          total(tokens.map(({ logits }) => (logits[one] as number) * (logits[other] as number))),
+        ),
+      ),
     };
+    return { layer: index, tokens: tokens.length, topK: router.topK, ...sums };
   });
 }
 
-function expectNear(actual: ArrayLike<number>, expected: ArrayLike<number>, relative: number): void {
+/** Sums of signed values may cancel, so that only the largest of their kind says what is near. */
+const signed = new Set<string>(["topLogit", "routedLogit", "logitGram"]);
+
+function expectNear(
+  field: StatisticsField,
+  actual: ArrayLike<number>,
+  expected: ArrayLike<number>,
+  relative: number,
+): void {
   expect(actual.length).toBe(expected.length);
+  const largest = Array.from(expected).reduce((most, value) => Math.max(most, Math.abs(value)), 1e-30);
   for (let i = 0; i < expected.length; i++) {
-    const tolerance = relative * Math.max(1e-30, Math.abs(expected[i] as number));
-    expect(Math.abs((actual[i] as number) - (expected[i] as number))).toBeLessThanOrEqual(tolerance);
+    const value = expected[i] as number;
+    const tolerance = relative * (signed.has(field) ? largest : Math.max(1e-30, Math.abs(value)));
+    expect(Math.abs((actual[i] as number) - value), `${field}[${i}]`).toBeLessThanOrEqual(tolerance);
   }
 }
 
+/** One for every routing order, groups, corrections and gate weights that scale inputs among them. */
+const shapes = [
+  "many-experts",
+  "latent-attention",
+  "low-rank-queries",
+  "sigmoid-scores",
+  "corrected-softmax",
+  "sparsemixer",
+  "attention-sinks",
+  "scaled-inputs",
+] as const satisfies readonly ModelFeature[];
+
 const sources: Record<string, () => Promise<MemoryModel>> = {
   ...Object.fromEntries(
-    fixtureNames.map((name) => [
+    (["mixtral", "qwen3_moe"] as const).map((name) => [
       name,
       async () => {
         const { model, weights } = await loadFixture(name);
@@ -68,6 +142,7 @@ const sources: Record<string, () => Promise<MemoryModel>> = {
       },
     ]),
   ),
+  ...Object.fromEntries(shapes.map((name) => [name, async () => randomModel(sampleShapes[name])])),
   "a model with dense layers and gates that are not normalised": async () =>
     randomModel({ seed: 4, layers: 4, denseLayers: [0, 3], normalize: false, experts: 6 }),
 };
@@ -89,8 +164,8 @@ describe.each(Object.keys(sources))("statistics of %s", (name) => {
     found.layers.forEach((layer, i) => {
       const slow = expected[i] as (typeof expected)[number];
       expect([...layer.count]).toEqual(slow.count);
-      expect(layer.count.reduce((a, b) => a + b)).toBe(32 * 2);
-      for (const field of statisticsFields) expectNear(layer[field], slow[field], 1e-5);
+      expect(layer.count.reduce((a, b) => a + b)).toBe(32 * slow.topK);
+      for (const field of statisticsFields) expectNear(field, layer[field], slow[field], 1e-5);
     });
   });
 
@@ -111,7 +186,7 @@ describe.each(Object.keys(sources))("statistics of %s", (name) => {
       const expected = whole.layers[i] as CollectedStatistics["layers"][number];
       expect(layer.tokens).toBe(expected.tokens);
       expect(layer.count).toEqual(expected.count);
-      for (const field of statisticsFields) expectNear(layer[field], expected[field], 1e-12);
+      for (const field of statisticsFields) expectNear(field, layer[field], expected[field], 1e-12);
     });
   });
 });
@@ -155,6 +230,33 @@ describe("collectStatistics", () => {
     expect(once).toMatch(/^[0-9a-f]{64}$/);
     expect(await hash([Int32Array.of(1, 2), Int32Array.of(3)])).toBe(once);
     expect(await hash([Int32Array.of(1), Int32Array.of(2, 3)])).not.toBe(once);
+  });
+
+  test("records what the data is", async () => {
+    await using runner = await load(source);
+    const collect = { runner, sequences, name: "test" };
+    expect((await collectStatistics(collect)).sources).toMatchObject([
+      { name: "test", sequences: 4, tokens: 23, kind: "text", weight: 1, options: {} },
+    ]);
+    const chat = { ...collect, kind: "prompts", sourceOptions: { chat: true } } as const;
+    expect((await collectStatistics(chat)).sources).toMatchObject([
+      { kind: "prompts", options: { chat: true } },
+    ]);
+  });
+
+  test("leaves experts that no token reaches to be named", async () => {
+    await using runner = await load(source);
+    const short = await collectStatistics({ runner, sequences: [Int32Array.of(1)], name: "test" });
+    const layers = moeLayers(source.model);
+    const unused = unusedExperts(short);
+    expect(unused.map(({ layer }) => layer)).toEqual(layers.map(({ index }) => index));
+    unused.forEach(({ experts }, i) => {
+      const { router, experts: all } = (layers[i] as (typeof layers)[number]).feedForward;
+      expect(experts).toHaveLength(all.length - router.topK);
+      for (const expert of experts) expect(short.layers[i]?.norm[expert]).toBe(0);
+    });
+    const everywhere = { ...short, layers: short.layers.map((l) => ({ ...l, count: l.count.map(() => 1) })) };
+    expect(unusedExperts(everywhere)).toEqual([]);
   });
 
   test("names the layer and the expert of an activation that is not finite", async () => {
@@ -219,5 +321,65 @@ describe("mergeStatistics", () => {
     expect(() => mergeStatistics(statistics, statistics)).toThrow(
       expect.objectContaining({ code: "COPPICE_USAGE", message: expect.stringContaining("data.txt") }),
     );
+  });
+
+  test("gives the same in any order, sources by name", async () => {
+    const source = randomModel({ seed: 5 });
+    const data = randomSequences(source.model.vocabSize, [5, 9, 2, 7]);
+    await using runner = await load(source);
+    const parts: CollectedStatistics[] = [];
+    for (const [i, sequence] of data.entries()) {
+      parts.push(await collectStatistics({ runner, sequences: [sequence], name: `part ${i}` }));
+    }
+    const [a, b, c, d] = parts as [
+      CollectedStatistics,
+      CollectedStatistics,
+      CollectedStatistics,
+      CollectedStatistics,
+    ];
+    const one = mergeStatistics(mergeStatistics(mergeStatistics(a, b), c), d);
+    const other = mergeStatistics(mergeStatistics(d, b), mergeStatistics(c, a));
+    expect(other.sources).toEqual(one.sources);
+    expect(other.tokens).toBe(23);
+    one.layers.forEach((layer, i) => {
+      const merged = other.layers[i] as typeof layer;
+      expect(merged.count).toEqual(layer.count);
+      for (const field of statisticsFields) expectNear(field, merged[field], layer[field], 1e-12);
+    });
+  });
+});
+
+describe("scaleStatistics", () => {
+  const source = randomModel({ seed: 5 });
+
+  test("makes every token count as often as the weight says", async () => {
+    await using runner = await load(source);
+    const [first, second] = randomSequences(source.model.vocabSize, [6, 4]) as [Int32Array, Int32Array];
+    const once = await collectStatistics({ runner, sequences: [first], name: "first" });
+    const more = await collectStatistics({ runner, sequences: [second], name: "second" });
+    const thrice = await collectStatistics({
+      runner,
+      sequences: [first, second, second, second],
+      name: "all",
+    });
+    const mixed = mergeStatistics(once, scaleStatistics(more, 3));
+    expect(mixed.tokens).toBe(18);
+    expect(mixed.sources.map(({ weight }) => weight)).toEqual([1, 3]);
+    mixed.layers.forEach((layer, i) => {
+      const expected = thrice.layers[i] as typeof layer;
+      expect(layer.tokens).toBe(18);
+      for (const field of statisticsFields) expectNear(field, layer[field], expected[field], 1e-6);
+    });
+    expect(scaleStatistics(scaleStatistics(more, 0.25), 4)).toEqual(more);
+  });
+
+  test("refuses weights that are no proportion", async () => {
+    await using runner = await load(source);
+    const statistics = await collectStatistics({ runner, sequences: [Int32Array.of(1)], name: "test" });
+    for (const weight of [0, -1, Number.NaN, Number.POSITIVE_INFINITY]) {
+      expect(() => scaleStatistics(statistics, weight)).toThrow(
+        expect.objectContaining({ code: "COPPICE_USAGE", message: expect.stringContaining(String(weight)) }),
+      );
+    }
   });
 });

@@ -1,7 +1,12 @@
 import { mkdtemp, readdir, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { type CollectedStatistics, decodeStatistics, encodeStatistics } from "@coppice/calibrate";
+import {
+  type CollectedStatistics,
+  decodeStatistics,
+  encodeStatistics,
+  scaleStatistics,
+} from "@coppice/calibrate";
 import { readStatistics, writeStatistics } from "@coppice/calibrate/node";
 import { parseSafetensors, serializeSafetensors, type TensorBytes } from "@coppice/checkpoint";
 import { isCoppiceError, statisticsFields } from "@coppice/core";
@@ -11,19 +16,33 @@ const statistics: CollectedStatistics = {
   model: "abc",
   tokens: 1000,
   sources: [
-    { name: 'a "name"\n__proto__', hash: "0f", sequences: 3, tokens: 600 },
-    { name: "b", hash: "1f", sequences: 1, tokens: 400 },
+    {
+      name: 'a "name"\n__proto__',
+      hash: "0f",
+      sequences: 3,
+      tokens: 600,
+      kind: "answers",
+      weight: 1,
+      options: { chat: true, limit: 3, template: "x" },
+    },
+    { name: "b", hash: "1f", sequences: 1, tokens: 400, kind: "text", weight: 1, options: {} },
   ],
   layers: [1, 11].map((layer) => ({
     layer,
     tokens: 1000,
     count: Float64Array.of(1000, 0, 7),
     gate: Float64Array.of(0.1 + 0.2, 0, 1e-300),
-    probability: Float64Array.of(1 / 3, 2 ** 60 + 1, 0),
+    gate2: Float64Array.of(0.1, 0, 1e-300),
     norm: Float64Array.of(layer, 0, 5),
-    squaredNorm: Float64Array.of(1, 0, 5),
     gateNorm: Float64Array.of(1, 0, 5),
-    squaredGateNorm: Float64Array.of(1, 0, 1.7e308),
+    gate2Norm: Float64Array.of(1, 0, 5),
+    norm2: Float64Array.of(1, 0, 5),
+    gateNorm2: Float64Array.of(1, 0, 5),
+    gate2Norm2: Float64Array.of(1, 0, 1.7e308),
+    probability: Float64Array.of(1 / 3, 2 ** 60 + 1, 0),
+    topLogit: Float64Array.of(-1 / 3, 0, 5),
+    routedLogit: Float64Array.of(-1.7e308, 0, 5),
+    logitGram: Float64Array.of(1, -2, 3, -2, 4, 1 / 3, 3, 1 / 3, 5),
   })),
 };
 
@@ -39,6 +58,7 @@ describe("the statistics file", () => {
     expect([...tensors.keys()]).toEqual(
       [1, 11].flatMap((l) => statisticsFields.map((f) => `layers.${l}.${f}`)),
     );
+    expect(tensors.get("layers.11.logitGram")).toMatchObject({ dtype: "F64", shape: [3, 3] });
     expect(tensors.get("layers.1.count")).toMatchObject({ dtype: "F64", shape: [3] });
     expect(metadata.get("format")).toBe("coppice.statistics");
     expect(metadata.get("model")).toBe("abc");
@@ -46,12 +66,24 @@ describe("the statistics file", () => {
 
   const damage: Record<string, (tensors: Map<string, TensorBytes>, metadata: Map<string, string>) => void> = {
     "another format": (_, metadata) => metadata.set("format", "pt"),
-    "another version": (_, metadata) => metadata.set("version", "2"),
+    "another version": (_, metadata) => metadata.set("version", "1"),
     "no model": (_, metadata) => metadata.delete("model"),
     "tokens that are no count": (_, metadata) => metadata.set("tokens", "-1"),
     "tokens that the sources do not have": (_, metadata) => metadata.set("tokens", "1001"),
     "sources that are no JSON": (_, metadata) => metadata.set("sources", "[{"),
     "sources that are no list": (_, metadata) => metadata.set("sources", "{}"),
+    "a kind of data that is not known": (_, metadata) =>
+      metadata.set("sources", (metadata.get("sources") as string).replace('"answers"', '"guesses"')),
+    "a weight of nothing": (_, metadata) =>
+      metadata.set("sources", (metadata.get("sources") as string).replace('"weight":1', '"weight":0')),
+    "options that are no settings": (_, metadata) =>
+      metadata.set("sources", (metadata.get("sources") as string).replace('"limit":3', '"limit":null')),
+    "a Gram matrix that is not symmetric": (tensors) =>
+      tensors.set("layers.1.logitGram", {
+        ...float64(1, 2, 3, 2, 4, 5, 3, 6, 7),
+        shape: [3, 3],
+      }),
+    "a Gram matrix without columns": (tensors) => tensors.set("layers.1.logitGram", float64(1, 2, 3)),
     "a source that is null": (_, metadata) => metadata.set("sources", "[null]"),
     "a missing field": (tensors) => tensors.delete("layers.1.norm"),
     "an unknown tensor": (tensors) => tensors.set("__proto__", tensors.get("layers.1.norm") as TensorBytes),
@@ -75,6 +107,16 @@ describe("the statistics file", () => {
     await expect(decodeStatistics(bytes, "file.st")).rejects.toMatchObject({
       code: "COPPICE_STATS_FORMAT",
       message: expect.stringContaining("file.st"),
+    });
+  });
+
+  test("keeps what scaling made of counts", async () => {
+    const half = scaleStatistics(statistics, 1 / 3);
+    expect(await decodeStatistics(encodeStatistics(half), "s")).toEqual(half);
+    const damaged = { ...half, tokens: 1000 };
+    await expect(decodeStatistics(encodeStatistics(damaged), "s")).rejects.toMatchObject({
+      code: "COPPICE_STATS_FORMAT",
+      message: expect.stringContaining("its sources have 333.3"),
     });
   });
 

@@ -1,42 +1,104 @@
 /**
  * One-pass sums of one MoE layer over T calibration tokens. E is the number of experts, T(j) the tokens routed to
- * expert j, g the gate weight that really multiplied the output, p the softmax probability over all experts, and
- * ‖f‖ the L2 norm of the unweighted expert output. All sums are float64 and add up across files.
+ * expert j, g the gate weight of the model's own routing, f the output of an expert before it is weighted, ‖f‖ its L2
+ * norm, z the router logits (the router's bias included, a correction for the choice not) and p their softmax over all
+ * experts. All sums are float64, [E] unless said, and add up across files.
+ *
+ * Moments are sums of g^b ‖f‖^c over T(j). Where gate weights scale inputs (`RouterSpec.scalesInput`), f is f(g·x), whose
+ * norm contains g already: there they are sums of g^max(0, b - c) ‖f‖^c.
  */
 export interface LayerStatistics {
   readonly layer: number;
+  /** T; in mixtures of data, tokens times their weight, like all counts below. */
   tokens: number;
   /** |T(j)| */
   readonly count: Float64Array;
-  /** Sum of g over T(j). */
+  /** g */
   readonly gate: Float64Array;
+  /** g² */
+  readonly gate2: Float64Array;
+  /** ‖f‖ */
+  readonly norm: Float64Array;
+  /** g ‖f‖: the norm of what the expert really added. */
+  readonly gateNorm: Float64Array;
+  /** g² ‖f‖ */
+  readonly gate2Norm: Float64Array;
+  /** ‖f‖² */
+  readonly norm2: Float64Array;
+  /** g ‖f‖² */
+  readonly gateNorm2: Float64Array;
+  /** g² ‖f‖² */
+  readonly gate2Norm2: Float64Array;
   /** Sum of p over all tokens. */
   readonly probability: Float64Array;
-  /** Sum of ‖f‖ over T(j). */
-  readonly norm: Float64Array;
-  /** Sum of ‖f‖² over T(j). */
-  readonly squaredNorm: Float64Array;
-  /** Sum of g·‖f‖ over T(j): of the norm of what the expert really added, so of ‖f(g·x)‖ where g scales inputs. */
-  readonly gateNorm: Float64Array;
-  /** Sum of the squares of these. */
-  readonly squaredGateNorm: Float64Array;
+  /** Sum of z over the tokens where it is the largest of all; ties go to the lower expert. */
+  readonly topLogit: Float64Array;
+  /** Sum of z over T(j). */
+  readonly routedLogit: Float64Array;
+  /** ZᵀZ, [E, E], symmetric: sums of z_i z_j over all tokens. */
+  readonly logitGram: Float64Array;
 }
 
-/** Names of the per-expert sums, in file order. */
-export const statisticsFields = [
+/** Names of the sums with one value per expert, in file order. */
+export const expertFields = [
   "count",
   "gate",
-  "probability",
+  "gate2",
   "norm",
-  "squaredNorm",
   "gateNorm",
-  "squaredGateNorm",
+  "gate2Norm",
+  "norm2",
+  "gateNorm2",
+  "gate2Norm2",
+  "probability",
+  "topLogit",
+  "routedLogit",
 ] as const satisfies readonly (keyof LayerStatistics)[];
+
+/** Names of all sums, in file order. */
+export const statisticsFields = [
+  ...expertFields,
+  "logitGram",
+] as const satisfies readonly (keyof LayerStatistics)[];
+
+export type StatisticsField = (typeof statisticsFields)[number];
+
+/** Shape of a sum of a layer of `experts` experts. */
+export function statisticsShape(field: StatisticsField, experts: number): number[] {
+  return field === "logitGram" ? [experts, experts] : [experts];
+}
+
+const moments = [
+  ["count", "norm", "norm2"],
+  ["gate", "gateNorm", "gateNorm2"],
+  ["gate2", "gate2Norm", "gate2Norm2"],
+] as const;
+
+/** The sums of g^b ‖f‖^c over the tokens that are routed to each expert, as they are stored. */
+export function moment(statistics: LayerStatistics, b: 0 | 1 | 2, c: 0 | 1 | 2): Float64Array {
+  return statistics[moments[b][c]];
+}
 
 export interface Statistics {
   /** Fingerprint of the model they were collected on. */
   readonly model: string;
+  /** In mixtures of data, tokens times their weight. */
   readonly tokens: number;
   /** One entry per MoE layer, in layer order. */
   readonly layers: readonly LayerStatistics[];
+}
+
+/** Experts that no token was routed to, and whose scores from statistics therefore say nothing. */
+export interface UnusedExperts {
+  readonly layer: number;
+  /** Ascending, at least one. */
+  readonly experts: readonly number[];
+}
+
+/** Layers with experts that no token was routed to. */
+export function unusedExperts({ layers }: Statistics): UnusedExperts[] {
+  return layers.flatMap(({ layer, count }) => {
+    const experts = Array.from(count.keys()).filter((expert) => count[expert] === 0);
+    return experts.length > 0 ? [{ layer, experts }] : [];
+  });
 }

@@ -134,7 +134,13 @@ export async function createModelPool(options: ModelPoolOptions): Promise<ModelP
       const sum = parts
         .map(({ statistics }): CollectedStatistics => ({ ...statistics, sources: [] }))
         .reduce(mergeStatistics);
-      return { ...sum, sources: [{ name: params.task.name, hash, sequences, tokens: sum.tokens }] };
+      const { task, promptsOnly, chat, limit } = params;
+      const options = { ...(chat !== undefined && { chat }), ...(limit !== undefined && { limit }) };
+      const kind = task.form === "text" ? "text" : promptsOnly ? "prompts" : "answers";
+      return {
+        ...sum,
+        sources: [{ name: task.name, hash, sequences, tokens: sum.tokens, kind, weight: 1, options }],
+      };
     },
 
     generate: (prompt, { onToken, signal: stop, ...rest } = {}) =>

@@ -5,8 +5,8 @@ import { CoppiceError, type ErrorCode, throwIfAborted } from "@coppice/core";
 import type { CollectedStatistics } from "../collected-statistics.js";
 import { decodeStatistics, encodeStatistics } from "../statistics-file.js";
 
-/** Largest statistics file that is read: 100 layers of 512 experts take 3 MB, and the rest is room for sources. */
-const fileLimit = 64 * 2 ** 20;
+/** Largest statistics file that is read: 94 layers of 512 experts take 200 MB, nearly all of it Gram matrices. */
+const fileLimit = 512 * 2 ** 20;
 
 export interface WriteStatisticsOptions {
   /** Replace a file of that name. @default false */
