@@ -37,6 +37,18 @@ export const errorCodes = {
     exit: 4,
     meaning: "A tensor that the family needs is not in the checkpoint.",
   },
+  COPPICE_FORMAT_EXPERTS: {
+    exit: 4,
+    meaning: "The experts found in a layer contradict its router, one another or the config.",
+  },
+  COPPICE_FORMAT_QUANTIZED: {
+    exit: 4,
+    meaning: "A quantized tensor lacks its scales, or has siblings that this release does not know.",
+  },
+  COPPICE_FORMAT_MTP: {
+    exit: 4,
+    meaning: "Layers for multi-token prediction contradict the config.",
+  },
   COPPICE_FORMAT_NAN: { exit: 4, meaning: "A tensor holds NaN or infinite values." },
   COPPICE_FAMILY_UNKNOWN: {
     exit: 4,
@@ -93,6 +105,21 @@ export const errorCodes = {
   COPPICE_BACKEND_FAILED: { exit: 5, meaning: "A backend failed while it ran." },
   COPPICE_BACKEND_CRASHED: { exit: 5, meaning: "A worker process of a backend ended unexpectedly." },
   COPPICE_BACKEND_DISPOSED: { exit: 1, meaning: "A runner, cache or executor was used after its disposal." },
+  COPPICE_EXECUTOR_UNREACHABLE: {
+    exit: 5,
+    meaning: "The queue, or the command, that leads to workers elsewhere cannot be reached.",
+  },
+  COPPICE_EXECUTOR_TIMEOUT: { exit: 5, meaning: "No worker elsewhere answered in time." },
+  COPPICE_EXECUTOR_FOREIGN: {
+    exit: 2,
+    meaning: "Work was made for another model, other samples or another version than the worker has.",
+  },
+  COPPICE_EXECUTOR_FAILED: {
+    exit: 5,
+    meaning: "A command that evaluates elsewhere failed at every attempt.",
+  },
+  COPPICE_EXECUTOR_RESULT: { exit: 1, meaning: "A worker elsewhere returned no usable result." },
+
   COPPICE_VERIFY_DIFFERENT: {
     exit: 1,
     meaning: "Two checkpoints that should be equal give different logits.",

@@ -23,6 +23,15 @@ export {
   type Objective,
   objectives,
 } from "./objective.js";
+export * from "./remote-pool.js";
 export * from "./split-task.js";
 export * from "./task.js";
 export * from "./tokenizer.js";
+export { type ParsedOutcome, parseOutcome, type WorkOutcome } from "./work-outcome.js";
+export { type Measure, type SampleSet, sampleSet, type WorkRequest, workVersion } from "./work-request.js";
+export {
+  createWorkServer,
+  type MeasuringPool,
+  type WorkServer,
+  type WorkServerOptions,
+} from "./work-server.js";
