@@ -6,19 +6,19 @@ import { loadRuntime } from "../src/sessions.js";
 import { readWeights } from "../src/weights.js";
 
 async function setUp(slots: number) {
-  const { model, weights } = randomModel({ layers: 1, experts: 3, topK: 1, dtype: "BF16" });
+  const { model, weights } = randomModel({ layers: 1, experts: 3, topK: 1, dtype: "BF16", mlpBias: true });
   const runtime = await loadRuntime();
   const specs = moeLayers(model)[0]?.feedForward.experts ?? [];
   const experts = (await readWeights(runtime, model, weights, undefined)).layers[0]?.mlps ?? [];
-  const bytes = 4 * 3 * (experts[0]?.up.size ?? 0);
+  const bytes = 4 * Object.values(experts[0] ?? {}).reduce((sum, tensor) => sum + tensor.size, 0);
   const cache = new MergeCache(runtime, slots * bytes);
   return { bytes, cache, experts, merge: (row: readonly number[]) => cache.merged(0, row, specs, experts) };
 }
 
-test("merged weights are the sum, rounded as they would be stored", async () => {
+test("merged weights and biases are the sum, rounded as they would be stored", async () => {
   const { experts, merge } = await setUp(1);
   const row = [0.75, 0, -0.5];
-  for (const part of ["gate", "up", "down"] as const) {
+  for (const part of ["gate", "up", "down", "gateBias", "upBias", "downBias"] as const) {
     const [first, , third] = experts.map((expert) => expert[part]?.data as Float32Array);
     const expected = (first ?? new Float32Array()).map((value, i) => 0.75 * value - 0.5 * (third?.[i] ?? 0));
     roundToDtype(expected, "BF16");

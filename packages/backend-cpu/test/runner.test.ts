@@ -1,6 +1,6 @@
 import { cpu } from "@coppice/backend-cpu";
-import { createPlan, type RunRequest } from "@coppice/core";
-import { type MemoryModel, randomModel } from "@coppice/plugin-kit";
+import { createPlan, type DecoderLayer, type RunRequest } from "@coppice/core";
+import { type MemoryModel, type RandomModelShape, randomModel } from "@coppice/plugin-kit";
 import { afterEach, describe, expect, test, vi } from "vitest";
 import { CpuRunner } from "../src/runner.js";
 import { loadRuntime, Sessions } from "../src/sessions.js";
@@ -23,9 +23,18 @@ const sequences = [[5, 3, 8, 1, 2, 9, 4, 4, 7, 1, 3], [5, 3, 8, 2], [1], [5, 3, 
 );
 const positions = sequences.map((ids) => Int32Array.from(ids.keys()));
 
+const latent = { rank: 8, nopeDim: 6, rotaryDim: 4, valueDim: 5 };
+const chunked = { chunk: 4, plainLayers: [1], temperature: { floor: 2, scale: 0.3 } };
+const models: Record<string, RandomModelShape> = {
+  plain: {},
+  latent: { latent, interleaved: true, slidingWindow: 5 },
+  chunked,
+  "following the length": { scaling: { kind: "dynamic", factor: 2, originalContext: 5 } },
+};
+
 describe("limits of a unit", () => {
-  test("small units give the same logits, boundaries and taps as one", async () => {
-    const model = randomModel({ layers: 3 });
+  test.each(Object.entries(models))("%s: small units give the same as one", async (_, shape) => {
+    const model = randomModel({ ...shape, layers: 3 });
     const whole = await open(model);
     const split = await open(model, tiny);
     const request: RunRequest = { sequences, positions, boundaries: [1, 3] };
@@ -53,8 +62,13 @@ describe("limits of a unit", () => {
     await split.runner.dispose();
   });
 
-  test("a cache filled in small units, by pieces of any length, gives the same logits", async () => {
-    const model = randomModel({ layers: 2, slidingWindow: 5 });
+  test.each([
+    { slidingWindow: 5 },
+    { latent },
+    chunked,
+    { sinks: true, qkNorm: true, normAfterRotary: true, headDim: 6 },
+  ])("%j: a cache filled in small units, by pieces of any length, gives the same", async (shape) => {
+    const model = randomModel({ layers: 2, ...shape });
     const { runner } = await open(model, tiny);
     const { logits } = await runner.run({ sequences, positions });
     const { vocabSize } = model.model;
@@ -165,6 +179,40 @@ describe("the native library", () => {
     await expect(load()).rejects.toMatchObject({
       code: "COPPICE_BACKEND_UNAVAILABLE",
       hint: expect.stringContaining("ONNXRUNTIME_NODE_INSTALL=skip"),
+    });
+  });
+});
+
+describe("a model that is not run", () => {
+  const { model, weights } = randomModel({ layers: 1 });
+  const [layer] = model.layers as [DecoderLayer];
+  const load = async (changed: object) => {
+    const backend = await cpu.create({}, undefined);
+    return backend.load({ model: { ...model, ...changed }, weights });
+  };
+  const withLayer = (changed: object) => ({ layers: [{ ...layer, ...changed }] });
+
+  test("because its family is edited only, is refused with that reason", async () => {
+    await expect(load({ editOnly: "its token mixers are Mamba" })).rejects.toMatchObject({
+      code: "COPPICE_BACKEND_UNSUPPORTED",
+      message: expect.stringContaining("its token mixers are Mamba"),
+    });
+  });
+
+  test.each([
+    ["attention", { attention: { kind: "other", name: "Mamba-2" } }],
+    ["feed-forward", { feedForward: { kind: "other" } }],
+    ["norm", { feedForwardNorm: { kind: "group", epsilon: 1e-5 } }],
+    ["router order", { feedForward: { ...layer.feedForward, router: { order: "sinkhorn" } } }],
+    ["activation", { feedForward: { kind: "dense", mlp: { activation: { kind: "gelu" } } } }],
+    [
+      "rotary scaling",
+      { attention: { ...layer.attention, rotary: { theta: 1, dimensions: 8, scaling: { kind: "su" } } } },
+    ],
+  ])("because of an unknown kind of %s, is refused with its name", async (what, changed) => {
+    await expect(load(withLayer(changed))).rejects.toMatchObject({
+      code: "COPPICE_BACKEND_UNSUPPORTED",
+      message: expect.stringContaining(`layer 0 has ${what} "`),
     });
   });
 });
