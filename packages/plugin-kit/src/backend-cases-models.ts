@@ -18,12 +18,12 @@ import { sliceModel } from "./slice-model.js";
 import { slowForward } from "./slow-model.js";
 
 const tolerance = 1e-4;
-const lengths = [8, 3, 11];
-/** Tokens per sequence and run of a cache, for those lengths. */
+const lengths = [8, 3, 10];
+/** Tokens per sequence and run of a cache, for those lengths; in the second run two come to be equally long. */
 const pieces = [
   [6, 1, 4],
-  [1, 1, 1],
-  [1, 1, 6],
+  [1, 1, 3],
+  [1, 1, 3],
 ];
 
 /** Random models with every kind of part, against the formula: whole, pruned, merged, and with a cache. */
