@@ -1,18 +1,26 @@
 import {
   type Candidate,
   definePlugin,
-  type Rng,
   type Scored,
   type SearchContext,
   type SearchStrategy,
 } from "@coppice/core";
 import * as v from "valibot";
-import { type SubsetOptions, SubsetSpace, type Subsets, scoresOf, subsetOptions } from "./subsets.js";
+import { StepwiseSearch } from "./stepwise-search.js";
+import { type SubsetOptions, SubsetSpace, scoresOf, subsetOptions, whole } from "./subsets.js";
+import { SwapSearch } from "./swap-search.js";
 
 /** Options of the plugin `greedy`. */
 export interface GreedyOptions extends SubsetOptions {
-  /** Criterion whose plan it starts from; absent: random experts. */
+  /**
+   * "swap" (default): local search by single swaps from a plan of `keep` experts. "backward" and "forward" first find
+   * that plan by dropping experts from the whole model, or adding them to the fewest that the routers can work with.
+   */
+  mode?: "swap" | "backward" | "forward" | undefined;
+  /** Criterion whose plan "swap" starts from, and by which the others order experts; absent: chance. */
   start?: string | undefined;
+  /** Most experts that "backward" and "forward" compare in one step; default: as many as the budget allows. */
+  width?: number | undefined;
 }
 
 declare module "@coppice/core" {
@@ -21,112 +29,59 @@ declare module "@coppice/core" {
   }
 }
 
-interface Move {
-  readonly subsets: Subsets;
-  readonly origin: string;
-}
-
-/**
- * Coordinate descent over layers: tries every swap of a kept for a dropped expert in one layer, takes the best when
- * it improves, and goes on to the next layer in a random order; starts again from random experts once no layer
- * improves.
- */
+/** Stepwise selection, where there is one, then local search by swaps. */
 class Greedy implements SearchStrategy {
+  readonly #context: SearchContext;
   readonly #space: SubsetSpace;
-  readonly #rng: Rng;
-  #current: { subsets: Subsets; fitness: number } | undefined;
-  #queue: Move[];
-  #asked: Move[] = [];
-  #best: { subsets: Subsets; fitness: number } | undefined;
-  /** Layers that no swap improved since the last improvement. */
-  readonly #settled = new Set<number>();
-  #layer = -1;
-  /** Layers that drop an expert, so that there is something to swap. */
-  readonly #swappable: readonly number[];
+  #steps: StepwiseSearch | undefined;
+  #swaps: SwapSearch | undefined;
 
   constructor(options: GreedyOptions, context: SearchContext) {
+    const { mode = "swap", start, width } = options;
+    this.#context = context;
     this.#space = new SubsetSpace(context.model, options);
-    this.#rng = context.rng;
-    const { start, keep } = options;
-    this.#swappable = [...this.#space.experts.keys()].filter(
-      (layer) => (this.#space.experts[layer] as number) > keep,
-    );
-    this.#queue = [
-      start === undefined
-        ? this.#randomStart()
-        : {
-            subsets: this.#space.best(scoresOf("greedy", context.scores, start)),
-            origin: `seed:${start}`,
-          },
-    ];
+    const scores = start === undefined ? undefined : scoresOf("greedy", context.scores, start);
+    if (mode === "swap") {
+      this.#swaps = new SwapSearch(
+        this.#space,
+        context.rng,
+        scores && { subsets: this.#space.best(scores), origin: `seed:${start}` },
+      );
+    } else {
+      const { evaluations } = context;
+      this.#steps = new StepwiseSearch(this.#space, context.rng, {
+        direction: mode,
+        scores,
+        width,
+        evaluations,
+      });
+    }
   }
 
   ask(limit: number): readonly Candidate[] {
-    if (this.#queue.length === 0) this.#advance();
-    this.#asked = this.#queue.splice(0, limit);
-    return this.#asked.map(({ subsets, origin }) => ({
-      plan: this.#space.plan(subsets),
-      phase: "prune",
-      origin,
-    }));
+    const candidates = this.#steps?.ask(limit) ?? [];
+    if (candidates.length > 0) return candidates;
+    this.#swaps ??= new SwapSearch(this.#space, this.#context.rng, this.#steps?.result);
+    this.#steps = undefined;
+    return this.#swaps.ask(limit);
   }
 
   tell(results: readonly Scored[]): void {
-    results.forEach(({ fitness }, i) => {
-      const { subsets } = this.#asked[i] as Move;
-      if (!this.#current) this.#current = { subsets, fitness };
-      else if (fitness > (this.#best ?? this.#current).fitness) this.#best = { subsets, fitness };
-    });
-  }
-
-  /** Ends the present layer and queues the swaps of the next one, or a new start. */
-  #advance(): void {
-    if (this.#best) {
-      this.#current = this.#best;
-      this.#best = undefined;
-      this.#settled.clear();
-    } else if (this.#layer >= 0) {
-      this.#settled.add(this.#layer);
-    }
-    const open = this.#swappable.filter((layer) => !this.#settled.has(layer));
-    if (this.#swappable.length === 0) return;
-    if (open.length === 0) {
-      this.#current = undefined;
-      this.#settled.clear();
-      this.#layer = -1;
-      this.#queue = [this.#randomStart()];
-      return;
-    }
-    this.#layer = this.#rng.pick(open);
-    this.#queue = this.#swaps(this.#layer);
-  }
-
-  #swaps(layer: number): Move[] {
-    const { subsets } = this.#current as { subsets: Subsets };
-    const kept = subsets[layer] as readonly number[];
-    const moves: Move[] = [];
-    for (const out of kept) {
-      for (let into = 0; into < (this.#space.experts[layer] as number); into++) {
-        if (kept.includes(into)) continue;
-        const subset = [...kept.filter((expert) => expert !== out), into].sort((a, b) => a - b);
-        if (!this.#space.accepts(layer, subset)) continue;
-        moves.push({ subsets: subsets.with(layer, subset), origin: "swap" });
-      }
-    }
-    return this.#rng.shuffle(moves);
-  }
-
-  #randomStart(): Move {
-    return { subsets: this.#space.random(this.#rng), origin: "random" };
+    (this.#steps ?? this.#swaps)?.tell(results);
   }
 }
 
-/** Swap-based local search with restarts. */
+/** Stepwise selection and swap-based local search with restarts. */
 export const greedy = definePlugin({
   kind: "search",
   name: "greedy",
   contract: 1,
-  summary: "Best swap of one expert, layer by layer, until nothing improves.",
-  options: v.strictObject({ ...subsetOptions, start: v.optional(v.pipe(v.string(), v.minLength(1))) }),
+  summary: "Experts dropped, added or swapped one at a time, until no swap improves.",
+  options: v.strictObject({
+    ...subsetOptions,
+    mode: v.optional(v.picklist(["swap", "backward", "forward"])),
+    start: v.optional(v.pipe(v.string(), v.minLength(1))),
+    width: v.optional(whole),
+  }),
   create: (options, context) => new Greedy(options, context),
 });

@@ -20,7 +20,7 @@ export interface SubsetOptions {
   topK?: number | undefined;
 }
 
-const whole = v.pipe(v.number(), v.integer(), v.minValue(1));
+export const whole = v.pipe(v.number(), v.integer(), v.minValue(1));
 
 export const subsetOptions = { keep: whole, topK: v.optional(whole) };
 
@@ -33,16 +33,21 @@ export class SubsetSpace {
   readonly keep: number;
   /** Experts of every MoE layer. */
   readonly experts: readonly number[];
+  /** With the top-k of the plans. */
   readonly #layers: readonly MoeLayer[];
   readonly #topK: number | undefined;
 
   /** @throws COPPICE_PLAN_KEEP, COPPICE_PLAN_GROUPS */
   constructor(model: MoeModel, options: SubsetOptions) {
-    const layers = moeLayers(model);
-    for (const layer of layers) {
-      const { experts, router } = layer.feedForward;
-      checkKeep(options.keep, experts.length, options.topK ?? router.topK, layer.index);
-      selectExperts(layer.feedForward, new Float64Array(experts.length), options.keep, layer.index);
+    const layers = moeLayers(model).map((layer): MoeLayer => {
+      const { feedForward } = layer;
+      const topK = options.topK ?? feedForward.router.topK;
+      return { ...layer, feedForward: { ...feedForward, router: { ...feedForward.router, topK } } };
+    });
+    for (const { feedForward, index } of layers) {
+      const { experts, router } = feedForward;
+      checkKeep(options.keep, experts.length, router.topK, index);
+      selectExperts(feedForward, new Float64Array(experts.length), options.keep, index);
     }
     this.model = model;
     this.keep = options.keep;
@@ -64,17 +69,36 @@ export class SubsetSpace {
     );
   }
 
+  /**
+   * The `count` highest-scoring experts of the `row`-th layer with experts that its router can work with; undefined when
+   * it can work with no subset of that size.
+   */
+  select(row: number, scores: ArrayLike<number>, count: number): number[] | undefined {
+    const { feedForward, index } = this.#layers[row] as MoeLayer;
+    try {
+      return selectExperts(feedForward, scores, count, index);
+    } catch {
+      return undefined;
+    }
+  }
+
   /** False for a subset whose experts the router of the layer, the `row`-th with experts, cannot work with. */
   accepts(row: number, subset: readonly number[]): boolean {
     const { feedForward, index } = this.#layers[row] as MoeLayer;
     return repairExperts(feedForward, subset, index).every((expert) => subset.includes(expert));
   }
 
+  /** The group of an expert of the `row`-th layer with experts; 0 where its router has none. */
+  group(row: number, expert: number): number {
+    const { router, experts } = (this.#layers[row] as MoeLayer).feedForward;
+    return Math.floor((expert * (router.groups?.count ?? 1)) / experts.length);
+  }
+
   plan(subsets: Subsets): Plan {
     const topK = this.#topK;
     return createPlan(
       this.model,
-      moeLayers(this.model).map((layer, i) => ({
+      this.#layers.map((layer, i) => ({
         layer: layer.index,
         experts: subsets[i] as readonly number[],
         ...(topK !== undefined && { topK }),

@@ -2,7 +2,7 @@ import { readFileSync } from "node:fs";
 import { Rng, type SearchContext } from "@coppice/core";
 import { separableLandscape, toyExecutor, toyModel } from "@coppice/plugin-kit";
 import { runSearch } from "@coppice/search";
-import { greedy, oneShot, random } from "@coppice/search-baselines";
+import { exhaustive, greedy, oneShot, random } from "@coppice/search-baselines";
 import { describe, expect, test } from "vitest";
 
 const model = toyModel();
@@ -80,6 +80,8 @@ test.each([
   ["random", random, {}],
   ["one-shot", oneShot, { criterion: "perfect" }],
   ["greedy", greedy, {}],
+  ["greedy backward", greedy, { mode: "backward" }],
+  ["exhaustive", exhaustive, {}],
 ] as [string, AnyPlugin, object][])(
   "%s refuses to keep fewer experts than top-k",
   async (_, plugin, options) => {
@@ -92,7 +94,7 @@ test.each([
 test("package.json lists what the package exports", async () => {
   const plugins = await import("@coppice/search-baselines");
   const { coppice } = JSON.parse(readFileSync(new URL("../package.json", import.meta.url), "utf8"));
-  expect(coppice.plugins).toHaveLength(3);
+  expect(coppice.plugins).toHaveLength(4);
   for (const { export: name, ...entry } of coppice.plugins) {
     const { kind, pluginName, contract, summary } = plugins[name as "random"];
     expect({ kind, name: pluginName, contract, summary }).toEqual(entry);
