@@ -1,6 +1,7 @@
 import { definePlugin } from "@coppice/core";
 import * as v from "valibot";
 import { statisticsCriterion } from "./layer-statistics.js";
+import { scaledMoment } from "./scaled-moment.js";
 
 /** The REAP criterion has no options. */
 export type ReapOptions = Record<never, never>;
@@ -16,7 +17,7 @@ declare module "@coppice/core" {
  * `s_j = (1 / n_j) Σ_{t routed to j} g_tj ‖f_j(x_t)‖₂`, where g is the gate weight, f the unweighted expert output
  * and n_j the number of routed tokens. An expert that serves no token scores 0 and goes first.
  *
- * g is what really multiplies the output. The authors' code takes the softmax over all experts instead and divides
+ * g is what really multiplies the output; where it multiplies the input (Llama-4), g‖f(x)‖ is ‖f(g·x)‖. The authors' code takes the softmax over all experts instead and divides
  * by the chosen sum only when the config says `norm_topk_prob`, so its scores of Mixtral, which always divides,
  * differ from these.
  */
@@ -27,6 +28,5 @@ export const reap = definePlugin({
   summary: "Scores experts by the mean norm of what they add to their tokens (REAP).",
   reference: "https://arxiv.org/abs/2510.13999",
   options: v.strictObject({}),
-  create: () =>
-    statisticsCriterion(({ count, gateNorm }) => gateNorm.map((sum, j) => (count[j] ? sum / count[j] : 0))),
+  create: () => statisticsCriterion((layer) => scaledMoment(layer, { a: 0, b: 1, c: 1 })),
 });

@@ -1,144 +1,177 @@
-import {
-  type CriterionPlugins,
-  createRegistry,
-  type LayerStatistics,
-  mlpTensors,
-  moeLayers,
-  Rng,
-  type ScoreRequest,
-  type Statistics,
-  type TensorRef,
-} from "@coppice/core";
-import { frequency, random, reap, softActivation, weightMagnitude } from "@coppice/criteria";
-import { intoMemory, type MemoryModel, type SlowChoice, slowForward } from "@coppice/plugin-kit";
-import { fixtureNames, loadFixture } from "@coppice/plugin-kit/node";
+import { reference } from "@coppice/backend-reference";
+import { collectStatistics } from "@coppice/calibrate";
+import { createRegistry, mlpTensors, moeLayers, type Statistics, type TensorRef } from "@coppice/core";
+import { ean, reap, softActivation } from "@coppice/criteria";
+import { type MemoryModel, type ModelFeature, randomModel, sampleShapes } from "@coppice/plugin-kit";
 import { beforeAll, describe, expect, test } from "vitest";
+import { expectNear, fixtureModel, score } from "./score.js";
+import { added, norm, perExpert, type SlowToken, slowTokens, total } from "./slow-tokens.js";
 
-const registry = createRegistry([random, frequency, softActivation, reap, weightMagnitude]);
+/** Checkpoints of the families, and random models for every routing order and for gates that scale inputs. */
+const sources: Record<string, () => Promise<MemoryModel>> = {
+  mixtral: () => fixtureModel("mixtral"),
+  qwen3_moe: () => fixtureModel("qwen3_moe"),
+  ...Object.fromEntries(
+    (
+      [
+        "many-experts",
+        "latent-attention",
+        "low-rank-queries",
+        "sigmoid-scores",
+        "corrected-softmax",
+        "sparsemixer",
+        "attention-sinks",
+        "scaled-inputs",
+        "ungated-experts",
+      ] as const satisfies readonly ModelFeature[]
+    ).map((name) => [name, async () => randomModel(sampleShapes[name])]),
+  ),
+};
 
-async function score<N extends keyof CriterionPlugins>(
-  name: N,
-  request: Omit<ScoreRequest, "rng">,
-  options: CriterionPlugins[N] = {} as CriterionPlugins[N],
-): Promise<Float64Array[]> {
-  const criterion = await registry.create("criterion", name, options as never, undefined);
-  return criterion.score({ rng: Rng.fromSeed(1), ...request });
-}
-
-function expectNear(actual: readonly Float64Array[], expected: readonly number[][]): void {
-  expect(actual.map((row) => row.length)).toEqual(expected.map((row) => row.length));
-  actual.forEach((row, layer) => {
-    row.forEach((value, expert) => {
-      const wanted = expected[layer]?.[expert] as number;
-      expect(Math.abs(value - wanted)).toBeLessThanOrEqual(1e-5 * Math.abs(wanted));
-    });
-  });
-}
-
-describe.each(fixtureNames)("criteria on %s", (name) => {
+describe.each(Object.keys(sources))("criteria on %s", (name) => {
   let source: MemoryModel;
   let statistics: Statistics;
-  /** [MoE layer][expert], every choice of that expert. */
-  let routed: SlowChoice[][][];
-  /** [MoE layer][token][expert] */
-  let probabilities: number[][][];
+  /** [MoE layer][token] */
+  let tokens: SlowToken[][];
+  /** Of every expert, from the choices of the tokens that are routed to it. */
+  const perChoices = (value: (choices: readonly { gate: number; output: readonly number[] }[]) => number) =>
+    perExpert(source, tokens, (layer, expert) =>
+      value(layer.flatMap(({ choices }) => choices.filter(({ slot }) => slot === expert))),
+    );
+  const mean = (values: readonly number[]) => (values.length === 0 ? 0 : total(values) / values.length);
 
   beforeAll(async () => {
-    const { model, weights, golden } = await loadFixture(name);
-    source = await intoMemory(model, weights);
-    const results = golden.sequences.map((ids) => slowForward(source, [...ids]));
-    const layers = moeLayers(model);
-    const experts = layers.map(({ feedForward }) => feedForward.experts.map((_, expert) => expert));
-    routed = layers.map((_, i) => {
-      const choices = results.flatMap(({ layers }) => (layers[i]?.choices ?? []).flat());
-      return (experts[i] as number[]).map((expert) => choices.filter(({ slot }) => slot === expert));
-    });
-    probabilities = layers.map((_, i) =>
-      results
-        .flatMap(({ layers }) => layers[i]?.routerLogits ?? [])
-        .map((row) => row.map((z) => Math.exp(z) / row.reduce((sum, other) => sum + Math.exp(other), 0))),
+    source = await (sources[name] as () => Promise<MemoryModel>)();
+    const sequences = [11, 5, 8].map((length, s) =>
+      Int32Array.from({ length }, (_, i) => (7 * s + 5 * i * i + i) % source.model.vocabSize),
     );
-    const sums = (i: number, value: (choice: SlowChoice) => number) =>
-      Float64Array.from(routed[i] as SlowChoice[][], (choices) =>
-        choices.reduce((total, choice) => total + value(choice), 0),
-      );
-    statistics = {
-      model: model.fingerprint,
-      tokens: 48,
-      layers: layers.map(
-        ({ index }, i): LayerStatistics => ({
-          layer: index,
-          tokens: 48,
-          count: sums(i, () => 1),
-          gate: sums(i, ({ gate }) => gate),
-          probability: Float64Array.from(experts[i] as number[], (expert) =>
-            (probabilities[i] as number[][]).reduce((total, row) => total + (row[expert] as number), 0),
-          ),
-          norm: sums(i, ({ output }) => Math.hypot(...output)),
-          squaredNorm: sums(i, ({ output }) => Math.hypot(...output) ** 2),
-          gateNorm: sums(i, ({ gate, output }) => gate * Math.hypot(...output)),
-          squaredGateNorm: sums(i, ({ gate, output }) => (gate * Math.hypot(...output)) ** 2),
-        }),
-      ),
-    };
+    tokens = slowTokens(source, sequences);
+    const backend = await createRegistry([reference]).create("backend", "reference", {}, undefined);
+    await using runner = await backend.load(source);
+    statistics = await collectStatistics({ runner, sequences, name: "test" });
   });
 
   test("frequency counts the tokens that are routed to an expert", async () => {
     const found = await score("frequency", { model: source.model, statistics });
     expectNear(
       found,
-      routed.map((experts) => experts.map((choices) => choices.length)),
+      perChoices((choices) => choices.length),
     );
-    expect(found.map((row) => row.reduce((a, b) => a + b))).toEqual(found.map(() => 48 * 2));
+    const topK = moeLayers(source.model).map(({ feedForward }) => feedForward.router.topK);
+    expect(found.map((row) => row.reduce((a, b) => a + b))).toEqual(topK.map((k) => 24 * k));
   });
 
   test("soft activation sums gate weights, or probabilities of all tokens", async () => {
     const { model } = source;
-    const gates = (choices: SlowChoice[]) => choices.reduce((sum, { gate }) => sum + gate, 0);
-    const byGate = await score("soft-activation", { model, statistics });
     expectNear(
-      byGate,
-      routed.map((experts) => experts.map(gates)),
+      await score("soft-activation", { model, statistics }),
+      perChoices((choices) => total(choices.map(({ gate }) => gate))),
     );
     const byProbability = await score("soft-activation", { model, statistics }, { tokens: "all" });
-    const columns = probabilities.map((rows) =>
-      (rows[0] as number[]).map((_, expert) => rows.reduce((sum, row) => sum + (row[expert] as number), 0)),
-    );
-    expectNear(byProbability, columns);
-  });
-
-  test("REAP averages gate times output norm over the routed tokens", async () => {
-    const mean = (choices: SlowChoice[]) => {
-      const added = choices.map(({ gate, output }) => Math.hypot(...output.map((value) => gate * value)));
-      return added.reduce((a, b) => a + b, 0) / choices.length;
-    };
     expectNear(
-      await score("reap", { model: source.model, statistics }),
-      routed.map((row) => row.map(mean)),
-    );
-  });
-
-  test("weight magnitude is the Frobenius norm of all weights of an expert", async () => {
-    const read: TensorRef[] = [];
-    const buffers = new Set<ArrayBufferLike>();
-    const weights: MemoryModel["weights"] = {
-      read(ref, options) {
-        read.push(ref);
-        if (options?.into) buffers.add(options.into.buffer);
-        return source.weights.read(ref, options);
-      },
-    };
-    const layers = moeLayers(source.model);
-    const expected = layers.map(({ feedForward }) =>
-      feedForward.experts.map((expert) =>
-        Math.hypot(
-          ...mlpTensors(expert).flatMap(({ name: tensor }) => [...(source.tensors.get(tensor) ?? [])]),
+      byProbability,
+      perExpert(source, tokens, (layer, expert) =>
+        total(
+          layer.map(
+            ({ logits }) => Math.exp(logits[expert] as number) / total(logits.map((z) => Math.exp(z))),
+          ),
         ),
       ),
     );
-    expectNear(await score("weight-magnitude", { model: source.model, weights }), expected);
-    expect(read.length).toBe(layers.length * 8 * 3);
-    expect(buffers.size).toBe(1);
+  });
+
+  test("EAN sums or averages output norms over the routed tokens", async () => {
+    const { model } = source;
+    const sums = perChoices((choices) => total(choices.map(norm)));
+    expectNear(await score("ean", { model, statistics }), sums);
+    const means = perChoices((choices) => mean(choices.map(norm)));
+    expectNear(await score("ean", { model, statistics }, { over: "mean" }), means);
+    expectNear(await score("man", { model, statistics }), means);
+  });
+
+  test("MSAN averages squared output norms", async () => {
+    expectNear(
+      await score("msan", { model: source.model, statistics }),
+      perChoices((choices) => mean(choices.map((choice) => norm(choice) ** 2))),
+    );
+  });
+
+  test("REAP averages the norms of what an expert really adds to its tokens", async () => {
+    const scalesInput = moeLayers(source.model)[0]?.feedForward.router.scalesInput;
+    expectNear(
+      await score("reap", { model: source.model, statistics }),
+      perChoices((choices) => mean(choices.map((choice) => added(choice, scalesInput)))),
+    );
+  });
+
+  test("moments has every other criterion of its family as a case", async () => {
+    const request = { model: source.model, statistics };
+    const of = (a: number, b: 0 | 1 | 2, c: 0 | 1 | 2) => score("moments", request, { a, b, c });
+    expect(await of(1, 0, 0)).toEqual(await score("frequency", request));
+    expect(await of(1, 1, 0)).toEqual(await score("soft-activation", request));
+    expect(await of(1, 0, 1)).toEqual(await score("ean", request));
+    expect(await of(0, 0, 1)).toEqual(await score("man", request));
+    expect(await of(0, 0, 2)).toEqual(await score("msan", request));
+    expect(await of(0, 1, 1)).toEqual(await score("reap", request));
+    const scalesInput = moeLayers(source.model)[0]?.feedForward.router.scalesInput;
+    expectNear(
+      await score("moments", request),
+      perChoices((choices) => total(choices.map((choice) => added(choice, scalesInput)))),
+    );
+    expectNear(
+      await of(0.5, 2, 1),
+      perChoices((choices) => {
+        const rest = (gate: number) => (scalesInput ? gate : gate ** 2);
+        return Math.sqrt(choices.length) * mean(choices.map((c) => rest(c.gate) * norm(c)));
+      }),
+    );
+  });
+
+  test("TCESS averages the logits of the tokens that choose an expert", async () => {
+    const request = { model: source.model, statistics };
+    const over = (counts: (token: SlowToken, expert: number) => boolean) =>
+      perExpert(source, tokens, (layer, expert) =>
+        mean(layer.map((token) => (counts(token, expert) ? (token.logits[expert] as number) : 0))),
+      );
+    expectNear(
+      await score("tcess", request),
+      over(({ logits }, expert) => logits.indexOf(Math.max(...logits)) === expert),
+      "row",
+    );
+    expectNear(
+      await score("tcess", request, { tokens: "routed" }),
+      over(({ choices }, expert) => choices.some(({ slot }) => slot === expert)),
+      "row",
+    );
+  });
+
+  test("criteria of weights read each tensor once, into one buffer", async () => {
+    const layers = moeLayers(source.model);
+    const experts = layers.map(({ feedForward }) => feedForward.experts);
+    const tensor = ({ name }: TensorRef) => [...(source.tensors.get(name) as Float32Array)];
+    for (const criterion of ["weight-magnitude", "aimer"] as const) {
+      const read: string[] = [];
+      const buffers = new Set<ArrayBufferLike>();
+      const weights: MemoryModel["weights"] = {
+        read(ref, options) {
+          read.push(ref.name);
+          if (options?.into) buffers.add(options.into.buffer);
+          return source.weights.read(ref, options);
+        },
+      };
+      const found = await score(criterion, { model: source.model, weights });
+      expect(buffers.size).toBe(1);
+      expect(new Set(read).size).toBe(read.length);
+      const expected = experts.map((row) =>
+        row.map((expert) => {
+          if (criterion === "weight-magnitude") return Math.hypot(...mlpTensors(expert).flatMap(tensor));
+          const values = [expert.gate, expert.up, expert.down].flatMap((ref) => (ref ? tensor(ref) : []));
+          const absoluteMean = total(values.map(Math.abs)) / values.length;
+          return -absoluteMean / Math.sqrt(total(values.map((value) => value ** 2)) / values.length);
+        }),
+      );
+      expectNear(found, expected);
+    }
   });
 
   test("statistics of another model or shape are refused", async () => {
@@ -156,60 +189,26 @@ describe.each(fixtureNames)("criteria on %s", (name) => {
 
   test("scores may be changed without harm to the statistics", async () => {
     const { model } = source;
-    const before = statistics.layers.map(({ count, gate }) => [count.slice(), gate.slice()]);
-    for (const criterion of ["frequency", "soft-activation"] as const) {
+    const before = structuredClone(statistics.layers);
+    for (const criterion of ["frequency", "soft-activation", "ean", "tcess"] as const) {
       for (const row of await score(criterion, { model, statistics })) row.fill(-1);
     }
-    expect(statistics.layers.map(({ count, gate }) => [count, gate])).toEqual(before);
-  });
-});
-
-test("REAP gives 0 to an expert that serves no token", async () => {
-  const { model } = await loadFixture("mixtral");
-  const layer = (index: number): LayerStatistics => ({
-    layer: index,
-    tokens: 4,
-    ...(Object.fromEntries(
-      ["count", "gate", "probability", "norm", "squaredNorm", "gateNorm", "squaredGateNorm"].map((field) => [
-        field,
-        Float64Array.of(4, 0, 1, 3, 0, 0, 0, 0),
-      ]),
-    ) as Omit<LayerStatistics, "layer" | "tokens">),
-  });
-  const statistics = { model: model.fingerprint, tokens: 4, layers: [0, 1, 2].map(layer) };
-  const [scores] = await score("reap", { model, statistics });
-  expect([...(scores as Float64Array)]).toEqual([1, 0, 1, 1, 0, 0, 0, 0]);
-});
-
-test("random follows the generator, and every expert is as likely as another", async () => {
-  const { model } = await loadFixture("mixtral");
-  expect(await score("random", { model })).toEqual(await score("random", { model }));
-  const rng = Rng.fromSeed(5);
-  const criterion = await registry.create("criterion", "random", {}, undefined);
-  const wins = new Array<number>(8).fill(0);
-  for (let i = 0; i < 1000; i++) {
-    for (const row of await criterion.score({ model, rng })) {
-      const best = row.indexOf(Math.max(...row));
-      wins[best] = (wins[best] as number) + 1;
-    }
-  }
-  // 3000 draws over 8 experts: mean 375, standard deviation 18.
-  for (const count of wins) expect(Math.abs(count - 375)).toBeLessThan(90);
-});
-
-test("weight magnitude needs a reader and stops when told", async () => {
-  const { model, weights } = await loadFixture("mixtral");
-  await expect(score("weight-magnitude", { model })).rejects.toMatchObject({ code: "COPPICE_USAGE" });
-  const signal = AbortSignal.abort();
-  await expect(score("weight-magnitude", { model, weights, signal })).rejects.toMatchObject({
-    code: "COPPICE_ABORTED",
+    expect(statistics.layers).toEqual(before);
   });
 });
 
 test("unknown options are refused", async () => {
-  const create = (options: unknown) => reap.create(options, undefined);
-  await expect(create({ keep: 4 })).rejects.toMatchObject({ code: "COPPICE_PLUGIN_OPTIONS" });
+  await expect(reap.create({ keep: 4 }, undefined)).rejects.toMatchObject({ code: "COPPICE_PLUGIN_OPTIONS" });
   await expect(softActivation.create({ tokens: "some" }, undefined)).rejects.toMatchObject({
     code: "COPPICE_PLUGIN_OPTIONS",
   });
+  await expect(ean.create({ over: "max" }, undefined)).rejects.toMatchObject({
+    code: "COPPICE_PLUGIN_OPTIONS",
+  });
+  const { model } = randomModel({ seed: 1 });
+  for (const powers of [{ a: 2 }, { b: 3 as 2 }, { c: 0.5 as 1 }]) {
+    await expect(score("moments", { model }, powers)).rejects.toMatchObject({
+      code: "COPPICE_PLUGIN_OPTIONS",
+    });
+  }
 });

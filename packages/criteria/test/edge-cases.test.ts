@@ -1,0 +1,85 @@
+import { type LayerStatistics, Rng, statisticsFields, statisticsShape } from "@coppice/core";
+import { randomModel } from "@coppice/plugin-kit";
+import { expect, test } from "vitest";
+import { fixtureModel, registry, score } from "./score.js";
+
+function layerOf(index: number, values: Partial<Record<keyof LayerStatistics, number[]>>): LayerStatistics {
+  return {
+    layer: index,
+    tokens: 4,
+    ...(Object.fromEntries(
+      statisticsFields.map((field) => [
+        field,
+        Float64Array.from(
+          values[field] ??
+            Array<number>(statisticsShape(field, 8).reduce((product, size) => product * size)).fill(0),
+        ),
+      ]),
+    ) as Omit<LayerStatistics, "layer" | "tokens">),
+  };
+}
+
+test("an expert that serves no token scores 0, whatever the criterion averages", async () => {
+  const { model } = await fixtureModel("mixtral");
+  const sums = [4, 0, 1, 3, 0, 0, 0, 0];
+  const layers = [0, 1, 2].map((index) =>
+    layerOf(index, { count: sums, norm: sums, gateNorm: sums, norm2: sums }),
+  );
+  const statistics = { model: model.fingerprint, tokens: 4, layers };
+  for (const name of ["reap", "man", "msan"] as const) {
+    const [scores] = await score(name, { model, statistics });
+    expect([...(scores as Float64Array)]).toEqual([1, 0, 1, 1, 0, 0, 0, 0]);
+  }
+  for (const a of [0, 0.5, 1]) {
+    const [scores] = await score("moments", { model, statistics }, { a });
+    expect((scores as Float64Array)[1]).toBe(0);
+  }
+});
+
+test("AIMER puts an expert of equal weights first to go, and one of zeros no later", async () => {
+  const source = randomModel({ seed: 3 });
+  const [first] = source.model.layers;
+  if (first?.feedForward.kind !== "moe") throw new Error("layer 0 has experts");
+  const fill = (expert: number, value: (i: number) => number) => {
+    const spec = first.feedForward.kind === "moe" ? first.feedForward.experts[expert] : undefined;
+    for (const ref of [spec?.gate, spec?.up, spec?.down]) {
+      source.tensors.get(ref?.name ?? "")?.forEach((_, i, all) => {
+        all[i] = value(i);
+      });
+    }
+  };
+  fill(0, (i) => (i % 2 === 0 ? 0.5 : -0.5));
+  fill(1, () => 0);
+  fill(2, (i) => (i === 0 ? 2 : 0));
+  const [scores] = await score("aimer", { model: source.model, weights: source.weights });
+  const [equal, zero, peaked, ...others] = scores as Float64Array;
+  expect(equal).toBeCloseTo(-1, 12);
+  expect(zero).toBe(-1);
+  for (const other of others) {
+    expect(other).toBeGreaterThan(-1);
+    expect(peaked).toBeGreaterThan(other);
+  }
+});
+
+test("random follows the generator, and every expert is as likely as another", async () => {
+  const { model } = await fixtureModel("mixtral");
+  expect(await score("random", { model })).toEqual(await score("random", { model }));
+  const rng = Rng.fromSeed(5);
+  const criterion = await registry.create("criterion", "random", {}, undefined);
+  const wins = new Array<number>(8).fill(0);
+  for (let i = 0; i < 1000; i++) {
+    for (const row of await criterion.score({ model, rng })) {
+      const best = row.indexOf(Math.max(...row));
+      wins[best] = (wins[best] as number) + 1;
+    }
+  }
+  // 3000 draws over 8 experts: mean 375, standard deviation 18.
+  for (const count of wins) expect(Math.abs(count - 375)).toBeLessThan(90);
+});
+
+test.each(["weight-magnitude", "aimer"] as const)("%s needs a reader and stops when told", async (name) => {
+  const { model, weights } = await fixtureModel("mixtral");
+  await expect(score(name, { model })).rejects.toMatchObject({ code: "COPPICE_USAGE" });
+  const signal = AbortSignal.abort();
+  await expect(score(name, { model, weights, signal })).rejects.toMatchObject({ code: "COPPICE_ABORTED" });
+});
