@@ -1,6 +1,6 @@
 export { applyPlan, type OutputOptions, type OutputSummary, predictOutput } from "./apply.js";
 export { decodeValues, encodeValues } from "./decode.js";
-export { type CountPaths, type Detected, families } from "./families/detect.js";
+export type { CountPaths, Detected } from "./families/detect.js";
 export type {
   ExpertRows,
   ExpertTensors,
@@ -8,7 +8,8 @@ export type {
   SeparateTensor,
   StackedTensor,
 } from "./families/expert-tensors.js";
-export type { ExpertLayout, FamilyDescription, MlpNames } from "./families/family.js";
+export { families } from "./families/families.js";
+export type * from "./families/family.js";
 export {
   type ByteSource,
   type CheckpointFolder,

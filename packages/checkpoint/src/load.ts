@@ -1,9 +1,9 @@
-import { type MoeModel, moeLayers, type TensorRef, type WeightReader } from "@coppice/core";
+import type { MoeModel, TensorRef, WeightReader } from "@coppice/core";
 import { ConfigReader } from "./config.js";
-import { describeModel } from "./families/describe.js";
-import { type Detected, detectFamily } from "./families/detect.js";
-import { findEdits } from "./families/expert-edits.js";
+import { type Described, describeModel } from "./families/describe.js";
+import { type Candidate, type Detected, findCandidates, unknownFamily } from "./families/detect.js";
 import type { ExpertTensors } from "./families/expert-tensors.js";
+import { NameIndex } from "./families/name-index.js";
 import { fingerprintModel } from "./fingerprint.js";
 import { type CheckpointFolder, readSmallFile } from "./folder.js";
 import { type JsonObject, parseJsonObject } from "./json-object.js";
@@ -28,6 +28,10 @@ export interface LoadedCheckpoint extends AsyncDisposable {
   readonly detected: Detected;
   /** What surgery edits, of every set of experts. */
   readonly edits: readonly ExpertTensors[];
+  /** Layers for multi-token prediction, with experts or without. */
+  readonly mtpLayers: number;
+  /** `quant_method` of config.json; undefined when it announces no quantization. */
+  readonly quantization: string | undefined;
   /** Closes the files and the folder. Reads that are under way may fail. */
   close(): Promise<void>;
 }
@@ -64,30 +68,29 @@ export async function loadModel(
     const generation = names.has("generation_config.json")
       ? await readJson(folder, "generation_config.json", limits, signal)
       : {};
-    const reader = new ConfigReader(config, "config.json");
-    const detected = detectFamily(reader, files.tensors);
-    const description = describeModel(
-      detected,
-      reader,
+    const { candidate, described } = describeCheckpoint(
+      new ConfigReader(config, "config.json"),
       new ConfigReader(generation, "generation_config.json"),
       files.tensors,
     );
-    const fingerprint = await fingerprintModel(description, files.tensors, sources, signal);
+    const fingerprint = await fingerprintModel(described.model, files.tensors, sources, signal);
     return {
-      model: { ...description, fingerprint },
+      model: { ...described.model, fingerprint },
       config,
       weights: createWeightReader(sources),
       tensors: files.tensors,
       shards: files.shards,
       folder,
       sources,
-      detected,
-      edits: findEdits(
-        detected,
-        reader,
-        moeLayers({ layers: description.layers }).map(({ index }) => index),
-        files.tensors,
-      ),
+      detected: {
+        family: candidate.family,
+        layout: described.layout,
+        counts: candidate.counts,
+        ...(candidate.wrapper !== undefined && { wrapper: candidate.wrapper }),
+      },
+      edits: described.edits,
+      mtpLayers: described.mtp.length,
+      quantization: described.quantization,
       close,
       [Symbol.asyncDispose]: close,
     };
@@ -95,6 +98,31 @@ export async function loadModel(
     await close().catch(() => {});
     throw error;
   }
+}
+
+/**
+ * The description of a checkpoint. One whose config has no `model_type` is recognised by its tensors: it is that of
+ * the one family that describes it completely.
+ */
+function describeCheckpoint(
+  root: ConfigReader,
+  generation: ConfigReader,
+  tensors: ReadonlyMap<string, TensorRef>,
+): { candidate: Candidate; described: Described } {
+  const index = new NameIndex(tensors);
+  const candidates = findCandidates(root, tensors);
+  const [only] = candidates as [Candidate, ...Candidate[]];
+  if (candidates.length === 1)
+    return { candidate: only, described: describeModel(only, root, generation, index) };
+  const fitting = candidates.flatMap((candidate) => {
+    try {
+      return [{ candidate, described: describeModel(candidate, root, generation, index) }];
+    } catch {
+      return [];
+    }
+  });
+  if (fitting.length === 1) return fitting[0] as (typeof fitting)[0];
+  throw unknownFamily(root, tensors, undefined);
 }
 
 async function readJson(

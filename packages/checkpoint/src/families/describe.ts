@@ -1,277 +1,249 @@
 import {
-  type AttentionSpec,
   CoppiceError,
   type DecoderLayer,
-  type DType,
-  dtypeBytes,
-  type HeadNormSpec,
-  type LinearSpec,
   type MlpSpec,
   type MoeModel,
-  type MoeSpec,
   type NormSpec,
   type TensorRef,
 } from "@coppice/core";
 import type { ConfigReader } from "../config.js";
-import type { Detected } from "./detect.js";
-import { type MlpNames, tensorName } from "./family.js";
-import { readSettings, type Settings } from "./settings.js";
-
-/** Weights that can be read and merged as numbers; integers need scales, which no family here has. */
-const weightTypes: readonly DType[] = ["F64", "F32", "F16", "BF16", "F8_E4M3"];
-/** Buffers that old checkpoints carry and every runtime computes anew. */
-const ignoredTensors = /\.rotary_emb\.inv_freq$/;
+import { type Description, describeAttention } from "./describe-attention.js";
+import { describeExperts, findPacked, takeMlp } from "./describe-experts.js";
+import { type Candidate, findLayout } from "./detect.js";
+import { findEdits } from "./expert-edits.js";
+import type { ExpertTensors } from "./expert-tensors.js";
+import { type ExpertLayout, flag, type MlpNames } from "./family.js";
+import { findMtp, type MtpLayer } from "./mtp.js";
+import type { NameIndex } from "./name-index.js";
+import { readQuantization } from "./quantization.js";
+import { readSettings } from "./settings.js";
+import { TensorTaker } from "./tensor-taker.js";
 
 /** A model without its fingerprint. */
 export type ModelDescription = Omit<MoeModel, "fingerprint">;
 
+export interface Described {
+  readonly model: ModelDescription;
+  readonly layout: ExpertLayout;
+  /** What surgery edits: every layer with experts, then every layer for multi-token prediction that has some. */
+  readonly edits: readonly ExpertTensors[];
+  readonly mtp: readonly MtpLayer[];
+  /** `quant_method` of the config. */
+  readonly quantization: string | undefined;
+}
+
 /**
- * Describes the model that config and tensors form. Every tensor is looked up and its shape compared with the
- * config. Every tensor of the checkpoint below the roots that the family uses (`model.`) must be accounted for,
- * because one that is left out (a bias, a scale) would make the description compute something else; tensors of other
- * names are no part of the model.
+ * Describes the model that config and tensors form. First every set of experts is found by name and checked to be
+ * complete. Then every tensor is looked up and its shape compared with the config. Every tensor of the language model
+ * must be accounted for, because one that is left out (a bias, a scale) would make the description compute something
+ * else; in models that are edited only, those around the experts are listed as not described.
+ * @param root config.json; that of the language model within is the candidate's own
  * @throws COPPICE_FORMAT_CONFIG, COPPICE_FORMAT_MISSING_TENSOR, COPPICE_FORMAT_SHAPE, COPPICE_FORMAT_DTYPE,
- * COPPICE_FAMILY_UNSUPPORTED
+ * COPPICE_FORMAT_EXPERTS, COPPICE_FORMAT_QUANTIZED, COPPICE_FORMAT_MTP, COPPICE_FAMILY_UNSUPPORTED
  */
 export function describeModel(
-  detected: Detected,
-  config: ConfigReader,
+  candidate: Candidate,
+  root: ConfigReader,
   generation: ConfigReader,
-  tensors: ReadonlyMap<string, TensorRef>,
-): ModelDescription {
-  const { family } = detected;
-  const settings = readSettings(family, config, generation);
-  const { hiddenSize, vocabSize } = settings;
-  const take = new TensorTaker(tensors);
-  const names = family.tensors;
-  const embedding = take.tensor(names.embedding, [vocabSize, hiddenSize]);
+  index: NameIndex,
+): Described {
+  const { family, config, naming } = candidate;
+  const settings = readSettings(family, config, root, generation);
+  const quantization = readQuantization(root.get("quantization_config") ? root : config);
+  const take = new TensorTaker(index, naming, quantization);
   const isMoe = family.moeLayers?.(config) ?? (() => true);
-  const layers: DecoderLayer[] = [];
-  for (let index = 0; index < settings.layers; index++) {
-    const norm = (name: string): NormSpec => ({
-      kind: "rms",
-      weight: take.tensor(tensorName(name, index), [hiddenSize]),
-      epsilon: settings.epsilon,
-    });
-    layers.push({
-      index,
-      attentionNorm: norm(names.attentionNorm),
-      attention: describeAttention(detected, settings, take, index),
-      feedForwardNorm: norm(names.feedForwardNorm),
-      feedForward: isMoe(index)
-        ? describeExperts(detected, settings, take, index)
-        : { kind: "dense", mlp: describeDense(detected, config, settings, take, index) },
-    });
+  const { layout, edits, last } = findDecoderEdits(candidate, settings.layers, isMoe, take);
+  const mtp = findMtp(candidate, settings.layers, last, index);
+  const mtpEdits = mtp.flatMap((layer) => findMtpEdits(layer, edits.at(-1) as ExpertTensors, take));
+  const packed = findPacked(take, naming.body);
+  const editOnly = packed ? packedReason(packed, quantization.method) : family.editOnly;
+  const description: Description = { family, config, settings, take };
+  const model = editOnly
+    ? describeEdited(description, layout, isMoe, packed === undefined)
+    : describeExecuted(description, layout, isMoe);
+  const undescribed = accountForAll(candidate, take, mtp, editOnly !== undefined);
+  return {
+    model: {
+      ...model,
+      ...(editOnly && { editOnly }),
+      ...(undescribed.length > 0 && { undescribed }),
+    },
+    layout,
+    edits: [...edits, ...mtpEdits],
+    mtp,
+    quantization: quantization.method,
+  };
+}
+
+function packedReason({ name, dtype }: TensorRef, method: string | undefined): string {
+  return (
+    `its weights are packed integers${method === undefined ? "" : ` of ${method}`} (${name}, ${dtype}), ` +
+    "which Coppice moves and does not decode"
+  );
+}
+
+function findDecoderEdits(
+  candidate: Candidate,
+  layers: number,
+  isMoe: (layer: number) => boolean,
+  take: TensorTaker,
+): { layout: ExpertLayout; edits: ExpertTensors[]; last: number } {
+  const { family, config, naming } = candidate;
+  const edits: ExpertTensors[] = [];
+  let before: { layout: ExpertLayout; layer: number } | undefined;
+  let last = -1;
+  for (let layer = 0; layer < Math.min(layers, mostLayers); layer++) {
+    if (!isMoe(layer)) continue;
+    const layout = findLayout(candidate, layer, before, take.index);
+    before ??= { layout, layer };
+    const place = { layer, label: `layer ${layer}`, name: (pattern: string) => naming.name(pattern, layer) };
+    const count = config.layerInteger(family.config.experts, layer);
+    edits.push(findEdits(layout, place, count, take.index, take.quantization));
+    last = layer;
   }
-  if (!layers.some(({ feedForward }) => feedForward.kind === "moe")) {
+  if (before) return { layout: before.layout, edits, last };
+  throw new CoppiceError("COPPICE_FAMILY_UNSUPPORTED", "by its config.json, none of the layers has experts");
+}
+
+/** Far more than the deepest models have; a config may claim billions, whose tensors are then missing. */
+const mostLayers = 10_000;
+
+function findMtpEdits(layer: MtpLayer, model: ExpertTensors, take: TensorTaker): ExpertTensors[] {
+  if (!layer.layout) return [];
+  const router = take.index.get(layer.name(layer.layout.router));
+  const rows = router?.shape[0];
+  if (router && rows !== model.experts) {
     throw new CoppiceError(
-      "COPPICE_FAMILY_UNSUPPORTED",
-      "by its config.json, none of the layers has experts",
+      "COPPICE_FORMAT_MTP",
+      `${router.name} of ${layer.label} has ${rows} rows, ${model.label}, whose plan it follows, has ${model.experts} experts`,
+      { details: { layer: layer.label, rows: rows ?? null, experts: model.experts } },
     );
   }
-  const finalNorm: NormSpec = {
-    kind: "rms",
-    weight: take.tensor(names.finalNorm, [hiddenSize]),
-    epsilon: settings.epsilon,
+  return [findEdits(layer.layout, layer, model.experts, take.index, take.quantization)];
+}
+
+function describeExecuted(
+  description: Description,
+  layout: ExpertLayout,
+  isMoe: (layer: number) => boolean,
+): ModelDescription {
+  const { family, config, settings, take } = description;
+  const { hiddenSize, vocabSize, epsilon } = settings;
+  const names = family.tensors;
+  const norm = (name: string, layer?: number): NormSpec => {
+    const base = take.name(name, layer);
+    const weight = take.tensor(`${base}.weight`, [hiddenSize]);
+    if (family.norm === "rms") return { kind: "rms", weight, epsilon };
+    return { kind: "layer", weight, bias: take.tensor(`${base}.bias`, [hiddenSize]), epsilon };
   };
+  const embedding = take.tensor(`${take.name(names.embedding)}`, [vocabSize, hiddenSize]);
+  const attention = describeAttention(description);
+  const experts = describeExperts(description, layout, true);
+  const layers: DecoderLayer[] = [];
+  for (let index = 0; index < settings.layers; index++) {
+    layers.push({
+      index,
+      attentionNorm: norm(names.attentionNorm, index),
+      attention: attention(index),
+      feedForwardNorm: norm(names.feedForwardNorm, index),
+      feedForward: isMoe(index) ? experts(index) : { kind: "dense", mlp: describeDense(description, index) },
+    });
+  }
+  const finalNorm = norm(names.finalNorm);
+  const head = take.name(names.head);
   // A tied checkpoint may carry a copy of the embedding under the head's name; loaders ignore it.
-  if (settings.tied) take.ignore(names.head);
-  const head = settings.tied ? embedding : take.tensor(names.head, [vocabSize, hiddenSize]);
-  take.checkAllTaken(family.title, Object.values(family.tensors));
+  if (settings.tied) take.ignore(`${head}.weight`);
+  const factors = family.factors?.(config);
+  return {
+    ...basics(description),
+    embedding,
+    layers,
+    finalNorm,
+    head: settings.tied ? embedding : take.weight(head, [vocabSize, hiddenSize]),
+    ...(flag(config, family.headBias) && { headBias: take.tensor(`${head}.bias`, [vocabSize]) }),
+    ...(factors && factors.embedding !== 1 && { embeddingScale: factors.embedding }),
+    ...(factors && factors.residual !== 1 && { residualScale: factors.residual }),
+    ...(factors && factors.logits !== 1 && { logitScale: factors.logits }),
+  };
+}
+
+function describeDense({ family, config, settings, take }: Description, layer: number): MlpSpec {
+  const width = config.integer(family.config.denseWidth ?? []);
+  const names = family.tensors.dense as MlpNames;
+  const { hiddenSize } = settings;
+  return takeMlp(take, names, width, hiddenSize, flag(config, family.denseBias), { kind: "silu" }, layer);
+}
+
+/** The ends of the model and its experts; everything else stays undescribed. */
+function describeEdited(
+  description: Description,
+  layout: ExpertLayout,
+  isMoe: (layer: number) => boolean,
+  isWhole: boolean,
+): ModelDescription {
+  const { family, settings, take } = description;
+  const { hiddenSize, vocabSize, epsilon } = settings;
+  const kind = family.norm;
+  const embedding = take.tensor(take.name(family.tensors.embedding), [vocabSize, hiddenSize]);
+  const experts = describeExperts(description, layout, isWhole);
+  const mixer = family.attention.kind === "other" ? family.attention.name : "attention";
+  const layers = Array.from(
+    { length: settings.layers },
+    (_, index): DecoderLayer => ({
+      index,
+      attentionNorm: { kind, epsilon },
+      attention: { kind: "other", name: mixer },
+      feedForwardNorm: { kind, epsilon },
+      feedForward: isMoe(index) ? experts(index) : { kind: "other" },
+    }),
+  );
+  const head = take.name(family.tensors.head);
+  const norm = take.tensor(`${take.name(family.tensors.finalNorm)}.weight`, [hiddenSize]);
+  const own = settings.tied
+    ? embedding
+    : (take.optional(`${head}.weight`, `${head}.qweight`, `${head}.weight_packed`) ??
+      take.any(`${head}.weight`, [vocabSize, hiddenSize]));
+  return { ...basics(description), embedding, layers, finalNorm: { kind, weight: norm, epsilon }, head: own };
+}
+
+function basics({ family, settings }: Description) {
+  const { hiddenSize, vocabSize, contextLength, tied, endTokens, beginToken } = settings;
   return {
     family: family.name,
     hiddenSize,
     vocabSize,
-    contextLength: settings.contextLength,
-    embedding,
-    layers,
-    finalNorm,
-    head,
-    tied: settings.tied,
-    endTokens: settings.endTokens,
-    ...(settings.beginToken !== undefined && { beginToken: settings.beginToken }),
+    contextLength,
+    tied,
+    endTokens,
+    ...(beginToken !== undefined && { beginToken }),
   };
 }
 
-function describeAttention(
-  { family }: Detected,
-  settings: Settings,
+/**
+ * Tensors that belong to the model and are not described.
+ * @throws COPPICE_FAMILY_UNSUPPORTED when there are some in the language model of an executed checkpoint
+ */
+function accountForAll(
+  { family, naming, wrapper }: Candidate,
   take: TensorTaker,
-  layer: number,
-): AttentionSpec {
-  const { heads, kvHeads, headDim, hiddenSize, slidingWindow } = settings;
-  const names = family.tensors;
-  const linear = (name: string, rows: number, columns: number): LinearSpec => ({
-    weight: take.tensor(`${tensorName(name, layer)}.weight`, [rows, columns]),
-    ...(settings.attentionBias && { bias: take.tensor(`${tensorName(name, layer)}.bias`, [rows]) }),
-  });
-  const headNorm = (name: string): HeadNormSpec => ({
-    kind: "rms",
-    over: "head",
-    weight: take.tensor(tensorName(name, layer), [headDim]),
-    epsilon: settings.epsilon,
-  });
-  return {
-    kind: "gqa",
-    heads,
-    kvHeads,
-    headDim,
-    scale: headDim ** -0.5,
-    query: linear(names.query, heads * headDim, hiddenSize),
-    key: linear(names.key, kvHeads * headDim, hiddenSize),
-    value: linear(names.value, kvHeads * headDim, hiddenSize),
-    output: linear(names.output, hiddenSize, heads * headDim),
-    ...(names.queryNorm && { queryNorm: headNorm(names.queryNorm) }),
-    ...(names.keyNorm && { keyNorm: headNorm(names.keyNorm) }),
-    rotary: { theta: settings.theta, dimensions: headDim, interleaved: false },
-    ...(slidingWindow !== undefined && { slidingWindow }),
-  };
-}
-
-function describeExperts(
-  { family, layout }: Detected,
-  settings: Settings,
-  take: TensorTaker,
-  layer: number,
-): MoeSpec {
-  const { experts: count, expertWidth: width, hiddenSize } = settings;
-  const router = {
-    weight: take.tensor(tensorName(layout.router, layer), [count, hiddenSize]),
-    order: family.router.order,
-    ...(settings.normalize && { normalize: { power: 1 } }),
-    topK: settings.topK,
-  };
-  const experts: MlpSpec[] = [];
-  if (layout.kind === "separate") {
-    for (let expert = 0; expert < count; expert++) {
-      experts.push(describeMlp(layout.experts, width, hiddenSize, take, layer, expert));
-    }
-  } else {
-    const gateUp = take.tensor(tensorName(layout.gateUp, layer), [count, 2 * width, hiddenSize]);
-    const down = take.tensor(tensorName(layout.down, layer), [count, hiddenSize, width]);
-    for (let expert = 0; expert < count; expert++) {
-      experts.push({
-        gate: part(gateUp, expert * 2, [width, hiddenSize], `${expert}, gate`),
-        up: part(gateUp, expert * 2 + 1, [width, hiddenSize], `${expert}, up`),
-        down: part(down, expert, [hiddenSize, width], String(expert)),
-        width,
-        activation: { kind: "silu" },
-      });
-    }
-  }
-  checkOneDtype(experts, layer);
-  return { kind: "moe", router, experts };
-}
-
-/** Merged experts are stored in the dtype of their layer's experts, so there must be one. */
-function checkOneDtype(experts: readonly MlpSpec[], layer: number): void {
-  const [first] = experts as readonly [MlpSpec];
-  for (const expert of experts) {
-    for (const role of ["gate", "up", "down"] as const) {
-      const [one, other] = [first[role], expert[role]];
-      if (one?.dtype === other?.dtype) continue;
-      throw new CoppiceError(
-        "COPPICE_FORMAT_DTYPE",
-        `the experts of layer ${layer} are stored in different dtypes: ${one?.name} in ${one?.dtype}, ` +
-          `${other?.name} in ${other?.dtype}`,
-        { details: { layer, tensor: other?.name } },
-      );
-    }
-  }
-}
-
-function describeDense(
-  { family }: Detected,
-  config: ConfigReader,
-  settings: Settings,
-  take: TensorTaker,
-  layer: number,
-): MlpSpec {
-  const width = config.integer(family.config.denseWidth ?? []);
-  return describeMlp(family.tensors.dense as MlpNames, width, settings.hiddenSize, take, layer);
-}
-
-function describeMlp(
-  names: MlpNames,
-  width: number,
-  hiddenSize: number,
-  take: TensorTaker,
-  layer: number,
-  expert?: number,
-): MlpSpec {
-  const tensor = (name: string, shape: number[]) => take.tensor(tensorName(name, layer, expert), shape);
-  return {
-    gate: tensor(names.gate, [width, hiddenSize]),
-    up: tensor(names.up, [width, hiddenSize]),
-    down: tensor(names.down, [hiddenSize, width]),
-    width,
-    activation: { kind: "silu" },
-  };
-}
-
-/** The `position`-th consecutive part of `shape` of a stacked tensor, as a tensor of its own. */
-function part(stack: TensorRef, position: number, shape: readonly number[], label: string): TensorRef {
-  const bytes = shape.reduce((product, size) => product * size, dtypeBytes[stack.dtype]);
-  const begin = stack.begin + position * bytes;
-  return { ...stack, name: `${stack.name}[${label}]`, shape, begin, end: begin + bytes };
-}
-
-/** Looks up tensors, checks them and remembers which were asked for. */
-class TensorTaker {
-  readonly #tensors: ReadonlyMap<string, TensorRef>;
-  readonly #taken = new Set<string>();
-
-  constructor(tensors: ReadonlyMap<string, TensorRef>) {
-    this.#tensors = tensors;
-  }
-
-  tensor(name: string, shape: readonly number[]): TensorRef {
-    const ref = this.#tensors.get(name);
-    if (!ref) {
-      throw new CoppiceError(
-        "COPPICE_FORMAT_MISSING_TENSOR",
-        `tensor ${name} is missing, expected of shape [${shape.join(", ")}] by config.json`,
-        { details: { tensor: name, shape } },
-      );
-    }
-    if (ref.shape.length !== shape.length || ref.shape.some((size, i) => size !== shape[i])) {
-      throw new CoppiceError(
-        "COPPICE_FORMAT_SHAPE",
-        `tensor ${name} has shape [${ref.shape.join(", ")}], expected [${shape.join(", ")}] by config.json`,
-        { details: { tensor: name, shape: ref.shape, expected: shape } },
-      );
-    }
-    if (!weightTypes.includes(ref.dtype)) {
-      throw new CoppiceError(
-        "COPPICE_FORMAT_DTYPE",
-        `tensor ${name} has dtype ${ref.dtype}, expected one of ${weightTypes.join(", ")}`,
-        {
-          hint: "quantized checkpoints are not read; give the original",
-          details: { tensor: name, dtype: ref.dtype },
-        },
-      );
-    }
-    this.#taken.add(name);
-    return ref;
-  }
-
-  ignore(name: string): void {
-    this.#taken.add(name);
-  }
-
-  checkAllTaken(family: string, names: readonly (string | MlpNames)[]): void {
-    const roots = new Set(
-      names.map((name) => (typeof name === "string" ? name.split(".", 1)[0] : undefined)),
-    );
-    const rest = [...this.#tensors.keys()].filter(
-      (name) => !this.#taken.has(name) && roots.has(name.split(".", 1)[0]) && !ignoredTensors.test(name),
-    );
-    if (rest.length === 0) return;
-    const shown = rest.slice(0, 3).map((name) => name.slice(0, 120));
+  mtp: readonly MtpLayer[],
+  isEdited: boolean,
+): TensorRef[] {
+  const head = `${naming.name(family.tensors.head)}.`;
+  const isMtp = (name: string) =>
+    mtp.some(({ prefix }) => name.startsWith(prefix)) || (family.mtp && /(^|\.)mtp[._]/.test(name));
+  const rest = take.index.under("").filter((name) => !take.isTaken(name) && !isMtp(name));
+  const isText = (name: string) => name.startsWith(naming.body) || name.startsWith(head);
+  const text = rest.filter(isText);
+  if (!isEdited && text.length > 0) {
+    const shown = text.slice(0, 3).map((name) => name.slice(0, 120));
     throw new CoppiceError(
       "COPPICE_FAMILY_UNSUPPORTED",
-      `the checkpoint has ${rest.length} tensors that ${family} as config.json states it does not have, such as ${shown.join(", ")}`,
-      { details: { tensors: rest.slice(0, 16) } },
+      `the checkpoint has ${text.length} tensors that ${family.title} as config.json states it does not have, such as ${shown.join(", ")}`,
+      { details: { tensors: text.slice(0, 16) } },
     );
   }
+  // Beside a model of text alone, tensors of other names are no part of it.
+  const own = wrapper === undefined && !isEdited ? [] : wrapper === undefined ? text : rest;
+  return own.map((name) => take.index.get(name) as TensorRef);
 }

@@ -1,43 +1,42 @@
-import { decoderNames, denseNames, headNormNames } from "./decoder-names.js";
 import type { FamilyDescription } from "./family.js";
+import { denseNames, fusedLayout, llamaNames, qwenLayout } from "./llama-names.js";
+import { normalizeByKey, qwenMoeLayers } from "./qwen-layers.js";
 
-/** Qwen3-MoE (arXiv 2505.09388): norms on each head of query and key, dense layers where the config says so. */
+/**
+ * Qwen3-MoE (arXiv 2505.09388): norms on each head of query and key, dense layers where the config says so. The
+ * language models of Qwen3-VL-MoE and Qwen3-Omni compute the same for text, whose three positions are equal;
+ * Qwen3-VL-MoE keeps the fused matrices transposed.
+ */
 export const qwen3Moe: FamilyDescription = {
   name: "qwen3_moe",
+  aliases: ["qwen3_vl_moe_text", "qwen3_omni_moe_text"],
   title: "Qwen3-MoE",
+  reference: "arXiv 2505.09388",
   config: {
     experts: ["num_experts", "num_local_experts"],
     topK: ["num_experts_per_tok"],
     expertWidth: ["moe_intermediate_size"],
     denseWidth: ["intermediate_size"],
-    defaults: { epsilon: 1e-6, theta: 10_000, contextLength: 32_768 },
+    defaults: { epsilon: 1e-6, theta: 10_000, contextLength: 32_768, kvHeads: 4, topK: 8 },
   },
-  tensors: { ...decoderNames, ...headNormNames, dense: denseNames },
-  layouts: [
-    {
-      kind: "separate",
-      router: "model.layers.{l}.mlp.gate.weight",
-      experts: {
-        gate: "model.layers.{l}.mlp.experts.{e}.gate_proj.weight",
-        up: "model.layers.{l}.mlp.experts.{e}.up_proj.weight",
-        down: "model.layers.{l}.mlp.experts.{e}.down_proj.weight",
-      },
+  tensors: { ...llamaNames, dense: denseNames },
+  norm: "rms",
+  attention: {
+    kind: "gqa",
+    bias: { key: "attention_bias", fallback: false },
+    outputBias: { key: "attention_bias", fallback: false },
+    norms: { query: "q_norm", key: "k_norm", over: "head" },
+    perLayer: (config) => {
+      const slides = config.boolean("use_sliding_window", false);
+      const slidingWindow = slides ? config.integer("sliding_window", 4096) : undefined;
+      return () => (slidingWindow === undefined ? {} : { slidingWindow });
     },
-    // As transformers 5 holds it in memory, and writes it with save_original_format=False.
-    {
-      kind: "fused",
-      router: "model.layers.{l}.mlp.gate.weight",
-      gateUp: "model.layers.{l}.mlp.experts.gate_up_proj",
-      down: "model.layers.{l}.mlp.experts.down_proj",
-    },
-  ],
-  router: { order: "softmax-topk", normalize: { key: "norm_topk_prob", fallback: false } },
-  attentionBias: "attention_bias",
-  slidingWindow: (config) =>
-    config.boolean("use_sliding_window", false) ? config.integer("sliding_window", 4096) : undefined,
-  moeLayers: (config) => {
-    const dense = new Set(config.integers("mlp_only_layers"));
-    const step = config.integer("decoder_sparse_step", 1);
-    return (layer) => !dense.has(layer) && (layer + 1) % step === 0;
+  },
+  layouts: [qwenLayout(), { ...fusedLayout(), order: "either" }],
+  router: { order: "softmax-topk", settings: normalizeByKey(false) },
+  moeLayers: qwenMoeLayers,
+  notes: {
+    routing: "softmax over all experts, then the top-k, divided by their sum if norm_topk_prob",
+    exact: "slicing router rows equals masking; without norm_topk_prob gate weights grow when experts go",
   },
 };

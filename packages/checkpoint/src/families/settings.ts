@@ -1,9 +1,7 @@
-import { CoppiceError } from "@coppice/core";
 import type { ConfigReader } from "../config.js";
-import { showValue } from "../json-object.js";
 import type { FamilyDescription } from "./family.js";
 
-/** What a config says about the computation, checked. */
+/** What a config says about the language model as a whole, checked. */
 export interface Settings {
   readonly hiddenSize: number;
   readonly vocabSize: number;
@@ -12,14 +10,7 @@ export interface Settings {
   readonly heads: number;
   readonly kvHeads: number;
   readonly headDim: number;
-  readonly attentionBias: boolean;
-  readonly slidingWindow: number | undefined;
-  readonly theta: number;
   readonly epsilon: number;
-  readonly experts: number;
-  readonly expertWidth: number;
-  readonly topK: number;
-  readonly normalize: boolean;
   readonly tied: boolean;
   readonly endTokens: readonly number[];
   readonly beginToken: number | undefined;
@@ -29,95 +20,68 @@ export interface Settings {
 export function readSettings(
   family: FamilyDescription,
   config: ConfigReader,
+  root: ConfigReader,
   generation: ConfigReader,
 ): Settings {
-  const { defaults } = family.config;
-  const activation = config.string("hidden_act") ?? "silu";
-  if (activation !== "silu") throw unsupported(family, "hidden_act", activation, '"silu"');
-  const quantization = config.object("quantization_config");
-  if (quantization) {
-    const method = quantization.get("quant_method")?.value;
-    throw unsupported(
-      family,
-      "quantization_config.quant_method",
-      method,
-      "none (give the unquantized original)",
-    );
+  const { defaults, hiddenSize: hiddenKeys, contextLength: contextKeys } = family.config;
+  const hiddenSize = config.integer(hiddenKeys ?? "hidden_size");
+  const isRun = family.editOnly === undefined;
+  if (isRun) {
+    const activation = config.string("hidden_act") ?? "silu";
+    if (activation !== "silu") throw config.unsupported(family.title, "hidden_act", activation, '"silu"');
   }
-  const hiddenSize = config.integer("hidden_size");
-  const heads = config.integer("num_attention_heads");
-  const kvHeads = config.integer("num_key_value_heads", heads);
-  if (heads % kvHeads !== 0) {
-    throw config.invalid("num_key_value_heads", kvHeads, `a divisor of num_attention_heads, ${heads}`);
-  }
-  const experts = config.integer(family.config.experts);
-  const topK = config.integer(family.config.topK);
-  if (topK > experts) {
-    throw config.invalid(family.config.topK[0] as string, topK, `at most the number of experts, ${experts}`);
-  }
-  const { normalize } = family.router;
+  const heads = isRun ? config.integer("num_attention_heads") : 1;
+  const kvHeads = isRun ? readKvHeads(config, heads, defaults.kvHeads) : 1;
   const fromGeneration = generation.integers("eos_token_id");
-  const begin = config.integers("bos_token_id");
+  const tokenIds = (key: string) => (config.get(key) ? config.integers(key) : root.integers(key));
+  const begin = tokenIds("bos_token_id");
+  const tieKey = "tie_word_embeddings";
   return {
     hiddenSize,
     vocabSize: config.integer("vocab_size"),
-    contextLength: config.integer("max_position_embeddings", defaults.contextLength),
-    layers: config.integer("num_hidden_layers"),
+    contextLength: config.integer(contextKeys ?? "max_position_embeddings", defaults.contextLength),
+    layers: family.layerCount?.(config) ?? config.integer("num_hidden_layers"),
     heads,
     kvHeads,
-    headDim: readHeadDim(config, hiddenSize, heads),
-    attentionBias: family.attentionBias !== undefined && config.boolean(family.attentionBias, false),
-    slidingWindow: family.slidingWindow(config),
-    theta: readTheta(family, config),
-    epsilon: config.positive("rms_norm_eps", defaults.epsilon),
-    experts,
-    expertWidth: config.integer(family.config.expertWidth),
-    topK,
-    normalize: normalize === true || config.boolean(normalize.key, normalize.fallback),
-    tied: config.boolean("tie_word_embeddings", false),
+    headDim:
+      isRun && family.attention.kind === "gqa" ? readHeadDim(config, hiddenSize, heads, defaults.headDim) : 1,
+    epsilon: config.positive(["rms_norm_eps", "layer_norm_epsilon"], defaults.epsilon),
+    tied: config.boolean(
+      tieKey,
+      config === root ? (defaults.tied ?? false) : root.boolean(tieKey, defaults.tied ?? false),
+    ),
     // generation_config.json decides when text ends; config.json stands in where it says nothing.
-    endTokens: fromGeneration.length > 0 ? fromGeneration : config.integers("eos_token_id"),
+    endTokens: fromGeneration.length > 0 ? fromGeneration : tokenIds("eos_token_id"),
     beginToken: begin[0],
   };
 }
 
-function readHeadDim(config: ConfigReader, hiddenSize: number, heads: number): number {
-  if (!config.get("head_dim") && hiddenSize % heads !== 0) {
+function readKvHeads(config: ConfigReader, heads: number, fallback: number | undefined): number {
+  const key = "num_key_value_heads";
+  const kvHeads = config.isNull(key) ? heads : config.integer(key, fallback ?? heads);
+  if (heads % kvHeads !== 0) {
+    throw config.invalid(key, kvHeads, `a divisor of num_attention_heads, ${heads}`);
+  }
+  return kvHeads;
+}
+
+function readHeadDim(
+  config: ConfigReader,
+  hiddenSize: number,
+  heads: number,
+  fallback: number | undefined,
+): number {
+  const natural = config.isNull("head_dim") ? undefined : fallback;
+  if (natural === undefined && !config.get("head_dim") && hiddenSize % heads !== 0) {
     throw config.invalid(
       "hidden_size",
       hiddenSize,
       `a multiple of num_attention_heads, ${heads}, or head_dim`,
     );
   }
-  const headDim = config.integer("head_dim", hiddenSize / heads);
-  if (headDim % 2 !== 0)
+  const headDim = config.integer("head_dim", natural ?? hiddenSize / heads);
+  if (headDim % 2 !== 0) {
     throw config.invalid("head_dim", headDim, "an even number, because positions rotate pairs");
-  return headDim;
-}
-
-/**
- * Base of the rotary frequencies: `rope_parameters.rope_theta` as transformers 5 writes it, else the older
- * `rope_theta` beside `rope_scaling`.
- */
-function readTheta(family: FamilyDescription, config: ConfigReader): number {
-  const parameters = config.object("rope_parameters");
-  const scaling = config.object("rope_scaling");
-  for (const [name, rope] of [["rope_parameters", parameters] as const, ["rope_scaling", scaling] as const]) {
-    const kind = rope?.get(["rope_type", "type"]);
-    if (kind && kind.value !== "default") {
-      throw unsupported(family, `${name}.${kind.key}`, kind.value, '"default"');
-    }
-    const partial = rope?.get("partial_rotary_factor")?.value ?? 1;
-    if (partial !== 1) throw unsupported(family, `${name}.partial_rotary_factor`, partial, "1");
   }
-  const fallback = config.positive("rope_theta", family.config.defaults.theta);
-  return parameters?.positive("rope_theta", fallback) ?? fallback;
-}
-
-function unsupported(family: FamilyDescription, key: string, value: unknown, expected: string): CoppiceError {
-  return new CoppiceError(
-    "COPPICE_FAMILY_UNSUPPORTED",
-    `config.json: ${key} is ${showValue(value)}; for ${family.title} only ${expected} is supported`,
-    { details: { family: family.name, key, value: showValue(value) } },
-  );
+  return headDim;
 }

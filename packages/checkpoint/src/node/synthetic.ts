@@ -1,7 +1,8 @@
 import { CoppiceError, type DType, dtypeBytes, elementCount, Rng, roundToDtype } from "@coppice/core";
 import { encodeValues } from "../decode.js";
-import { families } from "../families/detect.js";
-import { type FamilyDescription, type MlpNames, tensorName } from "../families/family.js";
+import { families } from "../families/families.js";
+import type { FamilyDescription, MlpNames } from "../families/family.js";
+import { fillIn } from "../families/naming.js";
 import { bytesContent, type Content } from "../output/content.js";
 import { defaultShardBytes, type OutputTensor, packShards } from "../output/shards.js";
 import type { CheckpointTarget } from "../output/target.js";
@@ -76,7 +77,7 @@ function syntheticConfig(family: FamilyDescription, options: SyntheticOptions): 
     hidden_act: "silu",
     tie_word_embeddings: options.tied ?? false,
     eos_token_id: 0,
-    ...(family.router.normalize !== true && { [family.router.normalize.key]: true }),
+    ...(family.name === "qwen3_moe" && { norm_topk_prob: true }),
     ...Object.fromEntries([
       [experts[0], options.experts],
       [topK[0], options.topK],
@@ -97,30 +98,34 @@ function syntheticTensors(family: FamilyDescription, options: SyntheticOptions):
     throw new CoppiceError("COPPICE_USAGE", `${family.name} has no ${fused ? "fused" : "separate"} layout`);
   add(names.embedding, [vocabSize, hiddenSize]);
   for (let layer = 0; layer < options.layers; layer++) {
-    const at = (pattern: string) => tensorName(pattern, layer);
-    add(at(names.attentionNorm), [hiddenSize], true);
-    add(`${at(names.query)}.weight`, [heads * headDim, hiddenSize]);
-    add(`${at(names.key)}.weight`, [kvHeads * headDim, hiddenSize]);
-    add(`${at(names.value)}.weight`, [kvHeads * headDim, hiddenSize]);
-    add(`${at(names.output)}.weight`, [hiddenSize, heads * headDim]);
-    if (names.queryNorm) add(at(names.queryNorm), [headDim], true);
-    if (names.keyNorm) add(at(names.keyNorm), [headDim], true);
-    add(at(names.feedForwardNorm), [hiddenSize], true);
+    const at = (pattern: string) => fillIn(pattern, layer);
+    const attention = at("model.layers.{l}.self_attn");
+    add(`${at(names.attentionNorm)}.weight`, [hiddenSize], true);
+    add(`${attention}.q_proj.weight`, [heads * headDim, hiddenSize]);
+    add(`${attention}.k_proj.weight`, [kvHeads * headDim, hiddenSize]);
+    add(`${attention}.v_proj.weight`, [kvHeads * headDim, hiddenSize]);
+    add(`${attention}.o_proj.weight`, [hiddenSize, heads * headDim]);
+    if (family.name === "qwen3_moe") {
+      add(`${attention}.q_norm.weight`, [headDim], true);
+      add(`${attention}.k_norm.weight`, [headDim], true);
+    }
+    add(`${at(names.feedForwardNorm)}.weight`, [hiddenSize], true);
     add(at(layout.router), [experts, hiddenSize]);
     if (layout.kind === "fused") {
-      add(at(layout.gateUp), [experts, 2 * expertWidth, hiddenSize]);
+      add(at(layout.gateUp as string), [experts, 2 * expertWidth, hiddenSize]);
       add(at(layout.down), [experts, hiddenSize, expertWidth]);
       continue;
     }
     for (let expert = 0; expert < experts; expert++) {
-      const part = (role: keyof MlpNames) => tensorName(layout.experts[role], layer, expert);
+      const part = (role: keyof MlpNames) =>
+        `${fillIn(layout.experts[role] as string, layer, expert)}.weight`;
       add(part("gate"), [expertWidth, hiddenSize]);
       add(part("up"), [expertWidth, hiddenSize]);
       add(part("down"), [hiddenSize, expertWidth]);
     }
   }
-  add(names.finalNorm, [hiddenSize], true);
-  if (!tied) add(names.head, [vocabSize, hiddenSize]);
+  add(`${names.finalNorm}.weight`, [hiddenSize], true);
+  if (!tied) add(`${names.head}.weight`, [vocabSize, hiddenSize]);
   const parameters = shapes.reduce((sum, { shape }) => sum + elementCount(shape), 0);
   const block = new RandomBlock(dtype, parameters, options.seed ?? 0);
   return shapes.map(({ name, shape, isNorm }) => {
