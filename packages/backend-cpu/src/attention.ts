@@ -1,5 +1,5 @@
 import type { DecoderLayer } from "@coppice/core";
-import { attentionGraph } from "@coppice/onnx";
+import { type AttentionShape, attentionGraph } from "@coppice/onnx";
 import type { Tensor } from "onnxruntime-node";
 import { paddedShape, rotaryDimensions } from "./head-layout.js";
 import type { LayerCache } from "./kv-cache.js";
@@ -35,7 +35,7 @@ export async function runAttention(
     ...weights,
     ...router,
     ...unit.feeds,
-    ...positionFeeds(request),
+    ...positionFeeds(request, shape),
   };
   const masked = feeds.mask !== undefined;
   const options = { cache: cache !== undefined, select: selected !== undefined, masked };
@@ -60,10 +60,9 @@ export async function runAttention(
 }
 
 /** What depends on the positions of the rows. */
-function positionFeeds({ layer, hidden, unit, length, rotary }: AttentionRequest): Feeds {
+function positionFeeds({ layer, unit, length, rotary }: AttentionRequest, shape: AttentionShape): Feeds {
   const { attention } = layer;
   if (attention.kind === "other") return {};
-  const shape = paddedShape(layer, hidden.dims[1] as number);
   const tables =
     attention.rotary &&
     rotary.of(attention.rotary, rotaryDimensions(attention, shape)).tables(unit.positions, length);
