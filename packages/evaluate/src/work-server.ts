@@ -54,19 +54,14 @@ export interface WorkServerOptions {
 /** Answers requests on a model that is loaded here. */
 export interface WorkServer extends AsyncDisposable {
   /**
-   * The request, checked. @throws COPPICE_EXECUTOR_FOREIGN for work that is not for this worker, with both values;
-   * COPPICE_PLAN_INVALID, COPPICE_PLAN_MODEL
-   */
-  accept(request: unknown): WorkRequest;
-  /**
-   * Measures. An error of the plan or of the measurement is part of the outcome. Requests that were answered lately
-   * cost nothing.
+   * Checks a request and measures. An error of the plan or of the measurement is part of the outcome. Requests that were
+   * answered lately cost nothing.
    * @param samples gives the text of the request's samples
-   * @throws COPPICE_ABORTED, COPPICE_EXECUTOR_FOREIGN when the samples are not those of the request, and what `samples`
-   * throws
+   * @throws COPPICE_EXECUTOR_FOREIGN, with both values, for work that is not for this worker or whose samples are not
+   * those of the request; COPPICE_ABORTED; and the errors of `samples` that are no COPPICE errors
    */
   answer(
-    request: WorkRequest,
+    request: unknown,
     samples: (hash: string) => Promise<string>,
     options?: { signal?: AbortSignal },
   ): Promise<WorkOutcome>;
@@ -134,27 +129,26 @@ export function createWorkServer({ pool, engine, worker, numerics }: WorkServerO
 
   const dispose = async () => scorers.clear();
   return {
-    accept: (request) => parseWorkRequest(request, { model: pool.model, engine }),
-    async answer(request, samples, { signal } = {}) {
-      const known = outcomes.get(request.id);
-      if (known) return { ...known, work: nothing };
+    async answer(value, samples, { signal } = {}) {
+      const asked = (value as Partial<WorkRequest> | null)?.id;
       const who = {
         version: workVersion,
-        id: request.id,
+        id: typeof asked === "string" ? asked.slice(0, 64) : "",
         worker,
         ...(numerics !== undefined && { numerics }),
       } as const;
       try {
+        const request = parseWorkRequest(value, { model: pool.model, engine });
+        const known = outcomes.get(request.id);
+        if (known) return { ...known, work: nothing };
         const outcome = { ...who, ...(await measure(request, samples, signal)) };
         outcomes.set(request.id, outcome);
         return outcome;
       } catch (error) {
-        const ours = isCoppiceError(error)
-          ? error
-          : new CoppiceError("COPPICE_INTERNAL", `a worker failed unexpectedly: ${String(error)}`);
-        const passes = ours.code === "COPPICE_ABORTED" || ours.code.startsWith("COPPICE_EXECUTOR_");
-        if (passes || signal?.aborted) throw error;
-        return { ...who, error: ours.toJSON(), work: nothing };
+        // Foreign work, an abort and what is no error of the measurement are the caller's business.
+        if (!isCoppiceError(error) || signal?.aborted || error.code === "COPPICE_EXECUTOR_FOREIGN")
+          throw error;
+        return { ...who, error: error.toJSON(), work: nothing };
       }
     },
     dispose,
