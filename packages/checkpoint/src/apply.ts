@@ -94,17 +94,10 @@ async function layOut(
   const checked = parsePlan(plan, model);
   const shape = exportShape(model, checked, layout);
   const { tensors, paddedBytes } = outputTensors(loaded, shape);
-  const layers = shape.layers.map(({ layer, slots, topK, groups }) => {
-    return { layer, experts: slots.length, topK, ...(groups && { groups }) };
-  });
-  const provenance = createProvenance(model, checked, {
-    ...(metadata && { metadata }),
-    ...(layout === "runtime" && { layers }),
-  });
   const files = [
     ...packShards(tensors, maxShardBytes),
     await rewriteConfig(loaded, shape, signal),
-    jsonFile(provenanceFileName, provenance),
+    jsonFile(provenanceFileName, createProvenance(model, checked, metadata)),
     ...(await companionFiles(loaded)),
   ];
   throwIfAborted(signal, "laying out the checkpoint");
@@ -129,8 +122,9 @@ async function rewriteConfig(
   signal: AbortSignal | undefined,
 ): Promise<OutputFile> {
   const bytes = await readSmallFile(loaded.folder, "config.json", defaultLimits.configBytes, signal);
-  const text = new TextDecoder().decode(bytes);
-  const changed = new TextEncoder().encode(replaceJsonValues(text, configChanges(loaded, shape)));
+  const { replace, insert } = configChanges(loaded, shape);
+  const text = replaceJsonValues(new TextDecoder().decode(bytes), replace, insert);
+  const changed = new TextEncoder().encode(text);
   return outputFile("config.json", [bytesContent(changed)]);
 }
 

@@ -61,6 +61,7 @@ function failing(k: number, code: string): { fs: FileSystem; calls: () => number
         },
       };
     }),
+    list: real.list,
     removeTree: real.removeTree,
     removeFolder: real.removeFolder,
   };
@@ -210,12 +211,25 @@ describe("folderTarget", () => {
       emitter.on("progress", () => ++seen === Number(at) && process.kill(process.pid, "SIGKILL"));
       await applyPlan(checkpoint, createPlan(checkpoint.model), folderTarget(out), { emitter, maxShardBytes: 5000 });
     `;
+    let before: string[] = [];
     for (const at of ["1", "5"]) {
       const out = join(base, "out");
       const args = ["--input-type=module", "-e", script, join(base, "model"), out, at];
       const run = spawnSync(process.execPath, args, { cwd: new URL(".", import.meta.url).pathname });
       expect([run.signal, String(run.stderr)]).toEqual(["SIGKILL", ""]);
       expect(existsSync(out)).toBe(false);
+      const left = readdirSync(base).filter((name) => name.startsWith(".out.partial-"));
+      expect(left).toHaveLength(1);
+      // What the first process left is gone once the second has begun.
+      expect(before).not.toEqual(left);
+      before = left;
     }
+    const [space] = /(?<=partial-)[0-9a-f]{8}-/.exec(before[0] as string) as RegExpExecArray;
+    // Of another computer, and of a process that lives.
+    const others = [".out.partial-00000000-1-00000000", `.out.partial-${space}${process.pid}-00000000`];
+    for (const name of others) mkdirSync(join(base, name));
+    await using checkpoint = await loadModel(await openFolder(join(base, "model")));
+    await applyPlan(checkpoint, createPlan(checkpoint.model), folderTarget(join(base, "out")));
+    expect(readdirSync(base).sort()).toEqual([...others, "model", "out"].sort());
   });
 });

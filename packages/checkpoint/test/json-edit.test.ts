@@ -61,4 +61,18 @@ describe("replaceJsonValues", () => {
       { numRuns: 3000 },
     );
   });
+
+  it("inserts values first in their object, whatever else it holds", () => {
+    const insert = new Map([
+      ["k", "1"],
+      ["a.b.n", "[2, 3]"],
+      ["e.x", "true"],
+      ["missing.x", "5"],
+    ]);
+    const text = '{"a" : {"c": [{"b": {}}], "b":{ "z":1.0}}, "e": { }, "b": {"n": {}}}';
+    expect(replaceJsonValues(text, new Map([["a.b.z", "2"]]), insert)).toBe(
+      '{"k": 1, "a" : {"c": [{"b": {}}], "b":{"n": [2, 3],  "z":2}}, "e": {"x": true }, "b": {"n": {}}}',
+    );
+    expect(replaceJsonValues("{}", new Map(), insert)).toBe('{"k": 1}');
+  });
 });

@@ -301,19 +301,28 @@ describe("layers of different sizes", () => {
     expect(choose([...logits, 0, 0], [...correction, -1e9, -1e9])).toBe(1);
   });
 
-  it("keep their sizes in the runtime layout, which records them", async () => {
+  it("keep their sizes in the runtime layout, whose config lists them", async () => {
     const { apply } = await refused({ config: { n: 6 }, counts: { experts: ["n"] } });
     const plans = [{ layer: 1, experts: [4, 0, 2], topK: 1 }];
-    const { summary, predicted, files, tensors, config } = await apply(plans, { layout: "runtime" });
+    const { summary, predicted, tensors, config } = await apply(plans, { layout: "runtime" });
     expect(summary).toEqual(predicted);
     expect(summary).toMatchObject({ experts: 6, topK: 2, padded: { experts: 0, bytes: 0 } });
-    expect(config).toEqual({ n: 6 });
+    expect(config).toEqual({ n: [6, 3], k: [2, 1] });
     expect(tensors.get("l1.gate")!.shape).toEqual([3, hidden]);
-    const record = JSON.parse(new TextDecoder().decode(files.get("coppice.json")));
-    expect(record.layers).toEqual([
-      { layer: 0, experts: 6, topK: 2 },
-      { layer: 1, experts: 3, topK: 1 },
-    ]);
+  });
+
+  it("change the entries of lists with one per layer", async () => {
+    const { apply } = await modelOf(2, {
+      experts: 6,
+      topK: 2,
+      router: sigmoid,
+      config: { inner: { num: [6, 6] }, k: [2, 2] },
+      counts: { experts: ["inner.num"], topK: ["k"] },
+    });
+    const plans = [0, 1].map((layer) => ({ layer, experts: [4, 0, 2], topK: 1 }));
+    expect((await apply(plans)).config).toEqual({ inner: { num: [3, 3] }, k: [1, 1] });
+    const { config } = await apply(plans.slice(1), { layout: "runtime" });
+    expect(config).toEqual({ inner: { num: [6, 3] }, k: [2, 1] });
   });
 });
 
@@ -340,6 +349,18 @@ describe("uniform plans of routers with groups", () => {
       const ids = [...floats(output.tensors.get("l0.ids")!)].filter((_, i) => i % 2 === 0);
       expect(ids).toEqual([...experts].sort((p, q) => p - q).map((expert) => expert + 1));
     }
+  });
+
+  it("state in config.json what it left to a default", async () => {
+    const { apply } = await modelOf(2, {
+      experts: 8,
+      topK: 2,
+      router,
+      config: { text: { n: 8 } },
+      counts: { experts: ["text.n"] },
+    });
+    const plans = both([0, 2, 4], [0, 3, 4]).map((plan) => ({ ...plan, topK: 1 }));
+    expect((await apply(plans)).config).toEqual({ text: { n: 3, k: 1, g: 3 } });
   });
 
   it("are refused when groups differ within a layer or between layers", async () => {

@@ -12,9 +12,9 @@ import {
   type TensorRef,
 } from "@coppice/core";
 import { applyPlan, type OutputOptions, predictOutput } from "../src/apply.js";
+import type { CountPaths } from "../src/families/detect.js";
 import type { ExpertTensors } from "../src/families/expert-tensors.js";
 import type { LoadedCheckpoint } from "../src/load.js";
-import type { CountPaths } from "../src/output/config-changes.js";
 import { memoryTarget } from "../src/output/target.js";
 import { parseSafetensors } from "../src/safetensors-bytes.js";
 import { readSafetensorsHeader } from "../src/safetensors-header.js";
@@ -22,6 +22,9 @@ import { SourceCache } from "../src/source-cache.js";
 import { bytesOf, text } from "./helpers.js";
 
 export const noPaths: CountPaths = { experts: [], topK: [], groups: [], groupsKept: [], capacity: [] };
+
+/** Where a family would state numbers. */
+const familyPaths = { ...noPaths, experts: ["n", "num"], topK: ["k"], groups: ["g"], groupsKept: ["gk"] };
 
 /** One MoE layer of a checkpoint that is described by hand, so that surgery is tested without any family. */
 export interface HandLayer {
@@ -80,7 +83,7 @@ export async function handMade(
     sources,
     folder,
     edits: edits(refs),
-    detected: { counts: { ...noPaths, ...counts } },
+    detected: { counts: { ...noPaths, ...counts }, family: { config: familyPaths } },
   } as unknown as LoadedCheckpoint;
   return {
     loaded,

@@ -1,5 +1,5 @@
 import { constants } from "node:fs";
-import { lstat, mkdir, open, rename, rm, rmdir, statfs } from "node:fs/promises";
+import { lstat, mkdir, open, readdir, rename, rm, rmdir, statfs } from "node:fs/promises";
 
 /** A file that is written by position. */
 export interface WritableFile {
@@ -11,6 +11,8 @@ export interface WritableFile {
 /** The calls that writing a checkpoint makes, in one place, so that tests can let each of them fail. */
 export interface FileSystem {
   exists(path: string): Promise<boolean>;
+  /** Names of a folder's entries. */
+  list(path: string): Promise<string[]>;
   /** Bytes that a file system has left for this user, or undefined where it cannot tell. */
   freeBytes(path: string): Promise<number | undefined>;
   /** Creates a folder and those above it; returns the topmost one that it created. */
@@ -35,6 +37,7 @@ export const nodeFileSystem: FileSystem = {
         throw error;
       },
     ),
+  list: (path) => readdir(path),
   freeBytes: async (path) => {
     const { bavail, bsize } = await statfs(path);
     // Some network file systems answer 0 blocks altogether when they do not know.

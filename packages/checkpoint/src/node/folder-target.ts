@@ -1,5 +1,4 @@
-import { randomBytes } from "node:crypto";
-import { basename, dirname, join, resolve } from "node:path";
+import { dirname, join, resolve } from "node:path";
 import { CoppiceError } from "@coppice/core";
 import { checkFileName } from "../folder.js";
 import {
@@ -9,15 +8,17 @@ import {
   targetExists,
 } from "../output/target.js";
 import { type FileSystem, nodeFileSystem } from "./file-system.js";
+import { partialName, removeStalePartials } from "./stale-partials.js";
 
 /** Room that a file system needs beyond the bytes of the files: names, and the last block of each. */
 const spareRoom = 1.01;
 
 /**
  * A folder on disk, which must not exist; missing folders above it are created. All files are written and synced in a
- * hidden folder beside it (`.<name>.partial-<process>-<random>`), which is renamed at the end: the folder is complete
- * or absent, even when the process is killed or the computer loses power. A killed process leaves the hidden
- * folder, which may be deleted; every other failure removes it.
+ * hidden folder beside it (`.<name>.partial-<computer>-<process>-<random>`), which is renamed at the end: the folder is
+ * complete or absent, even when the process is killed or the computer loses power. A killed process leaves the hidden
+ * folder, which may be deleted, and is when the same target is written again on that computer; every other failure
+ * removes it.
  */
 export function folderTarget(path: string): CheckpointTarget {
   return createFolderTarget(path, nodeFileSystem);
@@ -46,14 +47,14 @@ class FolderTransaction implements TargetTransaction {
     this.#fs = fs;
     this.#target = resolve(label);
     this.#parent = dirname(this.#target);
-    const suffix = `${process.pid}-${randomBytes(4).toString("hex")}`;
-    this.#partial = join(this.#parent, `.${basename(this.#target)}.partial-${suffix}`);
+    this.#partial = join(this.#parent, partialName(this.#target));
   }
 
   async begin(): Promise<this> {
     try {
       if (await this.#fs.exists(this.#target)) throw targetExists(this.#label);
       this.#created = await this.#fs.makeFolders(this.#parent);
+      await removeStalePartials(this.#target, this.#fs);
       const free = await this.#fs.freeBytes(this.#parent);
       if (free !== undefined && free < this.#bytes * spareRoom) throw this.#noSpace(free);
       await this.#fs.makeFolder(this.#partial);

@@ -19,9 +19,13 @@ import { defaultLimits } from "../limits.js";
  * Hugging Face cache (`<repo>/snapshots/<revision>`) and the link leads into that repository's `blobs`. Any other link
  * is refused when it is opened: files are copied into output checkpoints, and a downloaded link must not carry a file
  * of this computer along.
- * @throws COPPICE_FORMAT_MISSING_FILE when there is no such folder, COPPICE_IO_READ
+ * @throws COPPICE_FORMAT_MISSING_FILE when there is no such folder, COPPICE_IO_READ, COPPICE_ABORTED
  */
-export async function openFolder(path: string): Promise<CheckpointFolder> {
+export async function openFolder(
+  path: string,
+  options: { signal?: AbortSignal } = {},
+): Promise<CheckpointFolder> {
+  throwIfAborted(options.signal, `opening ${path}`);
   const root = await realpath(path).catch((cause) => {
     throw ioError(cause, path, path);
   });
@@ -30,6 +34,7 @@ export async function openFolder(path: string): Promise<CheckpointFolder> {
       hint: "give the folder that holds config.json",
     });
   }
+  throwIfAborted(options.signal, `opening ${path}`);
   return {
     label: path,
     list: () => listFiles(root, path),

@@ -1,65 +1,164 @@
-import { type MoeModel, moeLayers } from "@coppice/core";
+import { CoppiceError, type MoeLayer, type MoeModel, moeLayers } from "@coppice/core";
+import type { CountPaths } from "../families/detect.js";
 import type { ExpertTensors } from "../families/expert-tensors.js";
 import { type JsonObject, ownValue } from "../json-object.js";
 import type { ExportShape } from "./export-shape.js";
-
-/** Paths in config.json, keys joined by dots, that state numbers which plans change. */
-export interface CountPaths {
-  readonly experts: readonly string[];
-  readonly topK: readonly string[];
-  /** Number of expert groups, and of those a token may use. */
-  readonly groups: readonly string[];
-  readonly groupsKept: readonly string[];
-  /** Lists of capacities that repeat the number of experts (ERNIE `moe_capacity`). */
-  readonly capacity: readonly string[];
-}
 
 export interface ConfigSource {
   readonly model: MoeModel;
   readonly config: JsonObject;
   readonly edits: readonly ExpertTensors[];
-  readonly detected: { readonly counts: CountPaths };
+  readonly detected: {
+    readonly counts: CountPaths;
+    readonly family: { readonly config: Partial<CountPaths> };
+  };
+}
+
+export interface ConfigChanges {
+  /** New JSON texts of values, by path: keys joined by dots. */
+  readonly replace: ReadonlyMap<string, string>;
+  /** JSON texts of values that config.json left to a default, by path. */
+  readonly insert: ReadonlyMap<string, string>;
 }
 
 /**
- * New JSON texts of values in config.json, by path. In lists (one entry per layer, or ERNIE's capacities) every element
- * that equals the old number changes; lists in `quantization_config` that name modules keep those of the kept experts
- * under their new numbers.
+ * Everything in config.json that a new shape changes. Lists with one entry per layer (HunYuan, and the runtime layout)
+ * get that of each layer; in other lists (ERNIE's capacities) every element that equals the old number changes. Lists in
+ * `quantization_config` that name modules keep those of the kept experts under their new numbers.
+ * @throws COPPICE_PLAN_EXPORT when a number must be stated and config.json has no place for it
  */
-export function configChanges(source: ConfigSource, shape: ExportShape): Map<string, string> {
-  const { model, config, detected } = source;
+export function configChanges(source: ConfigSource, shape: ExportShape): ConfigChanges {
+  const { model, config, detected, edits } = source;
   const { counts } = detected;
-  const { router, experts } = (moeLayers(model)[0] as ReturnType<typeof moeLayers>[0]).feedForward;
-  const changes = new Map<string, string>();
-  const set = (paths: readonly string[], old: number, value: number) => {
-    for (const path of paths) {
-      const present = valueAt(config, path);
-      if (!Array.isArray(present)) changes.set(path, String(value));
-      else if (old !== value)
-        changes.set(path, listText(present.map((item) => (item === old ? value : item))));
-    }
+  const layers = moeLayers(model);
+  const replace = new Map<string, string>();
+  const insert = new Map<string, string>();
+  const numbers = new NumberWriter(source, shape, replace);
+  const [{ feedForward: first }] = layers as [MoeLayer];
+  const state = (key: "experts" | "topK" | "groups" | "groupsKept", before: Numbers, after: Numbers) => {
+    if (numbers.write(counts[key], before, after)) return;
+    if (layers.every(({ index }) => before(index) === after(index))) return;
+    insert.set(...missingPlace(source, key, numbers.text(after)));
   };
-  set(counts.experts, experts.length, shape.experts);
-  set(counts.topK, router.topK, shape.topK);
-  const capacities = counts.capacity.filter((path) => {
+  const spec = (layer: number) => layers.find(({ index }) => index === layer)?.feedForward;
+  const shaped = new Map(shape.layers.map((layer) => [layer.layer, layer]));
+  state(
+    "experts",
+    (layer) => spec(layer)?.experts.length,
+    (layer) => shaped.get(layer)?.slots.length,
+  );
+  state(
+    "topK",
+    (layer) => spec(layer)?.router.topK,
+    (layer) => shaped.get(layer)?.topK,
+  );
+  const old = first.experts.length;
+  for (const path of counts.capacity) {
     const present = valueAt(config, path);
-    return Array.isArray(present) || present === experts.length;
-  });
-  set(capacities, experts.length, shape.experts);
-  if (shape.groups) {
-    set(counts.groups, router.groups?.count ?? 1, shape.groups.count);
-    set(counts.groupsKept, router.groups?.keep ?? 1, shape.groups.keep);
-  } else if (router.groups || shape.experts !== experts.length) {
-    // One group of all experts, also where a router that ignores groups states some: loaders divide by them.
+    if (Array.isArray(present)) replaceEqual(replace, path, present, old, shape.experts);
+    else if (present === old) replace.set(path, String(shape.experts));
+  }
+  const { groups } = first.router;
+  if (groups) {
+    state(
+      "groups",
+      () => groups.count,
+      () => shape.groups?.count ?? 1,
+    );
+    state(
+      "groupsKept",
+      () => groups.keep,
+      () => shape.groups?.keep ?? 1,
+    );
+  } else if (shape.experts !== old) {
+    // Also where the router ignores its groups: loaders divide by them.
     for (const path of [...counts.groups, ...counts.groupsKept]) {
-      if (typeof valueAt(config, path) === "number") changes.set(path, "1");
+      if (typeof valueAt(config, path) === "number") replace.set(path, "1");
     }
   }
   for (const [path, list] of moduleLists(config)) {
-    const renamed = renameModules(list, source.edits, shape);
-    if (renamed) changes.set(path, listText(renamed));
+    const renamed = renameModules(list, edits, shape);
+    if (renamed) replace.set(path, listText(renamed));
   }
-  return changes;
+  return { replace, insert };
+}
+
+/** The number of a layer; undefined for one without experts. */
+type Numbers = (layer: number) => number | undefined;
+
+class NumberWriter {
+  readonly #source: ConfigSource;
+  readonly #shape: ExportShape;
+  readonly #replace: Map<string, string>;
+
+  constructor(source: ConfigSource, shape: ExportShape, replace: Map<string, string>) {
+    this.#source = source;
+    this.#shape = shape;
+    this.#replace = replace;
+  }
+
+  /** True when there is a path to write to. */
+  write(paths: readonly string[], before: Numbers, after: Numbers): boolean {
+    const { config, model } = this.#source;
+    for (const path of paths) {
+      const present = valueAt(config, path);
+      if (Array.isArray(present) && present.length >= model.layers.length) {
+        const [[old, ...others], [value]] = [[...this.#all(before)], [...this.#all(after)]];
+        const changed = present.map(
+          (item, layer) => after(layer) ?? (item === old && others.length === 0 ? value : item),
+        );
+        // Layers of different numbers that have become equal: no longer the runtime layout.
+        const isUniform = this.#all(after).size === 1 && this.#all(before).size > 1;
+        this.#replace.set(path, isUniform ? this.text(after) : listText(changed));
+      } else if (Array.isArray(present)) {
+        const [[old], [value]] = [[...this.#all(before)], [...this.#all(after)]];
+        replaceEqual(this.#replace, path, present, old as number, value as number);
+      } else this.#replace.set(path, this.text(after));
+    }
+    return paths.length > 0;
+  }
+
+  /** One number, or where layers differ one per layer; layers without experts get the largest, which nobody reads. */
+  text(numbers: Numbers): string {
+    const all = [...this.#all(numbers)];
+    if (all.length === 1) return String(all[0]);
+    return listText(this.#source.model.layers.map(({ index }) => numbers(index) ?? Math.max(...all)));
+  }
+
+  #all(numbers: Numbers): Set<number> {
+    return new Set(this.#shape.layers.flatMap(({ layer }) => numbers(layer) ?? []));
+  }
+}
+
+function replaceEqual(
+  changes: Map<string, string>,
+  path: string,
+  list: readonly unknown[],
+  old: number,
+  value: number,
+): void {
+  if (old === value || !list.includes(old)) return;
+  changes.set(path, listText(list.map((item) => (item === old ? value : item))));
+}
+
+/** Where a number belongs that config.json leaves to the family's default: beside the number of experts. */
+function missingPlace(
+  { config, detected }: ConfigSource,
+  key: "experts" | "topK" | "groups" | "groupsKept",
+  text: string,
+): [path: string, text: string] {
+  const stated = detected.counts.experts[0] ?? "";
+  const own = detected.family.config.experts?.find((path) => stated.endsWith(path)) ?? stated;
+  const path = `${stated.slice(0, stated.length - own.length)}${detected.family.config[key]?.[0]}`;
+  const parent = path.includes(".") ? valueAt(config, path.slice(0, path.lastIndexOf("."))) : config;
+  if (detected.family.config[key]?.[0] !== undefined && typeof parent === "object" && parent !== null) {
+    return [path, text];
+  }
+  throw new CoppiceError(
+    "COPPICE_PLAN_EXPORT",
+    `the plan changes a number to ${text} that config.json leaves to a default and has no place for (${key})`,
+    { hint: "state the number in config.json", details: { key, value: text } },
+  );
 }
 
 function valueAt(config: JsonObject, path: string): unknown {

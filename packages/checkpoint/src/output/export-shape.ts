@@ -10,8 +10,9 @@ import {
 import { arrangePadded, paddingObstacle } from "./padding.js";
 
 /**
- * `stock`: what every runtime of the family loads, one number of experts for all layers. `runtime`: the same files with
- * each layer's own number of experts, which `coppice.json` records; Coppice itself loads it.
+ * `stock`: what every runtime of the family loads, one number of experts and one top-k for all layers. `runtime`: the
+ * same files with those of each layer, which config.json states as lists with one entry per layer; Coppice itself
+ * loads it.
  */
 export type OutputLayout = "stock" | "runtime";
 
@@ -36,7 +37,7 @@ export interface LayerShape {
   readonly groups?: Pick<RouterGroups, "count" | "keep">;
 }
 
-/** What a plan writes: the numbers that config.json states once for all layers, and every MoE layer. */
+/** What a plan writes: the numbers that stock configs state once for all layers, and every MoE layer. */
 export interface ExportShape {
   /** Most experts of a layer, those that fill up included; in the stock layout every layer has as many. */
   readonly experts: number;
@@ -81,30 +82,15 @@ export function exportShape(model: MoeModel, plan: Plan, layout: OutputLayout = 
     return groups && { groups: { count: groups.count, keep: groups.keep } };
   };
   const [first] = layers as [Layer];
-  if (layout === "runtime") {
-    const shapes = layers.map((layer) => ({
-      layer: layer.layer,
-      slots: layer.slots,
-      topK: layer.topK,
-      ...groupsOf(layer),
-    }));
-    const common = shapes.every((shape) => sameGroups(shape, shapes[0])) ? shapes[0]?.groups : undefined;
-    return {
-      experts: Math.max(...shapes.map(({ slots }) => slots.length)),
-      topK: Math.max(...shapes.map(({ topK }) => topK)),
-      ...(common && { groups: common }),
-      padded: 0,
-      layers: shapes,
-    };
-  }
+  const isStock = layout === "stock";
   for (const { layer, topK } of layers) {
-    if (topK === first.topK) continue;
+    if (topK === first.topK || !isStock) continue;
     throw refused(
       `layer ${first.layer} has top-k ${first.topK} and layer ${layer} has ${topK}; config.json states one for all layers`,
       `give every layer the same top-k, ${orRuntime}`,
     );
   }
-  const other = layers.find(({ slots }) => slots.length !== first.slots.length);
+  const other = isStock ? layers.find(({ slots }) => slots.length !== first.slots.length) : undefined;
   const obstacle = paddingObstacle(first.router);
   if (other && obstacle !== undefined) {
     throw refused(
@@ -113,7 +99,11 @@ export function exportShape(model: MoeModel, plan: Plan, layout: OutputLayout = 
       `keep the same number of experts in every layer, ${orRuntime}`,
     );
   }
-  if (obstacle === undefined && (other || !fitsTogether(layers.map((layer) => () => groupsOf(layer))))) {
+  if (
+    isStock &&
+    obstacle === undefined &&
+    (other || !fitsTogether(layers.map((layer) => () => groupsOf(layer))))
+  ) {
     return { ...arrangePadded(layers), topK: first.topK };
   }
   const shapes = layers.map((layer) => ({
@@ -122,7 +112,7 @@ export function exportShape(model: MoeModel, plan: Plan, layout: OutputLayout = 
     topK: layer.topK,
     ...groupsOf(layer),
   }));
-  const [shape] = shapes as [LayerShape];
+  const shape = shapes[0] as LayerShape;
   const differs = shapes.find((layer) => !sameGroups(layer, shape));
   if (differs) {
     throw refused(
@@ -185,7 +175,7 @@ function slotsOf({ experts, merge }: LayerPlan): OwnSlot[] {
 }
 
 function refused(why: string, hint: string): CoppiceError {
-  return new CoppiceError("COPPICE_PLAN_EXPORT", `the plan cannot be written as a stock checkpoint: ${why}`, {
+  return new CoppiceError("COPPICE_PLAN_EXPORT", `the plan cannot be written as a checkpoint: ${why}`, {
     hint,
   });
 }

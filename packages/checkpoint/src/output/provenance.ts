@@ -9,16 +9,6 @@ import { defaultLimits } from "../limits.js";
 export const provenanceFileName = "coppice.json";
 const provenanceVersion = 1;
 
-/** The numbers of one MoE layer in the runtime layout. */
-export interface LayerNumbers {
-  /** Index of the decoder layer. */
-  readonly layer: number;
-  readonly experts: number;
-  readonly topK: number;
-  /** Groups of experts and those of them that a token may use; absent: the choice is not limited to groups. */
-  readonly groups?: { readonly count: number; readonly keep: number };
-}
-
 /** What `coppice.json` holds. */
 export interface Provenance {
   readonly format: "coppice.checkpoint";
@@ -29,23 +19,16 @@ export interface Provenance {
   readonly plan: unknown;
   /** Releases that took part, by package name. */
   readonly versions: JsonObject;
-  /** Only of the runtime layout: every MoE layer, whose numbers config.json cannot state. */
-  readonly layers?: readonly LayerNumbers[];
   /** What the caller added: recipe, scores ... */
   readonly metadata: JsonObject;
 }
 
 /** There is no time stamp in it: the same plan gives the same bytes. */
-export function createProvenance(
-  model: MoeModel,
-  plan: Plan,
-  { metadata = {}, layers }: { metadata?: JsonObject; layers?: readonly LayerNumbers[] } = {},
-): Provenance {
+export function createProvenance(model: MoeModel, plan: Plan, metadata: JsonObject = {}): Provenance {
   return {
     format: "coppice.checkpoint",
     version: provenanceVersion,
     source: { family: model.family, fingerprint: model.fingerprint },
-    ...(layers && { layers }),
     plan,
     versions: { [packageJson.name]: packageJson.version },
     metadata,
@@ -72,42 +55,18 @@ export async function readProvenance(
         ? `version is ${showValue(version)}, this release reads version ${provenanceVersion}`
         : !isSource(source)
           ? `source is ${showValue(source)}, expected a family and a fingerprint`
-          : ownValue(parsed, "layers") !== undefined && !parseLayers(ownValue(parsed, "layers"))
-            ? `layers is ${showValue(ownValue(parsed, "layers"))}, expected a list of layers with experts and topK`
-            : undefined;
+          : undefined;
   if (fault !== undefined) {
     throw new CoppiceError("COPPICE_FORMAT_CONFIG", `${provenanceFileName}: ${fault}`);
   }
-  const layers = parseLayers(ownValue(parsed, "layers"));
   return {
     format: "coppice.checkpoint",
     version: provenanceVersion,
-    ...(layers && { layers }),
     source: source as Provenance["source"],
     plan: ownValue(parsed, "plan"),
     versions: objectOf(parsed, "versions"),
     metadata: objectOf(parsed, "metadata"),
   };
-}
-
-function parseLayers(value: unknown): LayerNumbers[] | undefined {
-  if (!Array.isArray(value)) return undefined;
-  const isCount = (count: unknown) => Number.isSafeInteger(count) && (count as number) >= 0;
-  const layers: LayerNumbers[] = [];
-  for (const entry of value) {
-    if (typeof entry !== "object" || entry === null) return undefined;
-    const { layer, experts, topK, groups } = entry as Record<string, unknown>;
-    if (![layer, experts, topK].every(isCount)) return undefined;
-    const { count, keep } = (groups ?? {}) as Record<string, unknown>;
-    if (groups !== undefined && ![count, keep].every(isCount)) return undefined;
-    layers.push({
-      layer: layer as number,
-      experts: experts as number,
-      topK: topK as number,
-      ...(groups !== undefined && { groups: { count: count as number, keep: keep as number } }),
-    });
-  }
-  return layers;
 }
 
 function isSource(value: unknown): boolean {
