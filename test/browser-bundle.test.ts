@@ -14,6 +14,8 @@ const portable: readonly string[] = [
   "criteria",
   "search-eep",
   "search-baselines",
+  "search-cma-es",
+  "search-nsga2",
   "backend-reference",
   "plugin-kit",
   "report",

@@ -5,6 +5,8 @@ export {
   type ReportData,
   type ReportEvaluation,
   type ReportFact,
+  type ReportFront,
+  type ReportFrontPoint,
   type ReportLayer,
   type ReportRow,
   type ReportSize,

@@ -1,5 +1,6 @@
 import { expertsSection } from "./experts-section.js";
 import { formatBytes, formatCount, formatScore, formatShare } from "./format.js";
+import { frontSection } from "./front-section.js";
 import { Html, html } from "./html.js";
 import { progressSection } from "./progress-section.js";
 import type { ReportData, ReportFact } from "./report-data.js";
@@ -23,6 +24,7 @@ export function renderReport(data: ReportData): string {
 ${cards(data)}
 ${scoreSection(data)}
 ${expertsSection(data)}
+${frontSection(data)}
 ${progressSection(data)}
 ${sizeSection(data)}
 ${factSection("work", "Work done", data.work)}

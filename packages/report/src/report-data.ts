@@ -60,6 +60,24 @@ export interface ReportFact {
   readonly value: string;
 }
 
+/** A plan that no other evaluated plan beats in every objective. */
+export interface ReportFrontPoint {
+  /** One per objective. */
+  readonly values: readonly number[];
+  /** Experts per layer. */
+  readonly experts: readonly number[];
+  /** Experts per token, per layer. */
+  readonly topK: readonly number[];
+  /** True for the plan that this run chose. */
+  readonly chosen?: boolean;
+}
+
+/** What a search for several goals at once leaves to choose from. */
+export interface ReportFront {
+  readonly objectives: readonly { readonly name: string; readonly better: "higher" | "lower" }[];
+  readonly points: readonly ReportFrontPoint[];
+}
+
 /** Everything the report of a run shows. Plain data; every text may come from a stranger. */
 export interface ReportData {
   readonly title: string;
@@ -70,6 +88,7 @@ export interface ReportData {
   readonly fitness: string;
   readonly rows: readonly ReportRow[];
   readonly evaluations: readonly ReportEvaluation[];
+  readonly front?: ReportFront;
   readonly layers: readonly ReportLayer[];
   readonly before: ReportSize;
   readonly after: ReportSize;

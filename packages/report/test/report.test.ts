@@ -76,6 +76,49 @@ describe("renderReport", () => {
     expect(renderReport({ ...data, evaluations: evaluations.slice(0, 1) })).not.toContain("NaN");
   });
 
+  it("shows the front as a table, the smallest plans first", () => {
+    const point = (fitness: number, bytes: number, experts: readonly number[]) => ({
+      values: [fitness, bytes],
+      experts,
+      topK: [2, 2],
+    });
+    const objectives = [
+      { name: "fitness", better: "higher" },
+      { name: hostile, better: "lower" },
+    ] as const;
+    const points = [
+      point(0.9, 7e9, [8, 8]),
+      { ...point(0.5, 3e9, [4, 3]), chosen: true },
+      point(0.7, 5e9, [6, 6]),
+    ];
+    const shown = renderReport({ ...sampleReport(), front: { objectives, points } });
+    const section = shown.slice(shown.indexOf('<h2 id="front">'), shown.indexOf('<h2 id="progress">'));
+    const rows = [...section.matchAll(/<th scope="row">([^<]*)/g)].map(([, text]) => text);
+    expect(rows).toEqual(["4, 3", "6", "8"]);
+    expect(section).toContain("the chosen plan");
+    expect(section).not.toContain("<script>");
+    expect(page).not.toContain('id="front"');
+  });
+
+  it("thins out a long front without losing its ends", () => {
+    const points = Array.from({ length: 5000 }, (_, i) => ({
+      values: [Math.sin(i / 5000), 1000 + i, 5000 - (i % 977)],
+      experts: [8],
+      topK: [2],
+      ...(i === 1234 && { chosen: true }),
+    }));
+    const objectives = [
+      { name: "fitness", better: "higher" },
+      { name: "bytes", better: "lower" },
+      { name: "activeParameters", better: "lower" },
+    ] as const;
+    const shown = renderReport({ ...sampleReport(), front: { objectives, points } });
+    expect(shown).toContain("5000 of the evaluated plans");
+    expect(shown.match(/<tr class="(chosen)?"><th scope="row">8/g)?.length).toBeLessThanOrEqual(101);
+    for (const text of ["1.00 kB", "6.00 kB", "4.02 k", "the chosen plan", "active parameters"])
+      expect(shown).toContain(text);
+  });
+
   it("keeps a few broken plans from flattening the picture", () => {
     const { evaluations: _, ...data } = sampleReport();
     const evaluations = Array.from({ length: 100 }, (_, i) => ({

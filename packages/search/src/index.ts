@@ -1,4 +1,5 @@
 export * from "./evaluator.js";
 export * from "./finalists.js";
+export * from "./front.js";
 export * from "./journal.js";
 export * from "./run-search.js";

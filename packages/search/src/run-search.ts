@@ -11,6 +11,7 @@ import {
   throwIfAborted,
 } from "@coppice/core";
 import { type Evaluation, PlanEvaluator } from "./evaluator.js";
+import { frontOf, type RankedFrontPoint, type SearchFront } from "./front.js";
 import type { RunJournal } from "./journal.js";
 import { SearchProgress } from "./search-progress.js";
 
@@ -71,6 +72,8 @@ export interface SearchResult {
   /** Plans among `evaluations` that failed. */
   readonly failures: number;
   readonly history: readonly SearchStep[];
+  /** Of a strategy with several objectives (`FrontStrategy`): the plans that no other plan beats in all of them. */
+  readonly front?: SearchFront<RankedFrontPoint>;
   /** Why it ended: the budget is spent, the strategy is done, or it proposed only known plans for too long. */
   readonly stopped: "budget" | "strategy" | "idle";
 }
@@ -153,6 +156,7 @@ export async function runSearch(options: SearchOptions): Promise<SearchResult> {
     throw failure ?? new CoppiceError("COPPICE_PLUGIN_INVALID", "the strategy proposed no plan at all");
   }
   if (best !== saved) await options.onBest?.(best);
+  const front = frontOf(strategy, model);
   return {
     best,
     finalists: finalists.ranked.slice(0, options.finalists ?? 20),
@@ -161,6 +165,7 @@ export async function runSearch(options: SearchOptions): Promise<SearchResult> {
     replayed: seen.size - evaluator.computed,
     failures: history.filter((step) => step.fitness === null).length,
     history,
+    ...(front && { front }),
     stopped,
   };
 }

@@ -50,6 +50,34 @@ describe("memory", () => {
   });
 });
 
+describe("front", () => {
+  test("of a strategy that has one stands in the result, its plans canonical", async () => {
+    const plans = [plan(1, 0), plan(4, 2)];
+    const run = start(plans);
+    const objectives = [{ name: "fitness", better: "higher" }] as const;
+    const strategy = Object.assign(run.strategy, {
+      front: () => ({
+        objectives,
+        points: plans.map((plan, i) => ({ plan, values: [run.strategy.told[i]?.fitness ?? -1] })),
+      }),
+    });
+    const { front } = await runSearch({ ...run, strategy, evaluations: 10 });
+    const expected = [plan(0, 1), plan(2, 4)];
+    expect(front).toEqual({
+      objectives,
+      points: expected.map((plan) => ({
+        key: planKey(plan, model),
+        plan,
+        values: [expect.closeTo(fitness(plan), 12)],
+      })),
+    });
+  });
+
+  test("is absent for a strategy with one goal", async () => {
+    expect(await runSearch({ ...start([plan(0, 1)]), evaluations: 10 })).not.toHaveProperty("front");
+  });
+});
+
 describe("budget", () => {
   test("bounds the last ask, so that it is never exceeded", async () => {
     const plans = [plan(0, 1), plan(0, 2), plan(0, 3), plan(0, 4), plan(0, 5), plan(1, 2), plan(1, 3)];

@@ -7,6 +7,8 @@ import { type PluginPackage, readManifest, readPluginPackage, record } from "./p
 const builtInNames = [
   "@coppice/search-eep",
   "@coppice/search-baselines",
+  "@coppice/search-cma-es",
+  "@coppice/search-nsga2",
   "@coppice/criteria",
   "@coppice/backend-cpu",
   "@coppice/backend-reference",

@@ -39,6 +39,20 @@ export function searchReport({ job, result, seconds, command }: ReportRequest): 
       phase,
       ...(probe && { probe }),
     })),
+    ...(search.front && {
+      front: {
+        objectives: search.front.objectives,
+        points: search.front.points.map((point) => {
+          const layers = reportLayers(model, point.plan);
+          return {
+            values: point.values,
+            experts: layers.map(({ kept }) => kept.length),
+            topK: layers.map(({ topK }) => topK),
+            ...(point.key === result.chosen.key && { chosen: true }),
+          };
+        }),
+      },
+    }),
     layers: reportLayers(model, plan),
     before: modelSize(model),
     after: modelSize(model, plan),

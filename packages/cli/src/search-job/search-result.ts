@@ -49,6 +49,7 @@ export function searchResult(job: SearchJob, result: JobResult, seconds: number)
     before: modelSize(model),
     after: modelSize(model, result.plan),
     plan: result.plan,
+    ...(search.front && { front: search.front }),
     ...(result.projected && { stockPlan: result.projected.plan }),
     identity: runIdentity(job),
   };
