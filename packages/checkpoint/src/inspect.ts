@@ -3,26 +3,38 @@ import {
   elementCount,
   type MlpSpec,
   type ModelSize,
+  type MoeLayer,
   mlpTensors,
   modelSize,
   moeLayers,
   type Plan,
   parsePlan,
-  type RouterSpec,
 } from "@coppice/core";
 import { type OutputOptions, type OutputSummary, predictOutput } from "./apply.js";
+import type { ExpertTensors } from "./families/expert-tensors.js";
+import { routingWords, sharedWords } from "./families/routing-words.js";
 import type { LoadedCheckpoint } from "./load.js";
+import { paddingObstacle } from "./output/padding.js";
 
 /** What a checkpoint is, from its headers and config alone. */
 export interface Inspection {
   readonly family: string;
   /** The family as people write it. */
   readonly title: string;
-  readonly fingerprint: string;
+  /** Absent when weight files hold only their headers. */
+  readonly fingerprint?: string;
+  /** Weight files that hold only their headers. */
+  readonly headersOnly: readonly string[];
+  /** Why no backend runs it; absent: it is executed. */
+  readonly editOnly?: string;
+  /** `model_type` of the multimodal model around it. */
+  readonly wrapper?: string;
   readonly layers: number;
   readonly moeLayers: number;
-  /** Experts per MoE layer. */
+  /** Experts per MoE layer, the most of any. */
   readonly experts: number;
+  /** Experts of every MoE layer, where they differ. */
+  readonly expertsByLayer?: readonly number[];
   readonly topK: number;
   readonly hiddenSize: number;
   readonly vocabSize: number;
@@ -38,6 +50,16 @@ export interface Inspection {
   readonly largestTensor: { readonly name: string; readonly bytes: number };
   /** How tokens choose experts, in words. */
   readonly routing: string;
+  /** What every token goes through beside the routed experts, in words. */
+  readonly shared?: string;
+  /** Where experts lie: a tensor for every matrix, or all of a layer in stacks. */
+  readonly layout: "separate" | "fused";
+  /** How weights are quantized, in words. */
+  readonly quantization?: string;
+  /** Layers for multi-token prediction; their experts follow the last MoE layer. */
+  readonly mtpLayers: number;
+  /** Whether stock runtimes can load different numbers of experts per layer: `exact`, or why not. */
+  readonly unequalLayers: string;
   /** Weight files, with the bytes of each. */
   readonly shards: LoadedCheckpoint["shards"];
   /** The checkpoint that the given plan would make. */
@@ -55,7 +77,10 @@ export async function inspectModel(
 ): Promise<Inspection> {
   const { model, tensors, shards, detected } = loaded;
   const withExperts = moeLayers(model);
-  const { router, experts } = (withExperts[0] as (typeof withExperts)[0]).feedForward;
+  const [{ feedForward: first }] = withExperts as [MoeLayer, ...MoeLayer[]];
+  const counts = withExperts.map(({ feedForward }) => feedForward.experts.length);
+  const shared = sharedWords(first);
+  const quantization = quantizationWords(loaded);
   const dtypes: Partial<Record<DType, number>> = {};
   let bytes = 0;
   let largest = { name: "", bytes: -1 };
@@ -69,11 +94,15 @@ export async function inspectModel(
   return {
     family: model.family,
     title: detected.family.title,
-    fingerprint: model.fingerprint,
+    ...(loaded.incomplete.length === 0 && { fingerprint: model.fingerprint }),
+    headersOnly: loaded.incomplete,
+    ...(model.editOnly !== undefined && { editOnly: model.editOnly }),
+    ...(detected.wrapper !== undefined && { wrapper: detected.wrapper }),
     layers: model.layers.length,
     moeLayers: withExperts.length,
-    experts: experts.length,
-    topK: router.topK,
+    experts: Math.max(...counts),
+    ...(new Set(counts).size > 1 && { expertsByLayer: counts }),
+    topK: first.router.topK,
     hiddenSize: model.hiddenSize,
     vocabSize: model.vocabSize,
     contextLength: model.contextLength,
@@ -83,7 +112,12 @@ export async function inspectModel(
     dtypes,
     perExpert: expertSize(loaded),
     largestTensor: largest,
-    routing: describeRouting(router, experts.length),
+    routing: routingWords(first),
+    ...(shared !== undefined && { shared }),
+    layout: detected.layout.kind,
+    ...(quantization !== undefined && { quantization }),
+    mtpLayers: loaded.mtpLayers,
+    unequalLayers: paddingObstacle(first.router) ?? "exact",
     shards,
     ...(plan && { output: await inspectOutput(loaded, plan, options) }),
   };
@@ -99,22 +133,31 @@ async function inspectOutput(
   return { ...summary, parameters, activeParameters };
 }
 
-function expertSize(loaded: LoadedCheckpoint): { parameters: number; bytes: number } {
-  const size = { parameters: 0, bytes: 0 };
-  for (const { feedForward } of moeLayers(loaded.model)) {
+/** Bytes by what surgery takes away, layers for multi-token prediction included, which the model is not. */
+function expertSize({ model, edits }: LoadedCheckpoint): { parameters: number; bytes: number } {
+  let parameters = 0;
+  let bytes = 0;
+  for (const { feedForward } of moeLayers(model)) {
     const { router, experts } = feedForward;
-    const { weight } = router;
-    size.parameters += elementCount(weight.shape) / experts.length;
-    size.bytes += (weight.end - weight.begin) / experts.length;
-    for (const { shape, begin, end } of mlpTensors(experts[0] as MlpSpec)) {
-      size.parameters += elementCount(shape);
-      size.bytes += end - begin;
-    }
+    parameters += elementCount(router.weight.shape) / experts.length;
+    for (const { shape } of mlpTensors(experts[0] as MlpSpec)) parameters += elementCount(shape);
   }
-  return size;
+  for (const { rows, separate, stacked, experts } of edits) {
+    for (const { tensor } of [...rows, ...separate, ...stacked])
+      bytes += (tensor.end - tensor.begin) / experts;
+  }
+  return { parameters, bytes };
 }
 
-function describeRouting(router: RouterSpec, experts: number): string {
-  const last = router.normalize ? "divided by their sum" : "not divided by their sum";
-  return `softmax over ${experts} experts, then the top ${router.topK}, ${last}`;
+/** How the experts are stored, when not as plain floats. */
+function quantizationWords({ edits, quantization }: LoadedCheckpoint): string | undefined {
+  const method = quantization === undefined ? "" : ` (${quantization})`;
+  const [{ separate, stacked }] = edits as [ExpertTensors, ...ExpertTensors[]];
+  const tensors = [...separate, ...stacked];
+  if (tensors.some(({ merge }) => merge === "opaque"))
+    return `packed integers, moved and never decoded${method}`;
+  const codes = tensors.find(({ merge }) => merge === "codes");
+  if (codes)
+    return `${codes.tensor.dtype === "U8" ? "MXFP4" : codes.tensor.dtype} with block scales${method}`;
+  return quantization === undefined ? undefined : `experts are plain floats${method}`;
 }

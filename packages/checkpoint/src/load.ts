@@ -21,6 +21,8 @@ export interface LoadedCheckpoint extends AsyncDisposable {
   /** Every tensor of the files, by name. */
   readonly tensors: ReadonlyMap<string, TensorRef>;
   readonly shards: TensorFiles["shards"];
+  /** Weight files of which only the header is there; empty unless `headersOnly` was given. */
+  readonly incomplete: readonly string[];
   readonly folder: CheckpointFolder;
   /** The folder's open files, shared by all that read this checkpoint. */
   readonly sources: SourceCache;
@@ -38,6 +40,11 @@ export interface LoadedCheckpoint extends AsyncDisposable {
 
 export interface LoadOptions {
   readonly limits?: FormatLimits;
+  /**
+   * Opens a folder whose weight files may hold nothing but their headers, to inspect it; default false. Where weights
+   * are missing the fingerprint is empty, so no plan fits the model.
+   */
+  readonly headersOnly?: boolean;
   readonly signal?: AbortSignal;
 }
 
@@ -55,7 +62,7 @@ export async function loadModel(
   folder: CheckpointFolder,
   options: LoadOptions = {},
 ): Promise<LoadedCheckpoint> {
-  const { limits = defaultLimits, signal } = options;
+  const { limits = defaultLimits, headersOnly = false, signal } = options;
   const sources = new SourceCache(folder);
   const close = async () => {
     await sources.close();
@@ -63,7 +70,7 @@ export async function loadModel(
   };
   try {
     const names = new Set((await folder.list()).map(({ name }) => name));
-    const files = await openTensorFiles(folder, sources, limits, signal);
+    const files = await openTensorFiles(folder, sources, { limits, headersOnly, signal });
     const config = await readJson(folder, "config.json", limits, signal);
     const generation = names.has("generation_config.json")
       ? await readJson(folder, "generation_config.json", limits, signal)
@@ -73,13 +80,17 @@ export async function loadModel(
       new ConfigReader(generation, "generation_config.json"),
       files.tensors,
     );
-    const fingerprint = await fingerprintModel(described.model, files.tensors, sources, signal);
+    const fingerprint =
+      files.incomplete.length > 0
+        ? ""
+        : await fingerprintModel(described.model, files.tensors, sources, signal);
     return {
       model: { ...described.model, fingerprint },
       config,
       weights: createWeightReader(sources),
       tensors: files.tensors,
       shards: files.shards,
+      incomplete: files.incomplete,
       folder,
       sources,
       detected: {

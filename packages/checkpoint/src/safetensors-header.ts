@@ -8,6 +8,8 @@ export interface SafetensorsHeader {
   /** Tensors in the order of their bytes. */
   readonly tensors: readonly TensorRef[];
   readonly metadata: ReadonlyMap<string, string>;
+  /** False: the file ends before its tensors do, which `headersOnly` permits. */
+  readonly complete: boolean;
 }
 
 const lengthBytes = 8;
@@ -16,22 +18,28 @@ const lengthBytes = 8;
  * Reads and checks the header of a safetensors file; no tensor is read. Every byte of the file must belong to
  * exactly one tensor.
  * @param file name for messages and for the `file` of the tensors
+ * @param options `headersOnly`: the file may end anywhere after its header
  * @throws COPPICE_FORMAT_HEADER, COPPICE_FORMAT_OFFSETS, COPPICE_FORMAT_SHAPE, COPPICE_FORMAT_DTYPE,
  * COPPICE_FORMAT_TRUNCATED, COPPICE_FORMAT_LIMIT, COPPICE_IO_READ, COPPICE_ABORTED
  */
 export async function readSafetensorsHeader(
   source: ByteSource,
   file: string,
-  options: { limits?: FormatLimits; signal?: AbortSignal } = {},
+  options: { limits?: FormatLimits; headersOnly?: boolean; signal?: AbortSignal } = {},
 ): Promise<SafetensorsHeader> {
-  const { limits = defaultLimits, signal } = options;
+  const { limits = defaultLimits, headersOnly = false, signal } = options;
   if (source.size < lengthBytes) throw truncatedFile(file, lengthBytes, source.size);
   const prefix = new Uint8Array(lengthBytes);
   await source.read(0, prefix, signal ? { signal } : {});
   const length = headerLength(prefix, file, source.size, limits);
   const header = new Uint8Array(length);
   await source.read(lengthBytes, header, signal ? { signal } : {});
-  return parseSafetensorsHeader(header, file, source.size, limits);
+  if (!headersOnly) return parseSafetensorsHeader(header, file, source.size, limits);
+  const found = parseSafetensorsHeader(header, file, undefined, limits);
+  const end = found.tensors.at(-1)?.end ?? lengthBytes + length;
+  // Bytes after the last tensor are a fault in any case.
+  if (source.size > end) return parseSafetensorsHeader(header, file, source.size, limits);
+  return { ...found, complete: source.size === end };
 }
 
 function headerLength(prefix: Uint8Array, file: string, fileSize: number, limits: FormatLimits): number {
@@ -56,11 +64,14 @@ function headerLength(prefix: Uint8Array, file: string, fileSize: number, limits
   return Number(length);
 }
 
-/** The checks of `readSafetensorsHeader` on the JSON part of a header. `fileSize` is that of the whole file. */
+/**
+ * The checks of `readSafetensorsHeader` on the JSON part of a header.
+ * @param fileSize that of the whole file; undefined: not to be checked
+ */
 export function parseSafetensorsHeader(
   json: Uint8Array,
   file: string,
-  fileSize: number,
+  fileSize: number | undefined,
   limits: FormatLimits = defaultLimits,
 ): SafetensorsHeader {
   const parsed = parseJsonObject(json, `the header of ${file}`, "COPPICE_FORMAT_HEADER");
@@ -82,7 +93,7 @@ export function parseSafetensorsHeader(
   }
   tensors.sort((a, b) => a.begin - b.begin || a.end - b.end);
   checkCoverage(tensors, file, start, fileSize);
-  return { tensors, metadata };
+  return { tensors, metadata, complete: true };
 }
 
 function parseTensor(
@@ -90,7 +101,7 @@ function parseTensor(
   entry: unknown,
   file: string,
   start: number,
-  fileSize: number,
+  fileSize: number | undefined,
   limits: FormatLimits,
 ): TensorRef {
   const where = `tensor ${showValue(name)}`;
@@ -139,7 +150,7 @@ function parseTensor(
       { details: { file, tensor: name, shape, dtype, bytes: end - begin, expected: bytes } },
     );
   }
-  if (start + end > fileSize) {
+  if (fileSize !== undefined && start + end > fileSize) {
     // The most common cause by far is a download that stopped early.
     throw new CoppiceError(
       "COPPICE_FORMAT_TRUNCATED",
@@ -160,7 +171,12 @@ function parseTensor(
   };
 }
 
-function checkCoverage(tensors: readonly TensorRef[], file: string, start: number, fileSize: number): void {
+function checkCoverage(
+  tensors: readonly TensorRef[],
+  file: string,
+  start: number,
+  fileSize: number | undefined,
+): void {
   let at = start;
   let previous: TensorRef | undefined;
   for (const tensor of tensors) {
@@ -180,7 +196,8 @@ function checkCoverage(tensors: readonly TensorRef[], file: string, start: numbe
     at = tensor.end;
     previous = tensor;
   }
-  if (at !== fileSize) throw badOffsets(file, `bytes ${at} to ${fileSize} at the end belong to no tensor`);
+  if (fileSize !== undefined && at !== fileSize)
+    throw badOffsets(file, `bytes ${at} to ${fileSize} at the end belong to no tensor`);
 }
 
 function parseMetadata(value: unknown, file: string, limits: FormatLimits): ReadonlyMap<string, string> {

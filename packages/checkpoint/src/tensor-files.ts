@@ -15,6 +15,15 @@ export interface TensorFiles {
   /** In the order of their names. */
   readonly shards: readonly { readonly name: string; readonly size: number }[];
   readonly tensors: ReadonlyMap<string, TensorRef>;
+  /** Files that end before their tensors do: only their headers are there. */
+  readonly incomplete: readonly string[];
+}
+
+export interface TensorFilesOptions {
+  readonly limits: FormatLimits;
+  /** Weight files may end after their headers. */
+  readonly headersOnly?: boolean;
+  readonly signal?: AbortSignal | undefined;
 }
 
 /**
@@ -27,12 +36,12 @@ export interface TensorFiles {
 export async function openTensorFiles(
   folder: CheckpointFolder,
   sources: SourceCache,
-  limits: FormatLimits,
-  signal?: AbortSignal,
+  options: TensorFilesOptions,
 ): Promise<TensorFiles> {
+  const { limits, signal } = options;
   const sizes = new Map((await folder.list()).map(({ name, size }) => [name, size]));
   if (sizes.has(singleFileName)) {
-    return readHeaders([singleFileName], undefined, sizes, folder, sources, limits, signal);
+    return readHeaders([singleFileName], undefined, sizes, folder, sources, options);
   }
   if (!sizes.has(indexFileName)) throw noWeights([...sizes.keys()], folder);
   const bytes = await readSmallFile(folder, indexFileName, limits.indexBytes, signal);
@@ -46,7 +55,7 @@ export async function openTensorFiles(
     );
   }
   for (const name of names) checkFileName(name, indexFileName);
-  return readHeaders(names, index, sizes, folder, sources, limits, signal);
+  return readHeaders(names, index, sizes, folder, sources, options);
 }
 
 async function readHeaders(
@@ -55,8 +64,7 @@ async function readHeaders(
   sizes: ReadonlyMap<string, number>,
   folder: CheckpointFolder,
   sources: SourceCache,
-  limits: FormatLimits,
-  signal: AbortSignal | undefined,
+  { limits, headersOnly = false, signal }: TensorFilesOptions,
 ): Promise<TensorFiles> {
   const missing = names.filter((name) => !sizes.has(name));
   if (missing.length > 0) {
@@ -68,11 +76,13 @@ async function readHeaders(
     );
   }
   const tensors = new Map<string, TensorRef>();
+  const incomplete: string[] = [];
   for (const name of names) {
     throwIfAborted(signal, `reading the header of ${name}`);
     const header = await sources.use(name, (source) =>
-      readSafetensorsHeader(source, name, { limits, ...(signal ? { signal } : {}) }),
+      readSafetensorsHeader(source, name, { limits, headersOnly, ...(signal ? { signal } : {}) }),
     );
+    if (!header.complete) incomplete.push(name);
     for (const tensor of header.tensors) {
       const other = tensors.get(tensor.name);
       if (other) throw badIndex(`tensor ${showValue(tensor.name)} is in ${other.file} and again in ${name}`);
@@ -95,7 +105,7 @@ async function readHeaders(
     if (!tensors.has(tensor)) throw badIndex(`tensor ${showValue(tensor)} should be in ${file} and is not`);
   }
   const shards = names.map((name) => ({ name, size: sizes.get(name) as number }));
-  return { shards, tensors };
+  return { shards, tensors, incomplete };
 }
 
 function parseIndex(bytes: Uint8Array, limits: FormatLimits): ReadonlyMap<string, string> {

@@ -186,14 +186,13 @@ function mergeOf(
   const scales = own.get(`${base}weight_scale_inv`) ?? own.get(`${base}weight_scale`);
   const isPlainPair = weight && scales && !isPacked(weight) && !own.has(`${base}weight_scale_2`);
   if (isPlainPair && tensor === weight) {
-    return { tensor: withScales(weight, scales, quantization), merge: "codes", partner: scales };
+    withScales(weight, scales, quantization);
+    return { tensor, merge: "codes", partner: scales };
   }
   if (isPlainPair && tensor === scales) return { tensor, merge: "scales", partner: weight };
   if (/\.(weight|bias)$/.test(end) && !isPacked(tensor) && own.get(`${base}qweight`) === undefined) {
-    return {
-      tensor: end.endsWith(".weight") ? withScales(tensor, undefined, quantization) : tensor,
-      merge: "plain",
-    };
+    if (end.endsWith(".weight")) withScales(tensor, undefined, quantization);
+    return { tensor, merge: "plain" };
   }
   return { tensor, merge: "opaque" };
 }
