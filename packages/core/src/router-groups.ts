@@ -47,8 +47,9 @@ export function groupMembers(
 
 /**
  * The `keep` experts of a layer with the highest sum of scores that its router can work with, ascending: without
- * groups simply the highest; with groups as many of every group, of as many groups as is best, or the best of as many
- * groups as a token may use. Ties go to the lower expert and to more groups.
+ * groups simply the highest; with groups as many of every group, of as many groups as possible, else the best of as many
+ * groups as a token may use. Scores do not decide how many groups are left, because a stock config states one number of
+ * groups for all layers. Ties go to the lower expert.
  * @param scores one per expert
  * @throws COPPICE_PLAN_KEEP, COPPICE_PLAN_GROUPS when no choice of `keep` experts fits the groups
  */
@@ -67,25 +68,22 @@ export function selectExperts(
   const ranked = groupMembers(groups, router, all).map((members) =>
     members.sort((a, b) => (scores[b] as number) - (scores[a] as number) || a - b),
   );
-  const options: number[][] = [];
   for (let count = groups.count; count > groups.keep; count--) {
     const each = keep / count;
     const tops = ranked.map((members) => members.slice(0, each));
     if (!Number.isInteger(each) || tops.some(({ length }) => length < each)) continue;
     tops.sort((a, b) => sum(b) - sum(a));
-    options.push(tops.slice(0, count).flat());
+    const experts = tops.slice(0, count).flat();
+    if (fits(router, experts, layer)) return experts.sort((a, b) => a - b);
   }
+  let best: number[] | undefined;
   for (const chosen of combinations(ranked, groups.keep)) {
     const members = chosen.flat();
     if (members.length < keep) continue;
     members.sort((a, b) => (scores[b] as number) - (scores[a] as number) || a - b);
-    options.push(members.slice(0, keep));
+    const experts = members.slice(0, keep);
+    if (!best || sum(experts) > sum(best)) best = experts;
   }
-  const valid = options.filter((experts) => fits(router, experts, layer));
-  const best = valid.reduce<number[] | undefined>(
-    (most, option) => (!most || sum(option) > sum(most) ? option : most),
-    undefined,
-  );
   if (best) return best.sort((a, b) => a - b);
   throw new CoppiceError(
     "COPPICE_PLAN_GROUPS",
