@@ -118,13 +118,13 @@ export function exportShape(model: MoeModel, plan: Plan, layout: OutputLayout = 
     throw refused(
       `layer ${shape.layer} keeps experts of ${describeGroups(shape)} and layer ${differs.layer} of ` +
         `${describeGroups(differs)}; config.json states one number of groups for all layers`,
-      `keep experts of as many groups in every layer, ${orRuntime}`,
+      "keep experts of as many groups in every layer",
     );
   }
   const { groups } = shape;
   return {
-    experts: first.slots.length,
-    topK: first.topK,
+    experts: Math.max(...shapes.map(({ slots }) => slots.length)),
+    topK: Math.max(...shapes.map(({ topK }) => topK)),
     ...(groups && { groups }),
     padded: 0,
     layers: shapes,
