@@ -58,8 +58,12 @@ export function routeTokens(
     const start = token * topK;
     const end = start + topK;
     selectTop(selection, topK, slots, gates, start);
-    if (selection !== mapped)
-      for (let i = start; i < end; i++) gates[i] = mapped[slots[i] as number] as number;
+    if (selection !== mapped) {
+      for (let i = start; i < end; i++) {
+        // The best groups of an uneven plan may hold fewer than k experts; the rest of the k adds nothing.
+        gates[i] = gates[i] === Number.NEGATIVE_INFINITY ? 0 : (mapped[slots[i] as number] as number);
+      }
+    }
     if (router.order === "topk-softmax") softmax(gates.subarray(start, end), 0, gates.subarray(start, end));
     else if (router.order === "topk-sigmoid")
       for (let i = start; i < end; i++) gates[i] = sigmoid(gates[i] as number);

@@ -147,6 +147,15 @@ describe("routeTokens, every order", () => {
     }
   });
 
+  test("gives nothing to experts outside of the best groups, when those are fewer than the top-k", () => {
+    const spec = router({ topK: 2, groups: { count: 4, keep: 1, score: "max" }, normalize: { power: 1 } });
+    const { slots, gates } = routeTokens(Float32Array.of(3, 1, 2), 1, spec, {
+      plan: { layer: 0, experts: [0, 3, 4] },
+    });
+    expect(slots[0]).toBe(0);
+    expect([...gates]).toEqual([1, 0]);
+  });
+
   test("dropping experts equals logits of -infinity, groups and corrections included", () => {
     const rng = Rng.fromSeed(9);
     const tokens = 100;
