@@ -1,6 +1,15 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
 import { type Inspection, inspectModel } from "@coppice/checkpoint";
-import { createPlan, type ModelSize, type MoeModel, modelSize, moeLayers, type Plan } from "@coppice/core";
+import {
+  createPlan,
+  isCoppiceError,
+  type ModelSize,
+  type MoeModel,
+  modelSize,
+  moeLayers,
+  type Plan,
+  selectExperts,
+} from "@coppice/core";
 import { formatBytes, formatCount, formatShare } from "@coppice/report";
 import type { CliContext } from "../context.js";
 import { examples, wholeNumber } from "../options.js";
@@ -25,10 +34,15 @@ export function inspectCommand(context: CliContext): CommandUnknownOpts {
       const { model } = opened.checkpoint;
       const plan = options.plan === undefined ? undefined : await readPlan(options.plan, model, context);
       const inspection = await inspectModel(opened.checkpoint, plan);
-      const shrink = keepCounts(inspection, options.keep).map((keep) => ({
-        keep,
-        ...modelSize(model, keepFirst(model, keep)),
-      }));
+      const shrink = keepCounts(inspection, options.keep).flatMap((keep) => {
+        try {
+          return [{ keep, ...modelSize(model, keepFirst(model, keep)) }];
+        } catch (error) {
+          // Not every number of experts fits router groups; only a number that was asked for must.
+          if (options.keep === undefined && isCoppiceError(error, "COPPICE_PLAN_GROUPS")) return [];
+          throw error;
+        }
+      });
       context.out.result({ name: opened.name, ...inspection, shrink }, () =>
         [facts(opened.name, inspection), "", sizeTable(inspection, shrink)].join("\n"),
       );
@@ -37,18 +51,36 @@ export function inspectCommand(context: CliContext): CommandUnknownOpts {
 
 function facts(name: string, model: Inspection): string {
   return formatFacts([
-    ["model", `${name} (${model.title})`],
-    ["fingerprint", model.fingerprint],
-    ["layers", `${model.layers}, ${model.moeLayers} with experts`],
-    ["experts", `${model.experts} per layer, top-${model.topK}`],
+    ["model", `${name} (${model.title}${model.wrapper === undefined ? "" : `, inside ${model.wrapper}`})`],
+    ["fingerprint", model.fingerprint ?? "unknown: needs the weights"],
+    ["runs", model.editOnly === undefined ? "yes" : `no, it can only be edited: ${model.editOnly}`],
+    ["layers", layerWords(model)],
+    ["experts", `${model.expertsByLayer?.join(", ") ?? model.experts} per layer, top-${model.topK}`],
     ["routing", model.routing],
+    ...(model.shared === undefined ? [] : [["shared expert", model.shared] as const]),
+    [
+      "layout",
+      `${model.layout === "separate" ? "a tensor for every matrix of an expert" : "experts in stacks"}`,
+    ],
+    ...(model.quantization === undefined ? [] : [["quantization", model.quantization] as const]),
+    ["unequal layers", model.unequalLayers === "exact" ? "exact in stock runtimes" : model.unequalLayers],
     ["hidden size", String(model.hiddenSize)],
     ["vocabulary", String(model.vocabSize)],
     ["context", String(model.contextLength)],
-    ["files", `${model.shards.length} safetensors, ${Object.keys(model.dtypes).join(", ")}`],
+    ["files", fileWords(model)],
     ["largest tensor", `${model.largestTensor.name}, ${formatBytes(model.largestTensor.bytes)}`],
     ["one expert less", `saves ${formatBytes(model.perExpert.bytes)} over all layers`],
   ]);
+}
+
+function layerWords({ layers, moeLayers, mtpLayers }: Inspection): string {
+  const more = mtpLayers === 0 ? "" : `, and ${mtpLayers} for multi-token prediction`;
+  return `${layers}, ${moeLayers} with experts${more}`;
+}
+
+function fileWords({ shards, dtypes, headersOnly }: Inspection): string {
+  const partial = headersOnly.length === 0 ? "" : `, ${headersOnly.length} without their weights`;
+  return `${shards.length} safetensors${partial}, ${Object.keys(dtypes).join(", ")}`;
 }
 
 function sizeTable(full: Inspection, shrink: readonly (ModelSize & { keep: number })[]): string {
