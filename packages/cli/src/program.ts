@@ -34,8 +34,12 @@ export const commands: Readonly<Record<string, Entry>> = {
     summary: "collect routing statistics in one pass",
     load: async () => (await import("./commands/calibrate.js")).calibrateCommand,
   },
+  stats: {
+    summary: "show statistics files, or merge them",
+    load: async () => (await import("./commands/stats.js")).statsCommand,
+  },
   score: {
-    summary: "score every expert by a criterion",
+    summary: "score every expert by criteria",
     load: async () => (await import("./commands/score.js")).scoreCommand,
   },
   prune: {

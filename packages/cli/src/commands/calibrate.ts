@@ -1,9 +1,10 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
 import { writeStatistics } from "@coppice/calibrate/node";
-import { RunEmitter } from "@coppice/core";
+import { RunEmitter, unusedExperts } from "@coppice/core";
 import type { CliContext } from "../context.js";
 import { backendOption, backendSetOption, examples, wholeNumber, workersOption } from "../options.js";
 import { formatFacts } from "../terminal/format.js";
+import { warnUnused } from "../terminal/unused-experts.js";
 import { openPool } from "../work/model-pool.js";
 import { openModel } from "../work/open-model.js";
 import { readTask } from "../work/task-file.js";
@@ -45,8 +46,10 @@ export function calibrateCommand(context: CliContext): CommandUnknownOpts {
       context.out.settle();
       await writeStatistics(out, statistics, { signal: context.signal });
       const seconds = (performance.now() - started) / 1000;
-      const { tokens } = statistics;
-      context.out.result({ out, tokens, sources: statistics.sources, seconds }, () =>
+      const { tokens, sources } = statistics;
+      const unused = unusedExperts(statistics);
+      warnUnused(unused, context);
+      context.out.result({ out, tokens, sources, unused, seconds }, () =>
         formatFacts([
           ["wrote", out],
           ["tokens", tokens.toLocaleString("en")],

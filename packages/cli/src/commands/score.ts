@@ -1,27 +1,39 @@
-import { Command, type CommandUnknownOpts } from "@commander-js/extra-typings";
-import { moeLayers } from "@coppice/core";
+import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
+import { CoppiceError, unusedExperts } from "@coppice/core";
 import type { CliContext } from "../context.js";
 import {
   backendOption,
   backendSetOption,
-  criterionOption,
   criterionSetOption,
   dataLimitOption,
   dataOption,
   examples,
+  list,
   seedOption,
   statsOption,
   workersOption,
 } from "../options.js";
-import { formatTable } from "../terminal/format.js";
-import { criterionScores } from "../work/criterion-scores.js";
+import { listPlugins } from "../plugins/find-plugin.js";
+import { scoreCardText } from "../terminal/score-card.js";
+import { warnUnused } from "../terminal/unused-experts.js";
+import { findStatistics, openCriterion, scoreBy } from "../work/criterion-scores.js";
 import { openModel } from "../work/open-model.js";
+import { type CriterionScores, scoreCard } from "../work/score-card.js";
 
 export function scoreCommand(context: CliContext): CommandUnknownOpts {
   return new Command("score")
-    .description("Scores every expert by a criterion: the larger the score, the more the expert matters.")
+    .description(
+      "Scores every expert by one criterion or by several, side by side: the larger the score, the more the expert " +
+        "matters. Several are compared by the rank correlation of their scores, and with statistics by the share of " +
+        "router probability that each drops for every number of experts kept.",
+    )
     .argument("<model>", "checkpoint folder")
-    .addOption(criterionOption)
+    .addOption(
+      new Option(
+        "--criterion <names>",
+        "criterion plugins, separated by commas; default: all built-in ones but random that can be computed",
+      ).argParser(list),
+    )
     .addOption(criterionSetOption)
     .addOption(statsOption)
     .addOption(dataOption)
@@ -33,42 +45,56 @@ export function scoreCommand(context: CliContext): CommandUnknownOpts {
     .addHelpText(
       "after",
       examples(
-        "coppice score ./model --criterion reap --stats stats.safetensors",
+        "coppice score ./model --stats stats.safetensors",
+        "coppice score ./model --criterion reap,frequency --data task.jsonl",
         "coppice score ./model --criterion weight-magnitude --json",
       ),
     )
     .action(async (path, options) => {
+      const names = options.criterion ?? builtInNames(context);
+      checkNames(names, options.set);
+      const criteria = await Promise.all(
+        names.map(async (name) => ({ name, criterion: await openCriterion(name, options.set, context) })),
+      );
+      const given = options.stats !== undefined || options.data !== undefined;
+      const wanted = options.criterion
+        ? criteria
+        : criteria.filter(({ criterion }) => given || !criterion.needs.statistics);
+      if (wanted.length < criteria.length) {
+        context.out.note("Criteria that need statistics are left out; --stats or --data adds them.");
+      }
       await using opened = await openModel(path, context);
-      const scores = await criterionScores(opened, options, context);
-      const layers = moeLayers(opened.checkpoint.model);
-      const data = {
-        criterion: options.criterion,
-        layers: layers.map(({ index }) => index),
-        scores: scores.map((row) => Array.from(row)),
-      };
-      context.out.result(data, () => scoreTable(scores, data.layers));
+      const needing = wanted.find(({ criterion }) => criterion.needs.statistics);
+      const statistics = needing ? await findStatistics(opened, needing.name, options, context) : undefined;
+      const scored: CriterionScores[] = [];
+      for (const item of wanted) {
+        const scores = await scoreBy(item, opened, { seed: options.seed, statistics }, context);
+        scored.push({ criterion: item.name, scores });
+      }
+      const unused = statistics ? unusedExperts(statistics) : [];
+      warnUnused(unused, context);
+      const card = scoreCard(opened.checkpoint.model, scored, statistics);
+      const [only] = scored.length === 1 ? scored : [];
+      context.out.result({ ...only, ...card, unused }, () => scoreCardText(card));
     });
 }
 
-/** One row per layer; experts from the most to the least important when they are too many for columns. */
-function scoreTable(scores: readonly Float64Array[], layers: readonly number[]): string {
-  const columns = Math.max(0, ...scores.map(({ length }) => length));
-  if (columns > 16) {
-    return formatTable(
-      ["layer", "experts, the most important first"],
-      scores.map((row, i) => [
-        String(layers[i]),
-        Array.from(row, (score, expert) => ({ score, expert }))
-          .sort((a, b) => b.score - a.score || a.expert - b.expert)
-          .map(({ expert }) => expert)
-          .join(" "),
-      ]),
-      [0],
+/** Random scores say nothing about experts, so that they have no place beside the others unless asked for. */
+function builtInNames(context: CliContext): string[] {
+  return listPlugins(context.io.cwd)
+    .filter(({ kind, builtIn, name }) => kind === "criterion" && builtIn && name !== "random")
+    .map(({ name }) => name);
+}
+
+function checkNames(names: readonly string[], set: Readonly<Record<string, unknown>> | undefined): void {
+  if (names.length === 0) throw new CoppiceError("COPPICE_USAGE", "--criterion names no criterion");
+  const twice = names.find((name, i) => names.indexOf(name) !== i);
+  if (twice !== undefined) throw new CoppiceError("COPPICE_USAGE", `--criterion names ${twice} twice`);
+  if (set && names.length > 1) {
+    throw new CoppiceError(
+      "COPPICE_USAGE",
+      `--set gives options to one criterion, and ${names.length} are to be scored`,
+      { hint: "name one criterion by --criterion" },
     );
   }
-  return formatTable(
-    ["layer", ...Array.from({ length: columns }, (_, expert) => `expert ${expert}`)],
-    scores.map((row, i) => [String(layers[i]), ...Array.from(row, (score) => score.toPrecision(4))]),
-    Array.from({ length: columns + 1 }, (_, i) => i),
-  );
 }

@@ -1,17 +1,22 @@
+import type { CollectedStatistics } from "@coppice/calibrate";
 import { readStatistics } from "@coppice/calibrate/node";
-import { CoppiceError, Rng, RunEmitter, type Statistics } from "@coppice/core";
+import { CoppiceError, type Criterion, Rng, RunEmitter, type Statistics } from "@coppice/core";
 import type { CliContext } from "../context.js";
 import { loadPlugin } from "../plugins/find-plugin.js";
 import { openPool, type PoolOptions } from "./model-pool.js";
 import type { OpenModel } from "./open-model.js";
 import { readTask } from "./task-file.js";
 
-/** Options that `score` and `prune` share. */
-export interface CriterionOptions extends PoolOptions {
-  readonly criterion: string;
+/** Where statistics come from, and what runs the model if they are to be collected. */
+export interface StatisticsOptions extends PoolOptions {
   readonly stats?: string;
   readonly data?: string;
   readonly limit?: number;
+}
+
+/** Options that `score` and `prune` share. */
+export interface CriterionOptions extends StatisticsOptions {
+  readonly criterion: string;
   readonly set?: Readonly<Record<string, unknown>>;
   readonly seed: number;
 }
@@ -22,26 +27,51 @@ export async function criterionScores(
   options: CriterionOptions,
   context: CliContext,
 ): Promise<Float64Array[]> {
-  const { plugin } = await loadPlugin("criterion", options.criterion, context.io.cwd);
-  const criterion = await plugin.create(options.set ?? {}, undefined);
-  const statistics = criterion.needs.statistics ? await findStatistics(opened, options, context) : undefined;
+  const criterion = await openCriterion(options.criterion, options.set, context);
+  const statistics = criterion.needs.statistics
+    ? await findStatistics(opened, options.criterion, options, context)
+    : undefined;
+  return scoreBy({ name: options.criterion, criterion }, opened, { seed: options.seed, statistics }, context);
+}
+
+export async function openCriterion(
+  name: string,
+  settings: Readonly<Record<string, unknown>> | undefined,
+  context: CliContext,
+): Promise<Criterion> {
+  const { plugin } = await loadPlugin("criterion", name, context.io.cwd);
+  return plugin.create(settings ?? {}, undefined);
+}
+
+/** Scores by a criterion that is open, with the statistics that it needs. */
+export async function scoreBy(
+  { name, criterion }: { readonly name: string; readonly criterion: Criterion },
+  opened: OpenModel,
+  { seed, statistics }: { readonly seed: number; readonly statistics: Statistics | undefined },
+  context: CliContext,
+): Promise<Float64Array[]> {
   if (criterion.needs.weights) {
-    context.out.note(`Reading the weights of all experts to score them by ${options.criterion}.`);
+    context.out.note(`Reading the weights of all experts to score them by ${name}.`);
   }
   return criterion.score({
     model: opened.checkpoint.model,
     weights: opened.checkpoint.weights,
-    rng: Rng.fromSeed(options.seed),
+    rng: Rng.fromSeed(seed),
     signal: context.signal,
     ...(statistics && { statistics }),
   });
 }
 
-async function findStatistics(
+/**
+ * Reads the statistics that the user named, or collects them.
+ * @param criterion the one that needs them, for the message when there are none
+ */
+export async function findStatistics(
   opened: OpenModel,
-  options: CriterionOptions,
+  criterion: string,
+  options: StatisticsOptions,
   context: CliContext,
-): Promise<Statistics> {
+): Promise<CollectedStatistics> {
   const { stats, data, limit } = options;
   if (stats !== undefined && data === undefined) {
     return readStatistics(context.path(stats), { signal: context.signal });
@@ -49,7 +79,7 @@ async function findStatistics(
   if (data === undefined || stats !== undefined) {
     throw new CoppiceError(
       "COPPICE_USAGE",
-      `the criterion ${options.criterion} needs statistics: give either --stats or --data`,
+      `the criterion ${criterion} needs statistics: give either --stats or --data`,
       { hint: "--stats takes a file of `coppice calibrate`, --data a task file or text" },
     );
   }
