@@ -1,3 +1,4 @@
+import { setMaxListeners } from "node:events";
 import { abortedError, CoppiceError, isCoppiceError, type RunEmitter, throwIfAborted } from "@coppice/core";
 import {
   type ParsedOutcome,
@@ -116,6 +117,8 @@ class BullmqTransport implements WorkTransport {
     const { signal, onOutcome } = options;
     throwIfAborted(signal, "waiting for workers");
     if (this.#disposed) throw disposed();
+    // Every request listens; that is no leak.
+    if (signal) setMaxListeners(0, signal);
     return Promise.all(
       requests.map(async (request) => {
         const outcome = await this.#one(request, samples, signal);
