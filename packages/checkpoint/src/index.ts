@@ -1,4 +1,5 @@
 export { applyPlan, type OutputOptions, type OutputSummary, predictOutput } from "./apply.js";
+export { type CompareOptions, compareTensors, type TensorComparison } from "./compare.js";
 export { decodeValues, encodeValues } from "./decode.js";
 export type { CountPaths, Detected } from "./families/detect.js";
 export type {
