@@ -22,7 +22,7 @@ export { type Inspection, inspectModel } from "./inspect.js";
 export type { JsonObject } from "./json-object.js";
 export { defaultLimits, type FormatLimits } from "./limits.js";
 export { type LoadedCheckpoint, type LoadOptions, loadModel } from "./load.js";
-export { type ExportShape, exportShape } from "./output/export-shape.js";
+export { type ExportShape, exportShape, type OutputLayout } from "./output/export-shape.js";
 export { type Provenance, readProvenance } from "./output/provenance.js";
 export {
   type ByteSink,

@@ -1,4 +1,4 @@
-import { existsSync, readFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fixturePath, loadFixture } from "@coppice/plugin-kit/node";
 import { describe, expect, it } from "vitest";
@@ -169,6 +169,42 @@ describe("prune, apply, verify", () => {
     expect(applied["plan"]).toEqual(pruned["plan"]);
     expect((applied["files"] as unknown[]).length).toBeGreaterThan(kept.length);
     expect(await coppiceJson(["verify", model, again])).toMatchObject({ equal: true });
+  });
+
+  it("compare tensor by tensor without running anything", async () => {
+    const out = join(work, "by-tensor");
+    await coppiceJson(["prune", model, "--keep", "4", "--criterion", "random", "--out", out]);
+    const equal = await coppiceJson(["verify", model, out, "--tensors", "--backend", "none-such"]);
+    expect(equal).toMatchObject({ equal: true, differences: [], plan: true });
+    const path = join(out, "model.safetensors");
+    const { header, data } = readSafetensors(path);
+    const name = "model.layers.1.block_sparse_moe.experts.3.w2.weight";
+    data.writeFloatLE(0.5, header[name]!.data_offsets[0]);
+    writeSafetensors(path, header, data);
+    const finished = await coppice(["verify", model, out, "--tensors"]);
+    expect(finished.code).toBe(1);
+    expect(finished.stdout).toMatch(new RegExp(`^DIFFERENT.*\ndiffers +${name} differs`, "m"));
+  });
+
+  it("write different numbers of experts per layer for this program, where stock runtimes cannot load them", async () => {
+    const { fingerprint, family } = await coppiceJson(["inspect", model]);
+    const layers = [
+      { layer: 0, experts: [0, 1, 2, 3, 5] },
+      { layer: 1, experts: [6, 7] },
+    ];
+    const plan = join(work, "uneven.json");
+    writeFileSync(
+      plan,
+      JSON.stringify({ format: "coppice.plan", version: 1, model: { fingerprint, family }, layers }),
+    );
+    const out = join(work, "uneven");
+    const refused = await coppice(["apply", model, "--plan", plan, "--out", out]);
+    expect(refused.stderr).toMatch(/COPPICE_PLAN_EXPORT.*layer 0 has 5 experts and layer 1 has 2.*runtime/s);
+    expect(existsSync(out)).toBe(false);
+    await coppiceJson(["apply", model, "--plan", plan, "--out", out, "--layout", "runtime"]);
+    expect(await coppiceJson(["inspect", out])).toMatchObject({ expertsByLayer: [5, 2, 8] });
+    expect(await coppiceJson(["verify", model, out])).toMatchObject({ equal: true, maxAbsDiff: 0 });
+    expect(await coppiceJson(["verify", model, out, "--tensors"])).toMatchObject({ equal: true });
   });
 
   it("needs no backend for criteria without data", async () => {

@@ -20,6 +20,14 @@ export function applyCommand(context: CliContext): CommandUnknownOpts {
         "replace router maps, which no stock checkpoint can hold, by the nearest stock router",
       ),
     )
+    .addOption(
+      new Option(
+        "--layout <name>",
+        "stock: what every runtime of the family loads; runtime: different numbers of experts per layer, which coppice loads",
+      )
+        .choices(["stock", "runtime"] as const)
+        .default("stock" as const),
+    )
     .addOption(outOption)
     .addOption(dryRunOption)
     .addOption(maxShardOption)
@@ -28,6 +36,7 @@ export function applyCommand(context: CliContext): CommandUnknownOpts {
       examples(
         "coppice apply ./model --plan run/plan.json --out ./model-small",
         "coppice apply ./model --plan run/plan.json --out ./model-small --dry-run --json",
+        "coppice apply ./model --plan uneven.json --layout runtime --out ./model-uneven",
       ),
     )
     .action(async (path, options) => {
@@ -41,6 +50,7 @@ export function applyCommand(context: CliContext): CommandUnknownOpts {
           out: context.path(options.out),
           dryRun: options.dryRun,
           maxShardBytes: options.maxShardSize,
+          layout: options.layout,
           metadata: { command: "apply" },
         },
         context,

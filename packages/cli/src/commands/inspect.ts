@@ -20,7 +20,7 @@ import { readPlan } from "../work/plan-file.js";
 export function inspectCommand(context: CliContext): CommandUnknownOpts {
   return new Command("inspect")
     .description(
-      "Says what a checkpoint is and what pruning would save. Reads headers only, so it takes a moment for any size.",
+      "Says what a checkpoint is and what pruning would save. Reads headers only, so it takes a moment for any size, and the weights need not be there.",
     )
     .argument("<model>", "checkpoint folder")
     .addOption(new Option("--keep <n>", "size with n experts per layer").argParser(wholeNumber(1)))
@@ -30,7 +30,7 @@ export function inspectCommand(context: CliContext): CommandUnknownOpts {
       examples("coppice inspect ./Mixtral-8x7B-v0.1", "coppice inspect ./model --keep 4 --json"),
     )
     .action(async (path, options) => {
-      await using opened = await openModel(path, context);
+      await using opened = await openModel(path, context, { headersOnly: true });
       const { model } = opened.checkpoint;
       const plan = options.plan === undefined ? undefined : await readPlan(options.plan, model, context);
       const inspection = await inspectModel(opened.checkpoint, plan);
@@ -38,8 +38,9 @@ export function inspectCommand(context: CliContext): CommandUnknownOpts {
         try {
           return [{ keep, ...modelSize(model, keepFirst(model, keep)) }];
         } catch (error) {
-          // Not every number of experts fits router groups; only a number that was asked for must.
-          if (options.keep === undefined && isCoppiceError(error, "COPPICE_PLAN_GROUPS")) return [];
+          // Not every number of experts fits router groups or every layer; only one that was asked for must.
+          if (options.keep === undefined && isCoppiceError(error) && error.code.startsWith("COPPICE_PLAN_"))
+            return [];
           throw error;
         }
       });

@@ -1,6 +1,7 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
-import { readProvenance } from "@coppice/checkpoint";
-import { CoppiceError, type Plan, parsePlan } from "@coppice/core";
+import { compareTensors, readProvenance } from "@coppice/checkpoint";
+import { CoppiceError, createPlan, type Plan, parsePlan, RunEmitter } from "@coppice/core";
+import { formatBytes } from "@coppice/report";
 import type { CliContext } from "../context.js";
 import { backendOption, backendSetOption, examples, numberIn, seedOption } from "../options.js";
 import { formatFacts } from "../terminal/format.js";
@@ -16,12 +17,14 @@ export function verifyCommand(context: CliContext): CommandUnknownOpts {
   return new Command("verify")
     .description(
       "Runs the original under a plan and the written checkpoint as it is, on the same token sequences, and compares " +
-        "the logits of every position. Ends with code 1 when they differ.",
+        "the logits of every position. With --tensors, and for models that can only be edited, the files are compared " +
+        "tensor by tensor instead. Ends with code 1 when something differs.",
     )
     .argument("<model>", "original checkpoint folder")
     .argument("<other>", "checkpoint folder that was written from it")
     .option("--plan <file>", "plan for the original; default: the one in <other>/coppice.json")
     .option("--task <file>", "compare on prompts of this task too")
+    .option("--tensors", "compare every tensor with what the plan makes of it; nothing is run")
     .addOption(
       new Option("--tolerance <x>", "largest difference that counts as equal")
         .argParser(numberIn(0, Number.POSITIVE_INFINITY))
@@ -32,7 +35,11 @@ export function verifyCommand(context: CliContext): CommandUnknownOpts {
     .addOption(backendSetOption)
     .addHelpText(
       "after",
-      examples("coppice verify ./model ./small", "coppice verify ./model ./small --task dev.jsonl --json"),
+      examples(
+        "coppice verify ./model ./small",
+        "coppice verify ./model ./small --task dev.jsonl --json",
+        "coppice verify ./model ./small --tensors",
+      ),
     )
     .action(async (path, otherPath, options) => {
       await using original = await openModel(path, context);
@@ -41,6 +48,10 @@ export function verifyCommand(context: CliContext): CommandUnknownOpts {
         options.plan === undefined
           ? await planOf(other, original, context)
           : await readPlan(options.plan, original.checkpoint.model, context);
+      if (options.tensors || original.checkpoint.model.editOnly !== undefined) {
+        await verifyTensors(original, other, plan, context);
+        return;
+      }
       const task = options.task === undefined ? undefined : await readTask(options.task, context);
       const { tolerance } = options;
       const result = await verifyModels(
@@ -61,9 +72,38 @@ export function verifyCommand(context: CliContext): CommandUnknownOpts {
             `${result.positions} positions of ${result.sequences} sequences, ${original.checkpoint.model.vocabSize} logits each`,
           ],
           ["original", plan ? "under the plan" : "as it is"],
+          ["of this family", original.checkpoint.detected.family.notes.exact],
         ]),
       );
     });
+}
+
+async function verifyTensors(
+  original: OpenModel,
+  other: OpenModel,
+  plan: Plan | undefined,
+  context: CliContext,
+): Promise<void> {
+  const emitter = new RunEmitter();
+  context.out.follow(emitter);
+  const { checkpoint } = original;
+  const found = await compareTensors(checkpoint, plan ?? createPlan(checkpoint.model), other.checkpoint, {
+    emitter,
+    signal: context.signal,
+  });
+  context.out.settle();
+  if (!found.equal) context.exitCode = 1;
+  const { equal, tensors, bytes, differences } = found;
+  context.out.result({ equal, tensors, bytes, differences, plan: plan !== undefined }, () =>
+    formatFacts([
+      [
+        equal ? "equal" : "DIFFERENT",
+        `${tensors} tensors, ${formatBytes(bytes)}, compared without running the model`,
+      ],
+      ...differences.map((difference) => ["differs", difference] as const),
+      ["original", plan ? "under the plan" : "as it is"],
+    ]),
+  );
 }
 
 /** The plan that `other` says it was made with. */

@@ -1,5 +1,5 @@
 import { basename } from "node:path";
-import { type LoadedCheckpoint, loadModel } from "@coppice/checkpoint";
+import { type LoadedCheckpoint, type LoadOptions, loadModel } from "@coppice/checkpoint";
 import { openFolder } from "@coppice/checkpoint/node";
 import type { CliContext } from "../context.js";
 
@@ -11,9 +11,14 @@ export interface OpenModel extends AsyncDisposable {
 }
 
 /** Opens the checkpoint folder `path`, relative to where the user works. Reads headers, no weights. */
-export async function openModel(path: string, context: CliContext): Promise<OpenModel> {
+export async function openModel(
+  path: string,
+  context: CliContext,
+  options: Pick<LoadOptions, "headersOnly"> = {},
+): Promise<OpenModel> {
   const folder = context.path(path);
-  const checkpoint = await loadModel(await openFolder(folder), { signal: context.signal });
+  const { signal } = context;
+  const checkpoint = await loadModel(await openFolder(folder, { signal }), { ...options, signal });
   return {
     checkpoint,
     path: folder,

@@ -1,5 +1,11 @@
 import { existsSync } from "node:fs";
-import { applyPlan, type JsonObject, type OutputSummary, predictOutput } from "@coppice/checkpoint";
+import {
+  applyPlan,
+  type JsonObject,
+  type OutputLayout,
+  type OutputSummary,
+  predictOutput,
+} from "@coppice/checkpoint";
 import { folderTarget } from "@coppice/checkpoint/node";
 import { CoppiceError, modelSize, type Plan, RunEmitter } from "@coppice/core";
 import { formatBytes, formatCount, formatShare } from "@coppice/report";
@@ -14,6 +20,8 @@ export interface WriteRequest {
   readonly out: string;
   readonly dryRun: boolean | undefined;
   readonly maxShardBytes: number | undefined;
+  /** Default: what stock runtimes load. */
+  readonly layout?: OutputLayout | undefined;
   /** Goes into `coppice.json`. */
   readonly metadata: JsonObject;
 }
@@ -32,6 +40,8 @@ export interface WrittenCheckpoint {
   /** Bytes of all files, tokenizer and headers included. */
   readonly fileBytes: number;
   readonly files: OutputSummary["files"];
+  /** Experts that fill up smaller layers and are never chosen, and their bytes, which are part of the weights. */
+  readonly padded: OutputSummary["padded"];
 }
 
 /** Fails before any work when the output could not be written at its end. @throws COPPICE_IO_EXISTS */
@@ -48,14 +58,18 @@ export async function writeCheckpoint(
   request: WriteRequest,
   context: CliContext,
 ): Promise<WrittenCheckpoint> {
-  const { opened, plan, out, maxShardBytes, metadata, dryRun = false } = request;
+  const { opened, plan, out, maxShardBytes, layout, metadata, dryRun = false } = request;
   const { checkpoint } = opened;
-  const options = { metadata, ...(maxShardBytes !== undefined && { maxShardBytes }) };
+  const options = {
+    metadata,
+    ...(maxShardBytes !== undefined && { maxShardBytes }),
+    ...(layout !== undefined && { layout }),
+  };
   checkAbsent(out);
   const emitter = new RunEmitter();
   context.out.follow(emitter);
   const summary = dryRun
-    ? await predictOutput(checkpoint, plan, options)
+    ? await predictOutput(checkpoint, plan, { ...options, signal: context.signal })
     : await applyPlan(checkpoint, plan, folderTarget(out), { ...options, emitter, signal: context.signal });
   context.out.settle();
   const before = modelSize(checkpoint.model);
@@ -71,17 +85,23 @@ export async function writeCheckpoint(
     activeParametersAfter: after.activeParameters,
     fileBytes: summary.bytes,
     files: summary.files,
+    padded: summary.padded,
   };
 }
 
 export function describeWritten(written: WrittenCheckpoint): string {
   const change = (before: number, after: number, format: (value: number) => string) =>
     `${format(before)} -> ${format(after)} (${formatShare(after, before)})`;
-  const { out, dryRun, files, fileBytes } = written;
+  const { out, dryRun, files, fileBytes, padded } = written;
   return formatFacts([
     [dryRun ? "would write" : "wrote", `${out} (${files.length} files, ${formatBytes(fileBytes)})`],
     ["weights", change(written.bytesBefore, written.bytesAfter, formatBytes)],
     ["parameters", change(written.parametersBefore, written.parametersAfter, formatCount)],
     ["active per token", change(written.activeParametersBefore, written.activeParametersAfter, formatCount)],
+    ...(padded.experts === 0
+      ? []
+      : ([
+          ["filled up", `${padded.experts} experts that are never chosen, ${formatBytes(padded.bytes)}`],
+        ] as const)),
   ]);
 }
