@@ -1,6 +1,13 @@
 import { readdirSync } from "node:fs";
-import { applyPlan, type LoadedCheckpoint, loadModel, memoryFolder, memoryTarget } from "@coppice/checkpoint";
-import { openFolder } from "@coppice/checkpoint/node";
+import {
+  applyPlan,
+  families,
+  type LoadedCheckpoint,
+  loadModel,
+  memoryFolder,
+  memoryTarget,
+} from "@coppice/checkpoint";
+import { openFolder, type SyntheticOptions, writeSyntheticCheckpoint } from "@coppice/checkpoint/node";
 import {
   createPlan,
   type LayerPlan,
@@ -64,7 +71,8 @@ async function expectSliced(
         const own = before.experts[expert]![role];
         if (!own) continue;
         let expected = await checkpoint.weights.read(own);
-        if (merge) {
+        // A single coefficient of 1 is that expert, in its own form.
+        if (merge && merge[slot]!.some((value, other) => value !== Number(other === expert))) {
           const all = await Promise.all(before.experts.map((spec) => checkpoint.weights.read(spec[role]!)));
           expected = new Float32Array(expected.length);
           mergeRows(all, merge[slot]!, expected);
@@ -158,4 +166,47 @@ describe.each(names)("%s", (name) => {
     );
     expect(counts).toEqual(counts.map(() => 2));
   });
+});
+
+const sizes = {
+  layers: 2,
+  hiddenSize: 160,
+  vocabSize: 20,
+  heads: 4,
+  kvHeads: 2,
+  experts: 4,
+  topK: 2,
+  expertWidth: 96,
+};
+const latent = { q_lora_rank: null, kv_lora_rank: 16, first_k_dense_replace: 1, n_group: 1, topk_group: 1 };
+const quantized: [string, Partial<SyntheticOptions>][] = [
+  ["mixtral in fp8", { family: "mixtral", quantized: "fp8" }],
+  ["deepseek_v3 in fp8", { family: "deepseek_v3", quantized: "fp8", config: latent }],
+  ["gpt_oss in MXFP4", { family: "gpt_oss", quantized: "mxfp4" }],
+  ["llama4_text, stacks turned", { family: "llama4_text", topK: 1 }],
+  ["granitemoe", { family: "granitemoe" }],
+];
+
+describe.each(quantized)("made-up %s", (_, options) => {
+  it("is pruned, merged and filled up as a reader sees it", async () => {
+    const target = memoryTarget();
+    await writeSyntheticCheckpoint(target, { ...sizes, family: "", ...options });
+    await using checkpoint = await loadModel(memoryFolder(target.files));
+    const plans = plansOf(checkpoint, () => 3);
+    const { output } = await applied(checkpoint, plans);
+    await expectSliced(checkpoint, output, plans);
+    const rng = Rng.fromSeed(2);
+    const merged = plans.map((plan) => ({
+      ...plan,
+      merge: plan.experts.map((expert, slot) =>
+        Array.from({ length: 4 }, (__, other) => (slot === 0 ? Number(other === expert) : rng.normal() / 2)),
+      ),
+    }));
+    await expectSliced(checkpoint, (await applied(checkpoint, merged)).output, merged);
+  });
+});
+
+it("leaves no family out that is executed", () => {
+  const executed = families.filter(({ editOnly }) => editOnly === undefined);
+  expect([...names].sort()).toEqual(executed.map(({ name }) => name).sort());
 });

@@ -122,7 +122,8 @@ function findMtpEdits(layer: MtpLayer, model: ExpertTensors, take: TensorTaker):
   return [findEdits(layer.layout, layer, model.experts, take.index, take.quantization)];
 }
 
-function describeExecuted(
+/** Describes everything by looking its tensors up with `take`, which are then all that the model has. */
+export function describeExecuted(
   description: Description,
   layout: ExpertLayout,
   isMoe: (layer: number) => boolean,

@@ -1,17 +1,19 @@
 import { CoppiceError, type DType, dtypeBytes, elementCount, Rng, roundToDtype } from "@coppice/core";
 import { encodeValues } from "../decode.js";
 import { families } from "../families/families.js";
-import type { FamilyDescription, MlpNames } from "../families/family.js";
-import { fillIn } from "../families/naming.js";
-import { bytesContent, type Content } from "../output/content.js";
+import type { FamilyDescription } from "../families/family.js";
+import type { JsonObject } from "../json-object.js";
+import { bytesContent, type Content, repeatedContent } from "../output/content.js";
 import { defaultShardBytes, type OutputTensor, packShards } from "../output/shards.js";
 import type { CheckpointTarget } from "../output/target.js";
 import { type OutputFile, outputFile, type WriteOptions, writeFiles } from "../output/write-files.js";
 import { folderTarget } from "./folder-target.js";
+import { type SyntheticShape, syntheticShapes } from "./synthetic-shapes.js";
 
 /** Sizes of a made-up model. */
 export interface SyntheticOptions {
-  readonly family: "mixtral" | "qwen3_moe";
+  /** Name of a family that is executed. */
+  readonly family: string;
   readonly layers: number;
   readonly hiddenSize: number;
   readonly vocabSize: number;
@@ -24,10 +26,17 @@ export interface SyntheticOptions {
   readonly expertWidth: number;
   /** Default false. */
   readonly tied?: boolean;
-  /** Expert tensors stacked, as transformers 5 holds them in memory; default false, one tensor each. */
+  /** Expert tensors stacked, as transformers 5 holds them in memory; default: the family's usual layout. */
   readonly fused?: boolean;
   /** Default BF16. */
   readonly dtype?: Extract<DType, "F32" | "F16" | "BF16">;
+  /**
+   * `fp8`: linear layers in F8_E4M3 with a scale for every block of 128 x 128, as DeepSeek-V3 has them; `mxfp4`: stacked
+   * experts as GPT-OSS has them. Default: not quantized.
+   */
+  readonly quantized?: "fp8" | "mxfp4";
+  /** Further keys of config.json, which replace those made from these options. */
+  readonly config?: JsonObject;
   readonly seed?: number;
   readonly maxShardBytes?: number;
 }
@@ -50,19 +59,18 @@ export async function writeSyntheticCheckpoint(
 function syntheticFiles(options: SyntheticOptions): OutputFile[] {
   const family = families.find(({ name }) => name === options.family);
   if (!family) throw new CoppiceError("COPPICE_USAGE", `there is no family "${options.family}"`);
-  const tensors = syntheticTensors(family, options);
-  const config = new TextEncoder().encode(`${JSON.stringify(syntheticConfig(family, options), null, 2)}\n`);
+  const config = syntheticConfig(family, options);
+  const text = new TextEncoder().encode(`${JSON.stringify(config, null, 2)}\n`);
   return [
-    ...packShards(tensors, options.maxShardBytes ?? defaultShardBytes),
-    outputFile("config.json", [bytesContent(config)]),
+    ...packShards(syntheticTensors(family, config, options), options.maxShardBytes ?? defaultShardBytes),
+    outputFile("config.json", [bytesContent(text)]),
   ];
 }
 
-function syntheticConfig(family: FamilyDescription, options: SyntheticOptions): Record<string, unknown> {
-  const { headDim = options.hiddenSize / options.heads } = options;
+function syntheticConfig(family: FamilyDescription, options: SyntheticOptions): JsonObject {
+  const { headDim = options.hiddenSize / options.heads, quantized } = options;
   const { experts, topK, expertWidth } = family.config;
   return {
-    architectures: [family.name === "mixtral" ? "MixtralForCausalLM" : "Qwen3MoeForCausalLM"],
     model_type: family.name,
     hidden_size: options.hiddenSize,
     intermediate_size: options.expertWidth,
@@ -75,62 +83,89 @@ function syntheticConfig(family: FamilyDescription, options: SyntheticOptions): 
     rms_norm_eps: 1e-5,
     rope_theta: 10_000,
     hidden_act: "silu",
+    norm_topk_prob: true,
     tie_word_embeddings: options.tied ?? false,
     eos_token_id: 0,
-    ...(family.name === "qwen3_moe" && { norm_topk_prob: true }),
     ...Object.fromEntries([
       [experts[0], options.experts],
       [topK[0], options.topK],
       [expertWidth[0], options.expertWidth],
     ]),
+    ...(quantized && {
+      quantization_config: {
+        quant_method: quantized,
+        ...(quantized === "fp8" && { weight_block_size: [scaleBlock, scaleBlock] }),
+      },
+    }),
+    ...options.config,
   };
 }
 
-function syntheticTensors(family: FamilyDescription, options: SyntheticOptions): OutputTensor[] {
-  const { hiddenSize, vocabSize, heads, kvHeads, experts, expertWidth, dtype = "BF16" } = options;
-  const { headDim = hiddenSize / heads, tied = false, fused = false } = options;
-  const shapes: { name: string; shape: readonly number[]; isNorm: boolean }[] = [];
-  const add = (name: string, shape: readonly number[], isNorm = false) =>
-    shapes.push({ name, shape, isNorm });
-  const names = family.tensors;
-  const layout = family.layouts.find(({ kind }) => kind === (fused ? "fused" : "separate"));
-  if (!layout)
+function syntheticTensors(
+  family: FamilyDescription,
+  config: JsonObject,
+  { fused, dtype = "BF16", seed = 0, quantized }: SyntheticOptions,
+): OutputTensor[] {
+  const layout = family.layouts.find(
+    ({ kind }) => fused === undefined || kind === (fused ? "fused" : "separate"),
+  );
+  if (!layout) {
     throw new CoppiceError("COPPICE_USAGE", `${family.name} has no ${fused ? "fused" : "separate"} layout`);
-  add(names.embedding, [vocabSize, hiddenSize]);
-  for (let layer = 0; layer < options.layers; layer++) {
-    const at = (pattern: string) => fillIn(pattern, layer);
-    const attention = at("model.layers.{l}.self_attn");
-    add(`${at(names.attentionNorm)}.weight`, [hiddenSize], true);
-    add(`${attention}.q_proj.weight`, [heads * headDim, hiddenSize]);
-    add(`${attention}.k_proj.weight`, [kvHeads * headDim, hiddenSize]);
-    add(`${attention}.v_proj.weight`, [kvHeads * headDim, hiddenSize]);
-    add(`${attention}.o_proj.weight`, [hiddenSize, heads * headDim]);
-    if (family.name === "qwen3_moe") {
-      add(`${attention}.q_norm.weight`, [headDim], true);
-      add(`${attention}.k_norm.weight`, [headDim], true);
-    }
-    add(`${at(names.feedForwardNorm)}.weight`, [hiddenSize], true);
-    add(at(layout.router), [experts, hiddenSize]);
-    if (layout.kind === "fused") {
-      add(at(layout.gateUp as string), [experts, 2 * expertWidth, hiddenSize]);
-      add(at(layout.down), [experts, hiddenSize, expertWidth]);
-      continue;
-    }
-    for (let expert = 0; expert < experts; expert++) {
-      const part = (role: keyof MlpNames) =>
-        `${fillIn(layout.experts[role] as string, layer, expert)}.weight`;
-      add(part("gate"), [expertWidth, hiddenSize]);
-      add(part("up"), [expertWidth, hiddenSize]);
-      add(part("down"), [hiddenSize, expertWidth]);
-    }
   }
-  add(`${names.finalNorm}.weight`, [hiddenSize], true);
-  if (!tied) add(`${names.head}.weight`, [vocabSize, hiddenSize]);
+  const shapes = syntheticShapes(family, layout, config);
   const parameters = shapes.reduce((sum, { shape }) => sum + elementCount(shape), 0);
-  const block = new RandomBlock(dtype, parameters, options.seed ?? 0);
-  return shapes.map(({ name, shape, isNorm }) => {
-    return { name, dtype, shape, contents: [block.tensor(elementCount(shape), isNorm)] };
+  const rng = Rng.fromSeed(seed);
+  const block = new RandomBlock(dtype, parameters, rng);
+  const isCodes = ({ kind }: SyntheticShape) => quantized === "fp8" && kind === "matrix";
+  const codes = shapes.some(isCodes) ? new RandomBlock("F8_E4M3", parameters, rng) : block;
+  return shapes.flatMap((one): OutputTensor[] => {
+    const { name, shape, kind } = one;
+    if (isCodes(one)) return float8Tensors(name, shape, codes);
+    if (quantized === "mxfp4" && kind === "stack") return float4Tensors(one, block);
+    return [{ name, dtype, shape, contents: [block.tensor(elementCount(shape), kind === "norm")] }];
   });
+}
+
+const scaleBlock = 128;
+
+function float8Tensors(name: string, shape: readonly number[], codes: RandomBlock): OutputTensor[] {
+  const scales = shape.map((size) => Math.ceil(size / scaleBlock));
+  const factor = new Uint8Array(Float32Array.of(0.02).buffer);
+  const bytes = 4 * elementCount(scales);
+  return [
+    { name, dtype: "F8_E4M3", shape, contents: [codes.tensor(elementCount(shape), false)] },
+    {
+      name: `${name}_scale_inv`,
+      dtype: "F32",
+      shape: scales,
+      contents: [repeatedContent(factor, bytes)],
+    },
+  ];
+}
+
+/** MXFP4 has its rows by outputs, whichever way the layout turns unquantized stacks. */
+function float4Tensors({ name, shape, turned }: SyntheticShape, bits: RandomBlock): OutputTensor[] {
+  const [experts, a, b] = shape as [number, number, number];
+  const [rows, columns] = turned ? [b, a] : [a, b];
+  if (columns % 32 !== 0) {
+    throw new CoppiceError(
+      "COPPICE_USAGE",
+      `MXFP4 needs ${columns} inputs of ${name} to be a multiple of 32`,
+    );
+  }
+  const scales = [experts, rows, columns / 32];
+  // Every nibble is a value of FP4, so any bytes will do.
+  const blocks = bits.content((experts * rows * columns) / 2, false);
+  return [
+    { name: `${name}_blocks`, dtype: "U8", shape: [...scales, 16], contents: [blocks] },
+    {
+      name: `${name}_scales`,
+      dtype: "U8",
+      shape: scales,
+      // 2^-7: values of up to 0.05.
+      contents: [repeatedContent(Uint8Array.of(120), elementCount(scales))],
+    },
+  ];
 }
 
 /** Random values of a block, prime numbers, so that windows of sizes with common factors do not line up. */
@@ -146,11 +181,14 @@ class RandomBlock {
   readonly #weights: Uint8Array;
   readonly #norms: Uint8Array;
 
-  constructor(dtype: DType, parameters: number, seed: number) {
-    this.#rng = Rng.fromSeed(seed);
+  constructor(dtype: DType, parameters: number, rng: Rng) {
+    this.#rng = rng;
     this.#width = dtypeBytes[dtype];
     this.#length = parameters > smallModel ? largeBlock : smallBlock;
-    const values = Float32Array.from({ length: this.#length }, () => 0.02 * this.#rng.normal());
+    // Codes of F8 are multiplied by scales.
+    const deviation = dtype === "F8_E4M3" ? 1 : 0.02;
+    const values = Float32Array.from({ length: this.#length }, () => deviation * this.#rng.normal());
+
     this.#norms = encoded(
       dtype,
       values.map((value) => 1 + value),
@@ -159,10 +197,14 @@ class RandomBlock {
   }
 
   tensor(count: number, isNorm: boolean): Content {
+    return this.content(count * this.#width, isNorm);
+  }
+
+  content(bytes: number, isNorm: boolean): Content {
     const block = isNorm ? this.#norms : this.#weights;
     const start = this.#rng.integer(this.#length) * this.#width;
     return {
-      bytes: count * this.#width,
+      bytes,
       fill: async (offset, into) => {
         for (let at = 0; at < into.length; ) {
           const from = (start + offset + at) % block.length;

@@ -146,6 +146,27 @@ export function checkMerges(
   }
 }
 
+/**
+ * Refuses merges of matrices that share blocks with others (gate and up in one stack of fp8 whose border cuts through
+ * a block): no evaluation could round them to what a file holds.
+ * @throws COPPICE_PLAN_EXPORT
+ */
+export function checkSharedBlocks(model: MoeModel, set: ExpertTensors, slots: readonly ExpertSlot[]): void {
+  if (
+    !slots.some(
+      (slot) => slot.kind === "merge" && (slot.coefficients.length > 1 || slot.coefficients[0] !== 1),
+    )
+  ) {
+    return;
+  }
+  const layer = moeLayers(model).find(({ index }) => index === set.layer);
+  const [expert] = layer?.feedForward.experts ?? [];
+  for (const ref of [expert?.gate, expert?.up, expert?.down]) {
+    if (!ref?.view || !ref.scales || ref.scales.rows === 1) continue;
+    throw notMergeable(`${ref.name} shares blocks of scales with another matrix`, set.label);
+  }
+}
+
 function notMergeable(why: string, label: string): CoppiceError {
   return new CoppiceError("COPPICE_PLAN_EXPORT", `the experts of ${label} cannot be merged: ${why}`, {
     hint: "give a plan that only drops experts, or merge the unquantized checkpoint",

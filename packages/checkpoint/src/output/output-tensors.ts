@@ -7,6 +7,7 @@ import {
   blockOf,
   checkMerges,
   checkSet,
+  checkSharedBlocks,
   innerBytes,
   type ShareContext,
   type Shares,
@@ -56,6 +57,7 @@ export function outputTensors(
     const slots = layers.get(set.layer);
     if (!slots || isUnchanged(slots, set.experts)) continue;
     checkSet(set);
+    checkSharedBlocks(model, set, slots);
     for (const { tensor } of [...set.rows, ...set.separate, ...set.stacked]) replaced.add(tensor.name);
     placed.push(
       ...set.rows.map((rows) => rowsTensor(context, rows, slots)),
