@@ -10,6 +10,7 @@ const portable: readonly string[] = [
   "onnx",
   "evaluate",
   "calibrate",
+  "allocate",
   "search",
   "criteria",
   "search-eep",
