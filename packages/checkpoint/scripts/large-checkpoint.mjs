@@ -1,31 +1,72 @@
 // Shows that a checkpoint far larger than memory rules allow is inspected at once and pruned by streaming.
 //
-//   node packages/checkpoint/scripts/large-checkpoint.mjs [folder] [--merge]
+//   node packages/checkpoint/scripts/large-checkpoint.mjs [folder] [options]
 //
-// Makes a Mixtral checkpoint of 3,500 million random bf16 parameters (7 GB) in a new folder below `folder` (default:
-// the system's folder for temporary files), measures each step in a process of its own, and deletes everything.
-// Needs 18 GB of disk. With --merge, every kept expert is a merge of two.
+//   --gigabytes <n>        size of the checkpoint; default 12
+//   --shard-gigabytes <n>  size of its files; default 3
+//   --form <form>          separate (Mixtral, default), fused (the same, experts stacked), fp8 (DeepSeek-V3), mxfp4 (GPT-OSS)
+//   --merge                every kept expert is a merge of two
+//
+// Makes an untrained checkpoint in a new folder below `folder` (default: the system's folder for temporary files), prunes
+// it to half, measures each step in a process of its own, and deletes everything. Needs 2.6 times its size of disk.
+// Exits with 1 when pruning peaks at three of its largest tensors plus 200 MB or more, or takes more than twice the time
+// that cp takes for as many bytes read and written.
 import { execFileSync } from "node:child_process";
 import { mkdtempSync, readdirSync, readFileSync, rmSync, statSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
+import { parseArgs } from "node:util";
 import { applyPlan, inspectModel, loadModel, predictOutput } from "@coppice/checkpoint";
 import { folderTarget, openFolder, writeSyntheticCheckpoint } from "@coppice/checkpoint/node";
 import { createPlan, moeLayers, planFromScores, Rng } from "@coppice/core";
 
-const size = {
-  family: "mixtral",
-  layers: 16,
+const { values: options, positionals } = parseArgs({
+  allowPositionals: true,
+  options: {
+    step: { type: "string" },
+    gigabytes: { type: "string", default: "12" },
+    "shard-gigabytes": { type: "string", default: "3" },
+    form: { type: "string", default: "separate" },
+    merge: { type: "boolean", default: false },
+  },
+});
+
+const forms = {
+  separate: { family: "mixtral" },
+  fused: { family: "mixtral", fused: true },
+  fp8: {
+    family: "deepseek_v3",
+    quantized: "fp8",
+    config: { first_k_dense_replace: 0, n_group: 1, topk_group: 1, q_lora_rank: null },
+  },
+  mxfp4: { family: "gpt_oss", quantized: "mxfp4" },
+};
+
+const layerSize = {
   hiddenSize: 2048,
-  vocabSize: 32_000,
   heads: 16,
   kvHeads: 8,
   experts: 8,
   topK: 2,
   expertWidth: 4096,
-  seed: 1,
+  vocabSize: 32_000,
 };
+
+function modelSize() {
+  const form = forms[options.form];
+  if (!form) throw new Error(`--form is ${options.form}, expected one of ${Object.keys(forms).join(", ")}`);
+  const { experts, hiddenSize, expertWidth } = layerSize;
+  const bytesPerValue = form.quantized === "fp8" ? 1 : form.quantized === "mxfp4" ? 17 / 32 : 2;
+  const layerBytes = experts * 3 * hiddenSize * expertWidth * bytesPerValue;
+  return {
+    ...form,
+    ...layerSize,
+    layers: Math.max(1, Math.round((Number(options.gigabytes) * 1e9) / layerBytes)),
+    maxShardBytes: Number(options["shard-gigabytes"]) * 1e9,
+    seed: 1,
+  };
+}
 
 /** Highest resident memory of this process so far, in MB. */
 function peakMemory() {
@@ -43,9 +84,13 @@ async function timed(work) {
   return { value, seconds: (performance.now() - start) / 1000 };
 }
 
+function throughput(bytesRead, bytesWritten, seconds) {
+  return { bytesRead, bytesWritten, gigabytesPerSecond: (bytesRead + bytesWritten) / seconds / 1e9 };
+}
+
 const steps = {
   make: async (folder) => {
-    await writeSyntheticCheckpoint(folder, size);
+    await writeSyntheticCheckpoint(folder, modelSize());
     return {};
   },
   inspect: async (folder) => {
@@ -58,12 +103,13 @@ const steps = {
     const { parameters, activeParameters, bytes, largestTensor, shards } = value;
     return { seconds, parameters, activeParameters, bytes, largestTensor, shards: shards.length };
   },
-  prune: async (folder, out, merge) => {
+  prune: async (folder, out) => {
+    const { merge } = options;
     const checkpoint = await loadModel(await openFolder(folder));
     const { model } = checkpoint;
     const rng = Rng.fromSeed(1);
     const scores = moeLayers(model).map(({ feedForward }) => feedForward.experts.map(() => rng.uniform()));
-    let plan = planFromScores(model, scores, size.experts / 2);
+    let plan = planFromScores(model, scores, layerSize.experts / 2);
     if (merge) {
       const layers = plan.layers.map((layer) => {
         const dropped = scores[0]
@@ -84,11 +130,7 @@ const steps = {
     }
     await checkpoint.close();
     const read = predicted.tensorBytes * (merge ? 2 : 1);
-    return {
-      seconds,
-      bytesWritten: predicted.bytes,
-      gigabytesPerSecond: (read + predicted.bytes) / seconds / 1e9,
-    };
+    return { seconds, ...throughput(read, predicted.bytes, seconds) };
   },
   verify: async (folder) => {
     const checkpoint = await loadModel(await openFolder(folder));
@@ -100,7 +142,9 @@ const steps = {
 
 /** Runs a step in a process of its own, so that its memory is its own. */
 function run(step, ...args) {
-  const output = execFileSync(process.execPath, [fileURLToPath(import.meta.url), "--step", step, ...args], {
+  const script = fileURLToPath(import.meta.url);
+  const own = process.argv.slice(2).filter((arg) => !positionals.includes(arg));
+  const output = execFileSync(process.execPath, [script, "--step", step, ...own, ...args], {
     encoding: "utf8",
     stdio: ["ignore", "pipe", "inherit"],
   });
@@ -116,29 +160,33 @@ function copy(label, from, to) {
   const seconds = (performance.now() - start) / 1000;
   const bytes = readdirSync(to).reduce((sum, name) => sum + statSync(join(to, name)).size, 0);
   rmSync(to, { recursive: true });
-  const gigabytesPerSecond = (2 * bytes) / seconds / 1e9;
-  console.log(label.padEnd(16), JSON.stringify({ seconds, bytesWritten: bytes, gigabytesPerSecond }));
+  const result = { seconds, ...throughput(bytes, bytes, seconds) };
+  console.log(label.padEnd(16), JSON.stringify(result));
+  return result;
 }
 
-if (process.argv[2] === "--step") {
-  const [, , , step, ...args] = process.argv;
-  const result = await steps[step](...args);
+if (options.step) {
+  const result = await steps[options.step](...positionals);
   console.log(JSON.stringify({ ...result, peakMegabytes: Math.round(peakMemory()) }));
 } else {
-  const options = process.argv.slice(2);
-  const merge = options.includes("--merge");
-  const base = mkdtempSync(
-    join(options.find((option) => !option.startsWith("--")) ?? tmpdir(), "coppice-large-"),
-  );
+  const base = mkdtempSync(join(positionals[0] ?? tmpdir(), "coppice-large-"));
   try {
     const [model, pruned, copied] = ["model", "pruned", "copied"].map((name) => join(base, name));
     run("make", model);
-    run("inspect", model);
+    const { largestTensor } = run("inspect", model);
     // The same bytes under the same conditions: whether the system still holds the model in memory decides a lot.
-    copy("cp", model, copied);
-    run("prune", model, pruned, ...(merge ? ["merge"] : []));
-    copy("cp again", model, copied);
+    const before = copy("cp", model, copied);
+    const { seconds, bytesRead, bytesWritten, peakMegabytes } = run("prune", model, pruned);
+    const after = copy("cp again", model, copied);
     run("verify", pruned);
+    const memoryLimit = (3 * largestTensor.bytes) / 1e6 + 200;
+    const speed = (before.gigabytesPerSecond + after.gigabytesPerSecond) / 2;
+    const timeLimit = (2 * (bytesRead + bytesWritten)) / 1e9 / speed;
+    const verdict = (value, limit) =>
+      `${value.toFixed(1)} of ${limit.toFixed(1)} ${value < limit ? "ok" : "TOO MUCH"}`;
+    console.log("peak MB         ", verdict(peakMegabytes, memoryLimit));
+    console.log("seconds         ", verdict(seconds, timeLimit));
+    if (peakMegabytes >= memoryLimit || seconds >= timeLimit) process.exitCode = 1;
   } finally {
     rmSync(base, { recursive: true, force: true });
   }

@@ -11,6 +11,7 @@ export type {
 } from "./families/expert-tensors.js";
 export { families } from "./families/families.js";
 export type * from "./families/family.js";
+export { familyPaddingObstacle, type VerifyTolerance, verifyTolerance } from "./families/family-promises.js";
 export {
   type ByteSource,
   type CheckpointFolder,
