@@ -84,6 +84,20 @@ export const workersOption = new Option("--workers <n>", "worker processes; defa
   .argParser(wholeNumber(1))
   .helpGroup(runGroup);
 
+export const executorOption = new Option(
+  "--executor <where>",
+  "where plans are evaluated: local, the address of a queue (redis://host:6379), or command",
+)
+  .default("local")
+  .helpGroup(runGroup);
+
+export const executorSetOption = new Option(
+  "--executor-set <key=value>",
+  'setting of the executor, such as queue=mine or command=["ssh","host"]; repeatable',
+)
+  .argParser(settings)
+  .helpGroup(runGroup);
+
 export const seedOption = new Option("--seed <n>", "seed of everything random")
   .argParser(wholeNumber(0))
   .default(1);

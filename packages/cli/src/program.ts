@@ -50,6 +50,10 @@ export const commands: Readonly<Record<string, Entry>> = {
     summary: "search which experts to keep and how to merge them",
     load: async () => (await import("./commands/search.js")).searchCommand,
   },
+  worker: {
+    summary: "evaluate plans for a search that runs elsewhere",
+    load: async () => (await import("./commands/worker.js")).workerCommand,
+  },
   apply: {
     summary: "write the checkpoint of a plan",
     load: async () => (await import("./commands/apply.js")).applyCommand,

@@ -6,15 +6,17 @@ import {
   backendOption,
   backendSetOption,
   examples,
+  executorOption,
+  executorSetOption,
   planOption,
   wholeNumber,
   workersOption,
 } from "../options.js";
 import { formatFacts, formatInterval } from "../terminal/format.js";
-import { openPool } from "../work/model-pool.js";
 import { openModel } from "../work/open-model.js";
 import { readPlan } from "../work/plan-file.js";
 import { readTask } from "../work/task-file.js";
+import { openWorkPool } from "../work/work-pool.js";
 
 export function evalCommand(context: CliContext): CommandUnknownOpts {
   return new Command("eval")
@@ -31,6 +33,8 @@ export function evalCommand(context: CliContext): CommandUnknownOpts {
     .addOption(backendOption)
     .addOption(backendSetOption)
     .addOption(workersOption)
+    .addOption(executorOption)
+    .addOption(executorSetOption)
     .addHelpText(
       "after",
       examples(
@@ -48,7 +52,7 @@ export function evalCommand(context: CliContext): CommandUnknownOpts {
           : await readPlan(options.plan, opened.checkpoint.model, context);
       const emitter = new RunEmitter();
       context.out.follow(emitter);
-      await using pool = await openPool(opened, options, context);
+      await using pool = await openWorkPool(opened, options, context, emitter);
       const score = await pool.evaluateTask({
         task,
         emitter,

@@ -7,6 +7,8 @@ import {
   backendOption,
   backendSetOption,
   examples,
+  executorOption,
+  executorSetOption,
   list,
   seedOption,
   settings,
@@ -16,12 +18,12 @@ import {
 import { findPlugin, loadPlugin } from "../plugins/find-plugin.js";
 import { runAndReport } from "../search-job/run-and-report.js";
 import { sampleSets } from "../search-job/sample-sets.js";
-import { runIdentity, type SearchJob } from "../search-job/search-job.js";
+import { askBatch, runIdentity, type SearchJob } from "../search-job/search-job.js";
 import { keptShare, scoreTable } from "../search-job/search-result.js";
 import { shellLine } from "../terminal/format.js";
-import { openPool } from "../work/model-pool.js";
 import { openModel } from "../work/open-model.js";
 import { readTask } from "../work/task-file.js";
+import { openWorkPool } from "../work/work-pool.js";
 
 /** Criteria that cost one pass of calibration together. */
 const defaultSeeds = ["frequency", "soft-activation", "reap"];
@@ -49,6 +51,14 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
     .addOption(
       new Option("--budget <n>", "plans to evaluate").argParser(wholeNumber(1)).default(defaultBudget),
     )
+    .addOption(
+      new Option(
+        "--batch <n>",
+        "plans proposed at a time; more keep more machines busy, and change the course",
+      )
+        .argParser(wholeNumber(1))
+        .default(askBatch),
+    )
     .addOption(new Option("--strategy <name>", "search plugin").default("eep"))
     .option("--preset <name>", "preset of the strategy; eep has default, paper, released")
     .addOption(new Option("--set <key=value>", "option of the strategy; repeatable").argParser(settings))
@@ -69,6 +79,8 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
     .addOption(backendOption)
     .addOption(backendSetOption)
     .addOption(workersOption)
+    .addOption(executorOption)
+    .addOption(executorSetOption)
     .addHelpText(
       "after",
       examples(
@@ -103,6 +115,7 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
         topK,
         criteria: await Promise.all(seeds.map((name) => loadPlugin("criterion", name, cwd))),
         evaluations: options.budget,
+        batch: options.batch,
         seed: options.seed,
         objective: options.objective ?? defaultObjective(task.form),
         metric:
@@ -117,7 +130,7 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
         fresh: options.fresh ?? false,
       });
       if (folder.resumed) context.out.note(`Continuing the run in ${folder.path}.`);
-      await using pool = await openPool(opened, options, context);
+      await using pool = await openWorkPool(opened, options, context, emitter);
       const { result, data, report, planFile } = await runAndReport(
         { job, pool, folder, emitter, signal: context.signal },
         `coppice ${shellLine(context.argv)}`,

@@ -130,7 +130,7 @@ async function searching(
     model,
     executor,
     evaluations: job.evaluations,
-    batch: askBatch,
+    batch: job.batch ?? askBatch,
     finalists: finalistCount,
     journal: folder.journal,
     emitter,

@@ -1,9 +1,9 @@
 import type { Plugin, RunEmitter } from "@coppice/core";
 import type { Metric, Objective, PairedDifference, TaskScore } from "@coppice/evaluate";
-import type { ModelPool } from "@coppice/executor-local";
 import type { RunFolder, RunIdentity } from "@coppice/search/node";
 import type { FoundPlugin } from "../plugins/find-plugin.js";
 import type { OpenModel } from "../work/open-model.js";
+import type { WorkPool } from "../work/work-pool.js";
 import type { SampleSets } from "./sample-sets.js";
 
 /** A plugin that was loaded by name, with where it came from. */
@@ -25,6 +25,8 @@ export interface SearchJob {
   readonly criteria: readonly NamedPlugin<"criterion">[];
   /** Plans to evaluate. */
   readonly evaluations: number;
+  /** Candidates per ask. Default `askBatch`. */
+  readonly batch?: number;
   readonly seed: number;
   readonly objective: Objective;
   readonly metric: Metric;
@@ -36,7 +38,7 @@ export interface SearchJob {
 /** Where and with what a job runs; none of it changes the result. */
 export interface SearchRun {
   readonly job: SearchJob;
-  readonly pool: ModelPool;
+  readonly pool: WorkPool;
   readonly folder: RunFolder;
   readonly emitter: RunEmitter;
   readonly signal: AbortSignal;
@@ -81,7 +83,7 @@ export function runIdentity(job: SearchJob): RunIdentity {
     options: job.options,
     criteria: criteria.map(source),
     evaluations: job.evaluations,
-    batch: askBatch,
+    batch: job.batch ?? askBatch,
     finalists: finalistCount,
     randomDraws,
     seed: job.seed,

@@ -1,6 +1,6 @@
-import { createModelPool, type ModelPool } from "@coppice/executor-local";
+import { type BackendSource, createModelPool, type ModelPool } from "@coppice/executor-local";
 import type { CliContext } from "../context.js";
-import { findPlugin } from "../plugins/find-plugin.js";
+import { type FoundPlugin, findPlugin } from "../plugins/find-plugin.js";
 import type { OpenModel } from "./open-model.js";
 
 /** Options of every command that runs a model. */
@@ -10,16 +10,23 @@ export interface PoolOptions {
   readonly workers?: number;
 }
 
+/** Where workers find the backend that the user named. */
+export function backendSource(
+  { module, export: name }: FoundPlugin,
+  { backendSet = {} }: PoolOptions,
+): BackendSource {
+  return { module, options: backendSet, ...(name !== undefined && { export: name }) };
+}
+
 /** Loads a model into workers with the backend that the user named. */
 export async function openPool(
   opened: OpenModel,
   options: PoolOptions,
   context: CliContext,
 ): Promise<ModelPool> {
-  const { module, export: name } = findPlugin("backend", options.backend, context.io.cwd);
   return createModelPool({
     model: opened.path,
-    backend: { module, options: options.backendSet ?? {}, ...(name !== undefined && { export: name }) },
+    backend: backendSource(findPlugin("backend", options.backend, context.io.cwd), options),
     signal: context.signal,
     ...(options.workers !== undefined && { workers: options.workers }),
   });
