@@ -100,6 +100,14 @@ describe("experts that are found", () => {
       "[7, 64]",
     ],
     [
+      "stacks both plain and in blocks",
+      "gpt_oss",
+      (tensors) => tensors.set("model.layers.1.mlp.experts.down_proj_blocks", zeros([8, 64, 1, 16])),
+      "COPPICE_FORMAT_EXPERTS",
+      "layer 1 has its experts twice",
+      "down_proj_blocks",
+    ],
+    [
       "experts on their own beside a stack, in one layer",
       "mixtral",
       (tensors) => tensors.set("model.layers.1.mlp.experts.gate_up_proj", zeros([8, 64, 64])),

@@ -144,7 +144,7 @@ describe("settings", () => {
       "COPPICE_FAMILY_UNKNOWN",
       '"gpt2"',
       "GPT2LMHeadModel",
-      "model.layers.0.mlp.gate.weight",
+      "tensors are such as model.layers.0.mlp.",
       "mixtral, qwen2_moe, qwen3_moe",
     ],
     [{ model_type: "mixtral" }, "COPPICE_FAMILY_UNSUPPORTED", "block_sparse_moe.gate.weight"],

@@ -218,6 +218,12 @@ function stackedTensors(
   for (const pattern of stackNames(layout)) {
     const base = name(pattern);
     const has = (end: string) => index.get(base + end);
+    if (index.has(base) && index.has(`${base}_blocks`)) {
+      throw contradiction(`${label} has its experts twice, in ${base} and in ${base}_blocks`, {
+        label,
+        tensor: base,
+      });
+    }
     for (const full of index.under(stem(base))) {
       const tensor = index.get(full) as TensorRef;
       const end = full.startsWith(base) ? full.slice(base.length) : undefined;

@@ -68,7 +68,9 @@ function layerAttention(config: ConfigReader): (layer: number) => LayerAttention
     ? undefined
     : config.integer("attention_chunk_size", 8192);
   const plainNorm = config.boolean("use_qk_norm", true);
-  const temperature = config.boolean("attn_temperature_tuning", true)
+  // Published configs have a number there.
+  const tuning = config.get("attn_temperature_tuning")?.value ?? true;
+  const temperature = tuning
     ? { floor: config.positive("floor_scale", 8192), scale: config.number("attn_scale", 0.1) }
     : undefined;
   return (layer) => {
