@@ -133,6 +133,8 @@ export function createRemotePool(options: RemotePoolOptions): RemotePool {
           },
         })
         .catch((error) => {
+          // Nobody waits for the others any more.
+          failed.abort();
           throwIfAborted(signal, "waiting for workers");
           throw failure ?? error;
         });

@@ -55,7 +55,7 @@ export interface WorkServerOptions {
 export interface WorkServer extends AsyncDisposable {
   /**
    * Checks a request and measures. An error of the plan or of the measurement is part of the outcome. Requests that were
-   * answered lately cost nothing.
+   * answered lately are not computed again: their outcome, with the work that it took, is told once more.
    * @param samples gives the text of the request's samples
    * @throws COPPICE_EXECUTOR_FOREIGN, with both values, for work that is not for this worker or whose samples are not
    * those of the request; COPPICE_ABORTED; and the errors of `samples` that are no COPPICE errors
@@ -140,7 +140,7 @@ export function createWorkServer({ pool, engine, worker, numerics }: WorkServerO
       try {
         const request = parseWorkRequest(value, { model: pool.model, engine });
         const known = outcomes.get(request.id);
-        if (known) return { ...known, work: nothing };
+        if (known) return known;
         const outcome = { ...who, ...(await measure(request, samples, signal)) };
         outcomes.set(request.id, outcome);
         return outcome;
