@@ -1,5 +1,5 @@
-import { families, loadModel, memoryFolder } from "@coppice/checkpoint";
-import { type MlpSpec, moeLayers } from "@coppice/core";
+import { applyPlan, families, loadModel, memoryFolder, memoryTarget } from "@coppice/checkpoint";
+import { createPlan, type MlpSpec, moeLayers } from "@coppice/core";
 import { describe, expect, it } from "vitest";
 import { expectError } from "./helpers.js";
 import { floats, madeFiles, randomTensors, type Tensors, transposed } from "./made-checkpoint.js";
@@ -219,6 +219,38 @@ describe("families that are edited only", () => {
           !listed.includes(name) && !/^mtp|embed_tokens|embeddings|wte|norm|lm_head|shared/.test(name),
       );
       expect(model.undescribed?.map(({ name }) => name).sort()).toEqual(rest.sort());
+    });
+  }
+
+  for (const [family, { config, shapes: all, mtp = 0 }] of Object.entries(made)) {
+    it(`loses two experts of ${family} and keeps the others as they are`, async () => {
+      const tensors = randomTensors(all);
+      await using checkpoint = await load(config, tensors);
+      const layers = moeLayers(checkpoint.model);
+      const plan = createPlan(
+        checkpoint.model,
+        layers.map(({ index }) => ({ layer: index, experts: index === 0 ? [3, 1] : [0, 2] })),
+      );
+      const target = memoryTarget();
+      await applyPlan(checkpoint, plan, target);
+      await using smaller = await loadModel(memoryFolder(target.files));
+      expect(smaller.edits.map((set) => set.experts)).toEqual(checkpoint.edits.map(() => 2));
+      expect(smaller.mtpLayers).toBe(checkpoint.mtpLayers);
+      expect(smaller.edits).toHaveLength(layers.length + mtp);
+      for (const [position, { index, feedForward }] of moeLayers(smaller.model).entries()) {
+        const before = layers[position]!.feedForward;
+        for (const [slot, expert] of (index === 0 ? [3, 1] : [0, 2]).entries()) {
+          for (const role of ["gate", "up", "down"] as const) {
+            const [mine, theirs] = [feedForward.experts[slot]?.[role], before.experts[expert]?.[role]];
+            if (!mine || !theirs) continue;
+            expect([...(await smaller.weights.read(mine))]).toEqual([
+              ...(await checkpoint.weights.read(theirs)),
+            ]);
+          }
+        }
+      }
+      const [rest, kept] = [checkpoint.model.undescribed, smaller.model.undescribed];
+      expect(kept?.map(({ name }) => name)).toEqual(rest?.map(({ name }) => name));
     });
   }
 

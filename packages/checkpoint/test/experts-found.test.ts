@@ -1,5 +1,13 @@
 import { readFile } from "node:fs/promises";
-import { loadModel, memoryFolder, parseSafetensors, type TensorBytes } from "@coppice/checkpoint";
+import {
+  applyPlan,
+  loadModel,
+  memoryFolder,
+  memoryTarget,
+  parseSafetensors,
+  type TensorBytes,
+} from "@coppice/checkpoint";
+import { createPlan, type TensorRef } from "@coppice/core";
 import { describe, expect, it } from "vitest";
 import { expectError, fixtures } from "./helpers.js";
 import { f32, madeFiles, type Tensors } from "./made-checkpoint.js";
@@ -232,6 +240,33 @@ describe("layers for multi-token prediction", () => {
       expect(separate).toHaveLength(24);
       expect(separate[0]?.tensor.name).toContain("model.layers.4.mlp.experts.");
     }
+  });
+
+  it("lose the same experts", async () => {
+    const { tensors, config } = await withMtp(1, "glm4_moe");
+    await using checkpoint = await load(config, tensors);
+    const plan = createPlan(checkpoint.model, [
+      { layer: 1, experts: [0, 1, 2, 3] },
+      { layer: 2, experts: [7, 5, 3, 1] },
+    ]);
+    const target = memoryTarget();
+    await applyPlan(checkpoint, plan, target);
+    await using smaller = await loadModel(memoryFolder(target.files));
+    expect(smaller.edits.map(({ label, experts }) => [label, experts])).toEqual([
+      ["layer 1", 4],
+      ["layer 2", 4],
+      ["multi-token-prediction layer 3", 4],
+    ]);
+    const read = (of: typeof smaller, name: string) => of.weights.read(of.tensors.get(name) as TensorRef);
+    const row = (values: Float32Array, expert: number) => [...values.slice(expert * 64, (expert + 1) * 64)];
+    const router = "model.layers.3.mlp.gate.weight";
+    const [before, after] = [await read(checkpoint, router), await read(smaller, router)];
+    expect([0, 1, 2, 3].map((slot) => row(after, slot))).toEqual(
+      [7, 5, 3, 1].map((expert) => row(before, expert)),
+    );
+    expect(await read(smaller, "model.layers.3.mlp.experts.1.up_proj.weight")).toEqual(
+      await read(checkpoint, "model.layers.3.mlp.experts.5.up_proj.weight"),
+    );
   });
 
   it("may have been left out", async () => {
