@@ -145,6 +145,29 @@ describe("families", () => {
     });
   }
 
+  it("are told apart by their tensors where config.json has no model_type", async () => {
+    for (const family of Object.keys(facts)) {
+      const tensors = await fixtureTensors(family);
+      const config = JSON.parse(await readFile(`${fixtures}${family}/config.json`, "utf8")) as object;
+      const files = madeFiles({ ...config, model_type: undefined }, tensors);
+      await using checkpoint = await loadModel(memoryFolder(files));
+      expect(checkpoint.model.family).toBe(family);
+    }
+  });
+
+  it("may have no shared experts, whose matrices are then empty", async () => {
+    const tensors = await fixtureTensors("deepseek_v3");
+    const config = JSON.parse(await readFile(`${fixtures}deepseek_v3/config.json`, "utf8")) as object;
+    for (const name of [...tensors.keys()]) {
+      if (name.includes("shared_experts"))
+        tensors.set(name, f32(name.includes("down") ? [64, 0] : [0, 64], []));
+    }
+    await using checkpoint = await loadModel(
+      memoryFolder(madeFiles({ ...config, n_shared_experts: 0 }, tensors)),
+    );
+    expect(moeLayers(checkpoint.model)[0]!.feedForward).not.toHaveProperty("shared");
+  });
+
   it("lists every tensor of experts and routers for surgery, once", async () => {
     for (const family of Object.keys(facts)) {
       await using checkpoint = await open(family);

@@ -233,7 +233,9 @@ function accountForAll(
   const head = `${naming.name(family.tensors.head)}.`;
   const isMtp = (name: string) =>
     mtp.some(({ prefix }) => name.startsWith(prefix)) || (family.mtp && /(^|\.)mtp[._]/.test(name));
-  const rest = take.index.under("").filter((name) => !take.isTaken(name) && !isMtp(name));
+  // Models without shared experts keep matrices of no rows.
+  const isEmpty = (name: string) => take.index.get(name)?.shape.includes(0);
+  const rest = take.index.under("").filter((name) => !take.isTaken(name) && !isMtp(name) && !isEmpty(name));
   const isText = (name: string) => name.startsWith(naming.body) || name.startsWith(head);
   const text = rest.filter(isText);
   if (!isEdited && text.length > 0) {

@@ -64,17 +64,16 @@ export function readRotary(config: ConfigReader, context: RotaryContext): Rotary
   const originalContext = config.get("original_max_position_embeddings")
     ? config.integer("original_max_position_embeddings")
     : rope.integer("original_max_position_embeddings", contextLength);
-  const scaling =
-    context.statedMagnitudes && kind === "longrope"
+  const scaling = !context.statedMagnitudes
+    ? readScaling(kind, rope, { dimensions, contextLength, originalContext })
+    : kind === "longrope"
       ? readStated(rope, dimensions, originalContext)
-      : readScaling(kind, rope, { dimensions, contextLength, originalContext });
+      : undefined;
   if (!scaling) {
-    throw config.unsupported(
-      title,
-      `${isOlder ? "rope_scaling" : "rope_parameters"}.${key}`,
-      kind,
-      "default, linear, dynamic, yarn, llama3 or longrope",
-    );
+    const known = context.statedMagnitudes
+      ? "default or longrope"
+      : "default, linear, dynamic, yarn, llama3 or longrope";
+    throw config.unsupported(title, `${isOlder ? "rope_scaling" : "rope_parameters"}.${key}`, kind, known);
   }
   const all = rope.get("mscale_all_dim") ? rope.number("mscale_all_dim") : 0;
   const softmaxFactor = all === 0 ? 1 : magnitude(rope.positive("factor"), all) ** 2;
