@@ -1,8 +1,9 @@
 import type { CollectedStatistics } from "@coppice/calibrate";
 import { readStatistics } from "@coppice/calibrate/node";
-import { CoppiceError, type Criterion, Rng, RunEmitter, type Statistics } from "@coppice/core";
+import { CoppiceError, type Criterion, Rng, RunEmitter, type Statistics, unusedExperts } from "@coppice/core";
 import type { CliContext } from "../context.js";
 import { loadPlugin } from "../plugins/find-plugin.js";
+import { warnUnused } from "../terminal/unused-experts.js";
 import { openPool, type PoolOptions } from "./model-pool.js";
 import type { OpenModel } from "./open-model.js";
 import { readTask } from "./task-file.js";
@@ -31,6 +32,7 @@ export async function criterionScores(
   const statistics = criterion.needs.statistics
     ? await findStatistics(opened, options.criterion, options, context)
     : undefined;
+  if (statistics) warnUnused(unusedExperts(statistics), context);
   return scoreBy({ name: options.criterion, criterion }, opened, { seed: options.seed, statistics }, context);
 }
 
