@@ -23,17 +23,31 @@ export function roundToStored(values: Float32Array, ref: TensorRef): void {
   }
   const { codes, scales } = quantizeBlocks(values, ref);
   const [rows, columns] = blockOf(ref, ref.scales);
-  const width = ref.shape[1] as number;
+  forEachRun(ref.shape[1] as number, rows, columns, values.length, (block, start, end) => {
+    const scale = scales[block] as number;
+    for (let i = start; i < end; i++) values[i] = (codes[i] as number) * scale;
+  });
+}
+
+/** Calls `work` for every stretch of a row that lies in one block, from first to last value. */
+function forEachRun(
+  width: number,
+  rows: number,
+  columns: number,
+  length: number,
+  work: (block: number, start: number, end: number) => void,
+): void {
   const across = Math.ceil(width / columns);
-  for (let i = 0; i < values.length; i++) {
-    const block = Math.floor(i / width / rows) * across + Math.floor((i % width) / columns);
-    values[i] = (codes[i] as number) * (scales[block] as number);
+  for (let row = 0, start = 0; start < length; row++, start += width) {
+    let block = Math.floor(row / rows) * across;
+    for (let column = 0; column < width; column += columns) {
+      work(block++, start + column, start + Math.min(column + columns, width));
+    }
   }
 }
 
-/** Largest magnitude of FP8 E4M3, and of FP4 E2M1, whose largest power of two is 4. */
+/** Largest magnitude of FP8 E4M3; the largest power of two of FP4 E2M1 is 4. */
 const largestFloat8 = 448;
-const largestFloat4 = 6;
 const exponentFloat4 = 2;
 
 /**
@@ -49,10 +63,14 @@ export function quantizeBlocks(values: Float32Array, ref: TensorRef): QuantizedB
   const across = Math.ceil(width / columns);
   const codes = new Float32Array(values.length);
   const factors = new Float32Array(Math.ceil(height / rows) * across);
-  for (let i = 0; i < values.length; i++) {
-    const block = Math.floor(i / width / rows) * across + Math.floor((i % width) / columns);
-    factors[block] = Math.max(factors[block] as number, Math.abs(values[i] as number));
-  }
+  forEachRun(width, rows, columns, values.length, (block, start, end) => {
+    let largest = factors[block] as number;
+    for (let i = start; i < end; i++) {
+      const magnitude = Math.abs(values[i] as number);
+      if (magnitude > largest) largest = magnitude;
+    }
+    factors[block] = largest;
+  });
   const isFloat4 = scales.format === "mxfp4";
   for (let block = 0; block < factors.length; block++) {
     const largest = factors[block] as number;
@@ -65,10 +83,10 @@ export function quantizeBlocks(values: Float32Array, ref: TensorRef): QuantizedB
     roundToDtype(factors, scales.scales.dtype);
     for (let block = 0; block < factors.length; block++) if (factors[block] === 0) factors[block] = 1;
   }
-  for (let i = 0; i < values.length; i++) {
-    const block = Math.floor(i / width / rows) * across + Math.floor((i % width) / columns);
-    codes[i] = (values[i] as number) / (factors[block] as number);
-  }
+  forEachRun(width, rows, columns, values.length, (block, start, end) => {
+    const factor = factors[block] as number;
+    for (let i = start; i < end; i++) codes[i] = (values[i] as number) / factor;
+  });
   if (isFloat4) for (let i = 0; i < codes.length; i++) codes[i] = roundToFloat4(codes[i] as number);
   else roundToDtype(codes, ref.dtype);
   return { codes, scales: factors };
@@ -97,13 +115,20 @@ function exponentOf(value: number): number {
   return (((bits[0] as number) >>> 23) & 0xff) - 127;
 }
 
-/** Nearest of ±{0, 0.5, 1, 1.5, 2, 3, 4, 6}, ties to the one with an even mantissa. */
+const float4Values = Float32Array.of(0, 0.5, 1, 1.5, 2, 3, 4, 6);
+
+/** Nearest of ±{0, 0.5, 1, 1.5, 2, 3, 4, 6}; from the middle of two to the one with an even mantissa. */
 function roundToFloat4(value: number): number {
-  const magnitude = Math.min(Math.abs(value), largestFloat4);
-  const step = magnitude < 2 ? 0.5 : magnitude < 4 ? 1 : 2;
-  const quotient = magnitude / step;
-  let whole = Math.floor(quotient);
-  const rest = quotient - whole;
-  if (rest > 0.5 || (rest === 0.5 && whole % 2 === 1)) whole++;
-  return value < 0 || Object.is(value, -0) ? -whole * step : whole * step;
+  const magnitude = Math.abs(value);
+  // The number of borders below it; this is several times faster than dividing by the step.
+  const code =
+    Number(magnitude > 0.25) +
+    Number(magnitude >= 0.75) +
+    Number(magnitude > 1.25) +
+    Number(magnitude >= 1.75) +
+    Number(magnitude > 2.5) +
+    Number(magnitude >= 3.5) +
+    Number(magnitude > 5);
+  const rounded = float4Values[code] as number;
+  return value < 0 ? -rounded : rounded;
 }
