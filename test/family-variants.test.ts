@@ -1,0 +1,91 @@
+import { readdirSync } from "node:fs";
+import { fileURLToPath } from "node:url";
+import { cpu } from "@coppice/backend-cpu";
+import { reference } from "@coppice/backend-reference";
+import { applyPlan, compareTensors, loadModel, memoryFolder, memoryTarget } from "@coppice/checkpoint";
+import { openFolder } from "@coppice/checkpoint/node";
+import {
+  createPlan,
+  createRegistry,
+  type MoeModel,
+  moeLayers,
+  type Plan,
+  Rng,
+  type Runner,
+  selectExperts,
+} from "@coppice/core";
+import { loadFixtureFolder } from "@coppice/plugin-kit/node";
+import { describe, expect, it } from "vitest";
+
+const folder = fileURLToPath(new URL("./fixtures/variants/", import.meta.url));
+const names = readdirSync(folder);
+const registry = createRegistry([cpu, reference]);
+
+async function logitsOf(runner: Runner, sequences: readonly Int32Array[], plan?: Plan) {
+  const positions = sequences.map((ids) => Int32Array.from(ids.keys()));
+  const { logits } = await runner.run({ sequences, positions, ...(plan && { plan }) });
+  return logits as Float32Array;
+}
+
+function largestDifference(a: Float32Array, b: Float32Array): number {
+  expect(a.length).toBe(b.length);
+  return a.reduce((most, value, i) => Math.max(most, Math.abs(value - (b[i] as number))), 0);
+}
+
+/** Half of the experts of every layer, chosen by chance. */
+function halved(model: MoeModel): Plan {
+  const rng = Rng.fromSeed(3);
+  return createPlan(
+    model,
+    moeLayers(model).map(({ index, feedForward }) => {
+      const scores = feedForward.experts.map(() => rng.uniform());
+      const experts = selectExperts(feedForward, scores, Math.floor(scores.length / 2), index);
+      return { layer: index, experts };
+    }),
+  );
+}
+
+describe.each(names)("%s", (name) => {
+  it.each(["reference", "cpu"] as const)(
+    "computes what the reference implementation does on %s",
+    async (kind) => {
+      const { model, weights, golden } = await loadFixtureFolder(`${folder}${name}`);
+      const backend = await registry.create("backend", kind, {}, undefined);
+      await using runner = await backend.load({ model, weights });
+      const { sequences, greedy } = golden;
+      expect(largestDifference(await logitsOf(runner, sequences), golden.logits)).toBeLessThan(2e-4);
+      const cache = runner.createCache(1);
+      const found: number[] = [];
+      for (let next = sequences[0] as Int32Array; found.length < greedy.length; ) {
+        const positions = [Int32Array.of(next.length - 1)];
+        const { argmax } = await runner.run({
+          sequences: [next],
+          positions,
+          targets: [Int32Array.of(0)],
+          cache,
+        });
+        next = argmax as Int32Array;
+        found.push(next[0] as number);
+      }
+      cache.dispose();
+      expect(found).toEqual([...greedy]);
+    },
+  );
+
+  it("halved and written computes what the plan says, and holds what it should", async () => {
+    const { golden } = await loadFixtureFolder(`${folder}${name}`);
+    await using original = await loadModel(await openFolder(`${folder}${name}`));
+    const plan = halved(original.model);
+    const target = memoryTarget();
+    await applyPlan(original, plan, target);
+    await using written = await loadModel(memoryFolder(target.files));
+    expect(await compareTensors(original, plan, written)).toMatchObject({ equal: true });
+    const backend = await registry.create("backend", "reference", {}, undefined);
+    await using under = await backend.load(original);
+    await using alone = await backend.load(written);
+    const { sequences } = golden;
+    const expected = await logitsOf(under, sequences, plan);
+    expect(largestDifference(await logitsOf(alone, sequences), expected)).toBe(0);
+    expect(largestDifference(expected, golden.logits)).toBeGreaterThan(1e-3);
+  });
+});
