@@ -25,7 +25,8 @@ export function encodeFloat4(codes: Float32Array, bytes: Uint8Array): void {
 }
 
 function nibble(value: number): number {
-  const code = magnitudes.indexOf(Math.abs(value));
+  const magnitude = Math.abs(value);
+  const code = magnitude <= 2 ? 2 * magnitude : magnitude === 6 ? 7 : magnitude + 2;
   return value < 0 || Object.is(value, -0) ? code | 8 : code;
 }
 

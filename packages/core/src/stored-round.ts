@@ -130,5 +130,5 @@ function roundToFloat4(value: number): number {
     Number(magnitude >= 3.5) +
     Number(magnitude > 5);
   const rounded = float4Values[code] as number;
-  return value < 0 ? -rounded : rounded;
+  return rounded * Math.sign(value);
 }
