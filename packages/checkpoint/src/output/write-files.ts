@@ -47,6 +47,7 @@ export async function writeFiles(
       ...(done > 0 && { etaMs: (elapsed / done) * (total - done) }),
     });
   };
+  let closing: Promise<void> = Promise.resolve();
   try {
     const size = Math.min(bufferBytes, Math.max(0, ...files.map(({ bytes }) => bytes)));
     const buffers = [new Uint8Array(size), new Uint8Array(size)] as const;
@@ -58,11 +59,16 @@ export async function writeFiles(
         await sink.close().catch(() => {});
         throw error;
       }
-      await sink.close();
+      // A file becomes durable while the next one is written.
+      await closing;
+      closing = sink.close();
+      closing.catch(() => {});
     }
+    await closing;
     throwIfAborted(signal, `writing ${target.label}`);
     await transaction.commit();
   } catch (error) {
+    await closing.catch(() => {});
     await transaction.rollback();
     throw error;
   }
