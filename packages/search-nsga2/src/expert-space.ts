@@ -102,6 +102,14 @@ export class ExpertSpace {
     );
   }
 
+  /** True for the genome that changes nothing. */
+  isWhole({ topK, subsets }: Genome): boolean {
+    return this.#layers.every(
+      ({ feedForward: { router, experts } }, row) =>
+        subsets[row]?.length === experts.length && this.#layerTopK(row, topK) === router.topK,
+    );
+  }
+
   /** Text that is equal exactly when two genomes are the same plan. */
   key({ topK, subsets }: Genome): string {
     return subsets.map((subset, row) => `${this.#layerTopK(row, topK)}:${subset}`).join(";");

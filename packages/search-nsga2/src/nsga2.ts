@@ -99,6 +99,8 @@ class Nsga2 implements FrontStrategy {
       plan: this.#space.plan(genome),
       phase: "prune",
       origin,
+      // The model as it is belongs to the front, but is nothing to search for.
+      ...(this.#space.isWhole(genome) && { probe: true }),
     }));
   }
 

@@ -236,6 +236,7 @@ describe("the first generation", () => {
       ...new Array(3).fill("random"),
     ]);
     expect(plans[0]?.layers).toEqual([]);
+    expect(history.map(({ probe }) => probe)).toEqual([true, ...new Array(7).fill(undefined)]);
     expect(plans.slice(1, 5).map((plan) => plan.layers[0]?.experts.length)).toEqual([2, 3, 4, 5]);
     const best = [...(values[0] as Float64Array)].map((value, expert) => ({ value, expert }));
     const top = best.sort((a, b) => b.value - a.value).slice(0, 2);
