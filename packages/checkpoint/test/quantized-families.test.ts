@@ -337,6 +337,30 @@ describe("packed integers", () => {
     });
   }
 
+  it("of int8 with scales are moved; integers without any are refused", async () => {
+    const { tensors, config } = await fixture("mixtral");
+    const integers = (rows: number, columns: number): TensorBytes => ({
+      dtype: "I8",
+      shape: [rows, columns],
+      bytes: new Uint8Array(rows * columns),
+    });
+    const name = "model.layers.1.self_attn.q_proj.weight";
+    await expectError(
+      load(config, new Map(tensors).set(name, integers(64, 64))),
+      "COPPICE_FORMAT_DTYPE",
+      name,
+      "I8",
+    );
+    for (const [weight, { shape }] of [...tensors]) {
+      if (!isExpert.test(weight)) continue;
+      tensors.set(weight, integers(shape[0] as number, shape[1] as number));
+      tensors.set(`${weight}_scale`, f32([shape[0] as number, 1], new Float32Array(shape[0] as number)));
+    }
+    await using checkpoint = await load(config, tensors);
+    expect(checkpoint.model.editOnly).toContain("packed integers");
+    expect(checkpoint.edits[0]!.separate.every(({ merge }) => merge === "opaque")).toBe(true);
+  });
+
   it("of which one sibling is missing are refused", async () => {
     for (const [layer, expert] of [
       [0, 0],

@@ -227,11 +227,16 @@ function liesInRows(first: TensorRef, down: TensorRef, { width, input }: ExpertS
   return fits(first, 2 * width, input) && fits(down, input, width);
 }
 
-/** True when some weight of the language model can only be moved. */
-export function findPacked(take: TensorTaker, prefix: string): TensorRef | undefined {
-  for (const name of take.index.under(prefix)) {
-    const ref = take.index.get(name) as TensorRef;
-    if (isPacked(ref)) return ref;
+/**
+ * A weight of the language model that can only be moved, if there is one. An integer weight alone is none: it needs
+ * the siblings of a pack.
+ */
+export function findPacked({ index }: TensorTaker, prefix: string): TensorRef | undefined {
+  for (const name of index.under(prefix)) {
+    const ref = index.get(name) as TensorRef;
+    if (!isPacked(ref)) continue;
+    const siblings = [`${name}_scale`, `${name}.absmax`, name.replace(/weight$/, "SCB")];
+    if (!name.endsWith(".weight") || siblings.some((sibling) => index.has(sibling))) return ref;
   }
   return undefined;
 }

@@ -52,6 +52,8 @@ const knownSiblings: ReadonlyMap<string, readonly string[]> = new Map([
   ["qzeros", ["qweight"]],
   ["scales", ["qweight"]],
   ["g_idx", ["qweight"]],
+  ["SCB", ["weight"]],
+  ["weight_format", ["weight"]],
 ]);
 
 /** bitsandbytes keeps the state of its quantization below the weight's own name. */
