@@ -39,6 +39,7 @@ export interface Inspection {
   readonly hiddenSize: number;
   readonly vocabSize: number;
   readonly contextLength: number;
+  /** Values as stored: packed integers, each of which holds several parameters, count once. */
   readonly parameters: number;
   readonly activeParameters: number;
   /** Bytes of all tensors of the files. */
