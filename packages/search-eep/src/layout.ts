@@ -1,6 +1,7 @@
 import {
   CoppiceError,
   checkKeep,
+  type MoeLayer,
   type MoeModel,
   type MoeSpec,
   moeLayers,
@@ -17,7 +18,7 @@ export interface Group {
   readonly rows: readonly number[];
   /** Routed experts in each of the layers. */
   readonly experts: number;
-  /** Of the first of the layers; the others route alike. */
+  /** Of the first of the layers, with the top-k of the plans; the others route alike. */
   readonly spec: MoeSpec;
 }
 
@@ -42,7 +43,14 @@ export interface LayoutOptions {
  */
 export function createLayout(model: MoeModel, options: LayoutOptions): Layout {
   const { keep, topK } = options;
-  const layers = moeLayers(model);
+  // With the top-k of the plans, by which routers with groups decide what they can work with.
+  const layers = moeLayers(model).map((layer): MoeLayer => {
+    const { router } = layer.feedForward;
+    return {
+      ...layer,
+      feedForward: { ...layer.feedForward, router: { ...router, topK: topK ?? router.topK } },
+    };
+  });
   const count = options.groups === "layer" ? layers.length : options.groups;
   if (layers.length === 0) {
     throw unusable("the model has no MoE layer, so there is nothing to search");
@@ -52,7 +60,7 @@ export function createLayout(model: MoeModel, options: LayoutOptions): Layout {
   }
   for (const layer of layers) {
     const { experts, router } = layer.feedForward;
-    checkKeep(keep, experts.length, topK ?? router.topK, layer.index);
+    checkKeep(keep, experts.length, router.topK, layer.index);
     selectExperts(layer.feedForward, new Float64Array(experts.length), keep, layer.index);
   }
   const groups = Array.from({ length: count }, (_, g): Group => {

@@ -17,6 +17,7 @@ describe.each([
   ["default mapped", { keep: 3, router: "mapped" }, {}],
   ["default, merging only", { keep: 6 }, {}],
   ["default with one expert per token", { keep: 2, topK: 1 }, {}],
+  ["default with one expert of each layer", { keep: 1, topK: 1 }, { scores }],
   ["paper", { keep: 3, preset: "paper" }, {}],
   ["released", { keep: 3, preset: "released" }, { evaluations: 400 }],
   ["released mapped", { keep: 3, preset: "released", router: "mapped" }, { evaluations: 400 }],
