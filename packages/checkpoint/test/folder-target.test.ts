@@ -141,7 +141,7 @@ describe("folderTarget", () => {
     it(`leaves nothing behind when any call fails with ${code}`, async () => {
       const { checkpoint, plan } = await prepared();
       const count = failing(Number.POSITIVE_INFINITY, code);
-      await applyPlan(checkpoint, plan, createFolderTarget(join(base, "probe"), count.fs, 200), {
+      await applyPlan(checkpoint, plan, createFolderTarget(join(base, "probe"), count.fs), {
         maxShardBytes: 600,
       });
       rmSync(join(base, "probe"), { recursive: true });
@@ -150,7 +150,7 @@ describe("folderTarget", () => {
         const { fs, failed } = failing(k, code);
         const path = join(base, "new", "out");
         try {
-          await applyPlan(checkpoint, plan, createFolderTarget(path, fs, 200), { maxShardBytes: 600 });
+          await applyPlan(checkpoint, plan, createFolderTarget(path, fs), { maxShardBytes: 600 });
           throw new Error(`call ${k} did not matter`);
         } catch (error) {
           const expected = code === "ENOSPC" ? "COPPICE_IO_NO_SPACE" : "COPPICE_IO_WRITE";

@@ -13,9 +13,6 @@ import { partialName, removeStalePartials } from "./stale-partials.js";
 /** Room that a file system needs beyond the bytes of the files: names, and the last block of each. */
 const spareRoom = 1.01;
 
-/** Bytes after which the disk starts on what was written, so that closing a large file does not wait for all of it. */
-const syncBytes = 128 << 20;
-
 /**
  * A folder on disk, which must not exist; missing folders above it are created. All files are written and synced in a
  * hidden folder beside it (`.<name>.partial-<computer>-<process>-<random>`), which is renamed at the end: the folder is
@@ -27,10 +24,10 @@ export function folderTarget(path: string): CheckpointTarget {
   return createFolderTarget(path, nodeFileSystem);
 }
 
-export function createFolderTarget(path: string, fs: FileSystem, syncEvery = syncBytes): CheckpointTarget {
+export function createFolderTarget(path: string, fs: FileSystem): CheckpointTarget {
   return {
     label: path,
-    begin: (bytes) => new FolderTransaction(path, bytes, fs, syncEvery).begin(),
+    begin: (bytes) => new FolderTransaction(path, bytes, fs).begin(),
   };
 }
 
@@ -38,15 +35,13 @@ class FolderTransaction implements TargetTransaction {
   readonly #label: string;
   readonly #bytes: number;
   readonly #fs: FileSystem;
-  readonly #syncEvery: number;
   readonly #target: string;
   readonly #parent: string;
   readonly #partial: string;
   /** Topmost folder above the target that did not exist before. */
   #created: string | undefined;
 
-  constructor(label: string, bytes: number, fs: FileSystem, syncEvery: number) {
-    this.#syncEvery = syncEvery;
+  constructor(label: string, bytes: number, fs: FileSystem) {
     this.#label = label;
     this.#bytes = bytes;
     this.#fs = fs;
@@ -74,8 +69,6 @@ class FolderTransaction implements TargetTransaction {
     checkFileName(name, "the output checkpoint");
     const file = await this.#try(() => this.#fs.create(join(this.#partial, name)));
     let written = 0;
-    let synced = 0;
-    let syncing: Promise<void> | undefined;
     return {
       write: (offset, part) =>
         this.#try(async () => {
@@ -85,17 +78,10 @@ class FolderTransaction implements TargetTransaction {
             done += count;
             written += count;
           }
-          if (written - synced < this.#syncEvery) return;
-          // At most one at a time; a disk that cannot keep up is waited for.
-          await syncing;
-          synced = written;
-          syncing = file.sync();
-          syncing.catch(() => {});
         }),
       close: () =>
         this.#try(async () => {
           try {
-            await syncing;
             if (written === bytes) await file.sync();
           } finally {
             await file.close();
