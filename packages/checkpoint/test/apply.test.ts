@@ -75,8 +75,8 @@ describe("applyPlan", () => {
           expect(router.topK).toBe(2);
           for (const [slot, expert] of [2, 0, 3].entries()) {
             for (const role of ["gate", "up", "down"] as const) {
-              const now = await output.weights.read(experts[slot]![role]);
-              expect(now).toEqual(await checkpoint.weights.read(original.experts[expert]![role]));
+              const now = await output.weights.read(experts[slot]![role]!);
+              expect(now).toEqual(await checkpoint.weights.read(original.experts[expert]![role]!));
             }
           }
           const rows = await checkpoint.weights.read(original.router.weight);
@@ -96,13 +96,13 @@ describe("applyPlan", () => {
         for (const [position, layer] of moeLayers(output.model).entries()) {
           const sources = moeLayers(checkpoint.model)[position]!.feedForward.experts;
           for (const role of ["gate", "up", "down"] as const) {
-            const values = await Promise.all(sources.map((expert) => checkpoint.weights.read(expert[role])));
-            const merged = await output.weights.read(layer.feedForward.experts[0]![role]);
+            const values = await Promise.all(sources.map((expert) => checkpoint.weights.read(expert[role]!)));
+            const merged = await output.weights.read(layer.feedForward.experts[0]![role]!);
             for (let i = 0; i < merged.length; i++) {
               const exact = 0.25 * values[0]![i]! - 0.5 * values[2]![i]! + 1.25 * values[3]![i]!;
               expect(merged[i]).toBe(nearestBfloat16(exact));
             }
-            const half = await output.weights.read(layer.feedForward.experts[1]![role]);
+            const half = await output.weights.read(layer.feedForward.experts[1]![role]!);
             expect(half).toEqual(values[1]!.map((value) => value / 2));
           }
         }
