@@ -2,6 +2,7 @@ import { readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { withoutPassword } from "../src/work/work-pool.js";
 import { coppice, coppiceJson, start } from "./cli.js";
 import { hasRedis, startRedis } from "./redis-server.js";
 import { copyModel, workshop, writeTask } from "./workshop.js";
@@ -70,6 +71,12 @@ describe("--executor command", () => {
     ]);
     expect(bad).toMatchObject({ code: 2, stderr: expect.stringContaining("is no request file") });
   });
+});
+
+it("keeps passwords out of what is shown", () => {
+  expect(
+    ["redis://u:p@ss@host:1/2", "--executor=rediss://:p@host", "redis://host", "a@b"].map(withoutPassword),
+  ).toEqual(["redis://host:1/2", "--executor=rediss://host", "redis://host", "a@b"]);
 });
 
 if (!hasRedis) console.warn("redis-server was not found: tests of workers over Redis are skipped");

@@ -28,6 +28,7 @@ export * from "./split-task.js";
 export * from "./task.js";
 export * from "./tokenizer.js";
 export { type ParsedOutcome, parseOutcome, type WorkOutcome } from "./work-outcome.js";
+export { WorkPlaces } from "./work-places.js";
 export { type Measure, type SampleSet, sampleSet, type WorkRequest, workVersion } from "./work-request.js";
 export {
   createWorkServer,

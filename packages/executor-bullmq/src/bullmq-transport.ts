@@ -4,12 +4,15 @@ import {
   type ParsedOutcome,
   parseOutcome,
   type SampleSet,
+  WorkPlaces,
   type WorkRequest,
   type WorkTransport,
 } from "@coppice/evaluate";
 import type { Redis } from "ioredis";
 import { connectRedis, unreachable } from "./connect.js";
+import { noAnswer } from "./no-answer.js";
 import { checkQueueName, parseRedisAddress, type RedisAddress } from "./redis-address.js";
+import { tooLong, within } from "./within.js";
 import { crashed, readRefusal, WorkQueue } from "./work-queue.js";
 
 export interface BullmqTransportOptions {
@@ -77,11 +80,8 @@ class BullmqTransport implements WorkTransport {
   readonly #address: RedisAddress;
   readonly #queue: WorkQueue;
   readonly #options: BullmqTransportOptions;
-  readonly #window: number;
   readonly #pending = new Map<string, Pending>();
-  /** Requests that wait for a place in the window. */
-  readonly #line: (() => void)[] = [];
-  #places: number;
+  readonly #places: WorkPlaces;
   readonly #refusals = new Map<string, string>();
   readonly #removals = new Set<Promise<unknown>>();
   #lastLife = 0;
@@ -94,9 +94,9 @@ class BullmqTransport implements WorkTransport {
     this.#client = client;
     this.#address = address;
     this.#options = options;
-    this.#window = atLeastOne("window", options.window ?? 256);
-    this.#places = this.#window;
-    this.preferredBatch = Math.min(this.#window, 64);
+    const window = atLeastOne("window", options.window ?? 256);
+    this.#places = new WorkPlaces(window);
+    this.preferredBatch = Math.min(window, 64);
     const note = (error: Error) => {
       this.#lastError = error;
     };
@@ -128,56 +128,28 @@ class BullmqTransport implements WorkTransport {
     );
   }
 
-  async #one(
-    request: WorkRequest,
-    samples: SampleSet,
-    signal: AbortSignal | undefined,
-  ): Promise<ParsedOutcome> {
-    await this.#place(signal);
-    try {
-      return await new Promise<ParsedOutcome>((resolve, reject) => {
-        if (this.#disposed) return reject(disposed());
-        const waiter: Waiter = { resolve, reject };
-        const stop = () => {
-          reject(abortedError(signal, "waiting for workers"));
-          this.#leave(request.id, waiter);
-        };
-        if (signal?.aborted) return stop();
-        signal?.addEventListener("abort", stop, { once: true });
-        const settle =
-          <T>(end: (value: T) => void) =>
-          (value: T) => {
-            signal?.removeEventListener("abort", stop);
-            end(value);
+  #one(request: WorkRequest, samples: SampleSet, signal: AbortSignal | undefined): Promise<ParsedOutcome> {
+    return this.#places.with(
+      signal,
+      () =>
+        new Promise<ParsedOutcome>((resolve, reject) => {
+          if (this.#disposed) return reject(disposed());
+          const stop = () => {
+            this.#leave(request.id, waiter);
+            reject(abortedError(signal, "waiting for workers"));
           };
-        waiter.resolve = settle(resolve);
-        waiter.reject = settle(reject);
-        this.#want(request, samples, waiter);
-      });
-    } finally {
-      this.#line.shift()?.() ?? this.#places++;
-    }
-  }
-
-  /** A place in the window. */
-  async #place(signal: AbortSignal | undefined): Promise<void> {
-    if (this.#places > 0) {
-      this.#places--;
-      return;
-    }
-    await new Promise<void>((resolve, reject) => {
-      const enter = () => {
-        signal?.removeEventListener("abort", stop);
-        resolve();
-      };
-      const stop = () => {
-        const at = this.#line.indexOf(enter);
-        if (at >= 0) this.#line.splice(at, 1);
-        reject(abortedError(signal, "waiting for workers"));
-      };
-      signal?.addEventListener("abort", stop, { once: true });
-      this.#line.push(enter);
-    });
+          const settle =
+            <T>(end: (value: T) => void) =>
+            (value: T) => {
+              signal?.removeEventListener("abort", stop);
+              end(value);
+            };
+          const waiter: Waiter = { resolve: settle(resolve), reject: settle(reject) };
+          if (signal?.aborted) return stop();
+          signal?.addEventListener("abort", stop, { once: true });
+          this.#want(request, samples, waiter);
+        }),
+    );
   }
 
   #want(request: WorkRequest, samples: SampleSet, waiter: Waiter): void {
@@ -252,6 +224,7 @@ class BullmqTransport implements WorkTransport {
     const found = await this.#queue.look(id);
     if (this.#pending.get(id) !== pending || pending.putting) return;
     if (found.state === "missing") this.#put(pending);
+    else if (found.state === "waiting") this.#refused(id, found.progress);
     else if (found.state === "completed") this.#take(id, found.value);
     else if (found.state === "failed") {
       const fatal = crashed(found.reason);
@@ -321,8 +294,11 @@ class BullmqTransport implements WorkTransport {
     const now = performance.now();
     if (now - this.#lastContact >= unreachableMs) {
       this.#fail(unreachable(this.#address, unreachableMs, this.#lastError));
-    } else if (now - this.#lastLife >= answerMs) this.#fail(this.#noAnswer(answerMs));
-    else if (now - this.#lastLife >= quietMs) {
+    } else if (now - this.#lastLife >= answerMs) {
+      const where = `the queue ${this.#queue.name} at ${this.#address.shown}`;
+      const waiting = this.#pending.size;
+      this.#fail(noAnswer({ where, milliseconds: answerMs, waiting, refusals: this.#refusals }));
+    } else if (now - this.#lastLife >= quietMs) {
       const stage = `waiting for a worker at ${this.#address.shown}, queue ${this.#queue.name}`;
       emitter?.notify("progress", { stage, done: 0, total: this.#pending.size, unit: "plans" });
     }
@@ -334,26 +310,6 @@ class BullmqTransport implements WorkTransport {
     const sets = new Map([...this.#pending.values()].map(({ samples }) => [samples.hash, samples]));
     for (const set of sets.values()) await this.#queue.putSamples(set);
     await Promise.all([...this.#pending.keys()].map((id) => this.#check(id)));
-  }
-
-  #noAnswer(milliseconds: number): CoppiceError {
-    const where = `the queue ${this.#queue.name} at ${this.#address.shown}`;
-    const refusals = [...this.#refusals].map(([worker, text]) => `${worker}: ${text}`);
-    if (refusals.length > 0) {
-      return new CoppiceError(
-        "COPPICE_EXECUTOR_FOREIGN",
-        `every worker of ${where} refused the work: ${refusals.join("; ")}`,
-        {
-          hint: "start workers with the model, the backend and the release of the search",
-          details: { refusals },
-        },
-      );
-    }
-    return new CoppiceError(
-      "COPPICE_EXECUTOR_TIMEOUT",
-      `no worker of ${where} answered for ${(milliseconds / 1000).toFixed(0)} s; ${this.#pending.size} plans wait`,
-      { retryable: true, hint: "start `coppice worker` with this model and this queue" },
-    );
   }
 
   #fail(error: CoppiceError): void {
@@ -375,20 +331,6 @@ class BullmqTransport implements WorkTransport {
     await within(closingMs, Promise.all([...this.#removals])).catch(() => {});
     await within(closingMs, this.#queue.close()).catch(() => {});
     this.#client.disconnect();
-  }
-}
-
-const tooLong = new Error("it took too long");
-
-async function within<T>(milliseconds: number, work: Promise<T>): Promise<T> {
-  let timer: NodeJS.Timeout | undefined;
-  const late = new Promise<never>((_, reject) => {
-    timer = setTimeout(() => reject(tooLong), milliseconds);
-  });
-  try {
-    return await Promise.race([work, late]);
-  } finally {
-    clearTimeout(timer);
   }
 }
 

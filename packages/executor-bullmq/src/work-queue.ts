@@ -51,11 +51,6 @@ export class WorkQueue {
     this.#events.on("progress", ({ jobId, data }) => listener.onProgress(jobId, data));
   }
 
-  async ready(): Promise<void> {
-    await this.#queue.waitUntilReady();
-    await this.#events.waitUntilReady();
-  }
-
   /** Puts a job, unless Redis has one of this id in whatever state. */
   async put(request: WorkRequest): Promise<void> {
     await this.#queue.add(jobName, request, { jobId: request.id });
@@ -72,15 +67,16 @@ export class WorkQueue {
   async look(
     id: string,
   ): Promise<
-    | { state: "waiting" | "missing" }
+    | { state: "missing" }
+    | { state: "waiting"; progress: unknown }
     | { state: "completed"; value: unknown }
     | { state: "failed"; reason: string }
   > {
     const state = await this.#queue.getJobState(id);
     if (state === "unknown") return { state: "missing" };
-    if (state !== "completed" && state !== "failed") return { state: "waiting" };
     const job = await this.#queue.getJob(id);
     if (!job) return { state: "missing" };
+    if (state !== "completed" && state !== "failed") return { state: "waiting", progress: job.progress };
     return state === "completed"
       ? { state, value: job.returnvalue }
       : { state, reason: job.failedReason ?? "no reason is known" };

@@ -75,7 +75,7 @@ describe.skipIf(!hasRedis)("with Redis", () => {
   });
 
   it("ends with the same search when workers are killed and Redis is flushed and restarted", async () => {
-    const expected = await search(await local(), 160);
+    const expected = await search(await local(), 112);
     let crew: ToyWorker[] = await Promise.all([worker({ delayMs: 10 }), worker({ delayMs: 10 })]);
     const trouble: Promise<unknown>[] = [];
     const events: Record<number, () => Promise<unknown>> = {
@@ -84,23 +84,23 @@ describe.skipIf(!hasRedis)("with Redis", () => {
         await victim?.kill();
         crew = [await worker({ delayMs: 10 }), ...crew.slice(1)];
       },
-      56: async () => {
+      48: async () => {
         const client = redis.client();
         await client.flushall();
         client.disconnect();
       },
-      88: async () => {
+      72: async () => {
         await redis.stop();
         await new Promise((resolve) => setTimeout(resolve, 300));
         await redis.start();
       },
-      120: async () => {
+      96: async () => {
         await Promise.all(crew.map((each) => each.kill()));
         await Promise.all([worker({ delayMs: 10 }), worker()]);
       },
     };
     await using remote = await executor(redis.url);
-    const found = await search(remote, 160, (done) => {
+    const found = await search(remote, 112, (done) => {
       const event = events[done];
       // In the middle of the next batch.
       if (event) trouble.push(new Promise((resolve) => setTimeout(resolve, 15)).then(event));
@@ -108,7 +108,7 @@ describe.skipIf(!hasRedis)("with Redis", () => {
     await Promise.all(trouble);
     expect(trouble).toHaveLength(4);
     expect(found).toEqual(expected);
-    expect(new Set(found.keys).size).toBe(160);
+    expect(new Set(found.keys).size).toBe(112);
   }, 60_000);
 
   it("takes results that come twice, late, or from nowhere", async () => {
@@ -186,7 +186,7 @@ describe.skipIf(!hasRedis)("with Redis", () => {
     const warnings: string[] = [];
     emitter.on("warn", ({ message }) => warnings.push(message));
     const foreign = await worker({ engine: "toy 2" });
-    await using remote = await executor(redis.url, { emitter, answerMs: 1_500 });
+    await using remote = await executor(redis.url, { emitter, answerMs: 3_000 });
     await expect(remote.evaluate(plans(2))).rejects.toMatchObject({
       code: "COPPICE_EXECUTOR_FOREIGN",
       message: expect.stringMatching(/every worker .* refused .*engine "toy 1".*"toy 2"/),

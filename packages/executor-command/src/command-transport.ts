@@ -8,6 +8,7 @@ import {
   type ParsedOutcome,
   parseOutcome,
   type SampleSet,
+  WorkPlaces,
   type WorkRequest,
   type WorkTransport,
   workVersion,
@@ -66,15 +67,14 @@ class CommandTransport implements WorkTransport {
   readonly #command: readonly string[];
   readonly #ending = new AbortController();
   readonly #running = new Set<Promise<unknown>>();
-  readonly #line: (() => void)[] = [];
-  #places: number;
+  readonly #places: WorkPlaces;
 
   constructor(options: CommandTransportOptions) {
     this.#command = checkCommand(options.command);
     this.#options = { ...defaults, ...options };
     for (const name of ["batch", "parallel", "attempts"] as const) atLeastOne(name, this.#options[name]);
     const { batch, parallel } = this.#options;
-    this.#places = parallel;
+    this.#places = new WorkPlaces(parallel);
     this.preferredBatch = batch * parallel;
     setMaxListeners(0, this.#ending.signal);
   }
@@ -95,15 +95,18 @@ class CommandTransport implements WorkTransport {
     const batches: (readonly WorkRequest[])[] = [];
     const { batch } = this.#options;
     for (let at = 0; at < requests.length; at += batch) batches.push(requests.slice(at, at + batch));
+    const tell = (outcome: ParsedOutcome, id: string) => {
+      if (found.has(id)) return;
+      found.set(id, outcome);
+      onOutcome?.(outcome);
+    };
     const work = batches.map((part) =>
-      this.#batch(part, samples, stop, (outcome, id) => {
-        if (found.has(id)) return;
-        found.set(id, outcome);
-        onOutcome?.(outcome);
-      }).catch((error) => {
-        failed.abort();
-        throw error;
-      }),
+      this.#places
+        .with(stop, () => this.#batch(part, samples, stop, tell))
+        .catch((error) => {
+          failed.abort();
+          throw error;
+        }),
     );
     const settled = Promise.allSettled(work);
     this.#running.add(settled);
@@ -130,30 +133,23 @@ class CommandTransport implements WorkTransport {
   ): Promise<void> {
     const { attempts, pauseMs, emitter } = this.#options;
     let missing = [...batch];
-    await this.#place(signal);
-    try {
-      for (let attempt = 1; missing.length > 0; attempt++) {
-        const { answered, problem } = await this.#attempt(missing, samples, signal);
-        for (const [id, outcome] of answered) onOutcome(outcome, id);
-        missing = missing.filter(({ id }) => !answered.has(id));
-        if (missing.length === 0) return;
-        const error =
-          problem ?? new CoppiceError("COPPICE_EXECUTOR_RESULT", "the result lacks some of the plans");
-        if (attempt >= attempts) {
-          throw new CoppiceError(error.code, `${error.message} (attempt ${attempt} of ${attempts})`, {
-            cause: error,
-            hint: "run the command by hand on a request file to see why",
-            details: { attempts, plans: missing.length },
-          });
-        }
-        const message = `attempt ${attempt} of ${attempts} for ${missing.length} plans: ${error.message}`;
-        emitter?.notify("warn", { code: error.code, message });
-        await pause(pauseMs * 2 ** (attempt - 1), signal);
+    for (let attempt = 1; missing.length > 0; attempt++) {
+      const { answered, problem } = await this.#attempt(missing, samples, signal);
+      for (const [id, outcome] of answered) onOutcome(outcome, id);
+      missing = missing.filter(({ id }) => !answered.has(id));
+      if (missing.length === 0) return;
+      const error =
+        problem ?? new CoppiceError("COPPICE_EXECUTOR_RESULT", "the result lacks some of the plans");
+      if (attempt >= attempts) {
+        throw new CoppiceError(error.code, `${error.message} (attempt ${attempt} of ${attempts})`, {
+          cause: error,
+          hint: "run the command by hand on a request file to see why",
+          details: { attempts, plans: missing.length },
+        });
       }
-    } finally {
-      const next = this.#line.shift();
-      if (next) next();
-      else this.#places++;
+      const message = `attempt ${attempt} of ${attempts} for ${missing.length} plans: ${error.message}`;
+      emitter?.notify("warn", { code: error.code, message });
+      await pause(pauseMs * 2 ** (attempt - 1), signal);
     }
   }
 
@@ -212,27 +208,6 @@ class CommandTransport implements WorkTransport {
       }
       await pause(100, signal);
     }
-  }
-
-  /** Waits until fewer than `parallel` commands run. */
-  async #place(signal: AbortSignal): Promise<void> {
-    if (this.#places > 0) {
-      this.#places--;
-      return;
-    }
-    await new Promise<void>((resolve, reject) => {
-      const enter = () => {
-        signal.removeEventListener("abort", stop);
-        resolve();
-      };
-      const stop = () => {
-        const at = this.#line.indexOf(enter);
-        if (at >= 0) this.#line.splice(at, 1);
-        reject(abortedError(signal, "waiting for commands"));
-      };
-      signal.addEventListener("abort", stop, { once: true });
-      this.#line.push(enter);
-    });
   }
 
   async dispose(): Promise<void> {

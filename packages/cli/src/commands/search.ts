@@ -23,7 +23,7 @@ import { keptShare, scoreTable } from "../search-job/search-result.js";
 import { shellLine } from "../terminal/format.js";
 import { openModel } from "../work/open-model.js";
 import { readTask } from "../work/task-file.js";
-import { openWorkPool } from "../work/work-pool.js";
+import { openWorkPool, withoutPassword } from "../work/work-pool.js";
 
 /** Criteria that cost one pass of calibration together. */
 const defaultSeeds = ["frequency", "soft-activation", "reap"];
@@ -133,7 +133,7 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
       await using pool = await openWorkPool(opened, options, context, emitter);
       const { result, data, report, planFile } = await runAndReport(
         { job, pool, folder, emitter, signal: context.signal },
-        `coppice ${shellLine(context.argv)}`,
+        `coppice ${shellLine(context.argv.map(withoutPassword))}`,
       );
       context.out.settle();
       context.out.result({ ...data, run: folder.path, report }, () =>

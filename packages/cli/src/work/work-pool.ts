@@ -34,6 +34,11 @@ const commandSettings = v.strictObject({
   timeoutSeconds: v.optional(positive),
 });
 
+/** A word of a command line without the user and password of an address in it, for what is shown or kept. */
+export function withoutPassword(word: string): string {
+  return word.replace(/^((?:--\w+=)?\w+:\/\/).*@/, "$1");
+}
+
 /** What computes, in one line. Workers compare it, so that one search has one arithmetic. */
 export function engineOf(backend: FoundPlugin, options: Readonly<Record<string, unknown>> = {}): string {
   const sorted = Object.entries(options).sort(([a], [b]) => (a < b ? -1 : 1));
@@ -123,7 +128,7 @@ async function openTransport(
   }
   throw new CoppiceError(
     "COPPICE_USAGE",
-    `the executor is ${JSON.stringify(executor.replace(/\/\/.*@/, "//"))}, expected local, command or an address such as redis://host:6379`,
+    `the executor is ${JSON.stringify(withoutPassword(executor))}, expected local, command or an address such as redis://host:6379`,
   );
 }
 
