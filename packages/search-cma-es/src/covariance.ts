@@ -114,18 +114,12 @@ export class CovarianceMatrix implements CovarianceModel {
   }
 
   update({ decay, path, pathWeight, steps, stepWeights }: CovarianceUpdate): void {
-    const n = this.#dimension;
-    for (let i = 0; i < n; i++) {
-      for (let j = 0; j <= i; j++) {
-        let value = decay * (this.#matrix[i * n + j] as number);
-        value += pathWeight * (path[i] as number) * (path[j] as number);
-        steps.forEach((step, k) => {
-          value += (stepWeights[k] as number) * (step[i] as number) * (step[j] as number);
-        });
-        this.#matrix[i * n + j] = value;
-        this.#matrix[j * n + i] = value;
-      }
-    }
+    const matrix = this.#matrix;
+    for (let i = 0; i < matrix.length; i++) matrix[i] = decay * (matrix[i] as number);
+    addOuter(matrix, path, pathWeight);
+    steps.forEach((step, k) => {
+      addOuter(matrix, step, stepWeights[k] as number);
+    });
     if (++this.#updates % this.#interval === 0) this.#decompose();
   }
 
@@ -147,5 +141,15 @@ export class CovarianceMatrix implements CovarianceModel {
       for (let i = 0; i < this.#dimension; i++) sum += this.#vector(k, i) * (along[i] as number);
       return sum;
     });
+  }
+}
+
+/** matrix ← matrix + weight · v vᵀ */
+function addOuter(matrix: Float64Array, v: Float64Array, weight: number): void {
+  const size = v.length;
+  for (let i = 0; i < size; i++) {
+    const scaled = weight * (v[i] as number);
+    const row = i * size;
+    for (let j = 0; j < size; j++) matrix[row + j] = (matrix[row + j] as number) + scaled * (v[j] as number);
   }
 }

@@ -17,39 +17,42 @@ export function symmetricEigen(matrix: Float64Array, size: number): Eigen {
   const a = Float64Array.from(matrix);
   const vectors = new Float64Array(size * size);
   for (let i = 0; i < size; i++) vectors[i * size + i] = 1;
-  const at = (i: number, j: number) => a[i * size + j] as number;
   for (let sweep = 0; sweep < mostSweeps; sweep++) {
     let rotated = false;
     for (let p = 0; p < size; p++) {
       for (let q = p + 1; q < size; q++) {
-        const off = at(p, q);
-        if (Math.abs(off) <= Number.EPSILON * Math.sqrt(Math.abs(at(p, p) * at(q, q)))) continue;
+        const off = a[p * size + q] as number;
+        const [first, second] = [a[p * size + p] as number, a[q * size + q] as number];
+        if (Math.abs(off) <= Number.EPSILON * Math.sqrt(Math.abs(first * second))) continue;
         rotated = true;
-        const tau = (at(q, q) - at(p, p)) / (2 * off);
-        const t = (tau >= 0 ? 1 : -1) / (Math.abs(tau) + Math.hypot(1, tau));
-        const c = 1 / Math.hypot(1, t);
-        rotate(a, size, p, q, c, t * c);
-        for (let k = 0; k < size; k++) {
-          const [x, y] = [vectors[k * size + p] as number, vectors[k * size + q] as number];
-          vectors[k * size + p] = c * x - t * c * y;
-          vectors[k * size + q] = t * c * x + c * y;
-        }
+        const tau = (second - first) / (2 * off);
+        const t = (tau >= 0 ? 1 : -1) / (Math.abs(tau) + Math.sqrt(1 + tau * tau));
+        const c = 1 / Math.sqrt(1 + t * t);
+        rotateColumns(a, size, p, q, c, t * c);
+        rotateRows(a, size, p, q, c, t * c);
+        rotateColumns(vectors, size, p, q, c, t * c);
       }
     }
     if (!rotated) break;
   }
-  return { values: Float64Array.from({ length: size }, (_, i) => at(i, i)), vectors };
+  return { values: Float64Array.from({ length: size }, (_, i) => a[i * size + i] as number), vectors };
 }
 
-/** a ← Jᵀ a J for the rotation J in the plane of p and q. */
-function rotate(a: Float64Array, size: number, p: number, q: number, c: number, s: number): void {
-  for (let k = 0; k < size; k++) {
-    const [x, y] = [a[k * size + p] as number, a[k * size + q] as number];
-    a[k * size + p] = c * x - s * y;
-    a[k * size + q] = s * x + c * y;
+/** a ← a J for the rotation J in the plane of p and q. */
+function rotateColumns(a: Float64Array, size: number, p: number, q: number, c: number, s: number): void {
+  for (let row = 0; row < size * size; row += size) {
+    const x = a[row + p] as number;
+    const y = a[row + q] as number;
+    a[row + p] = c * x - s * y;
+    a[row + q] = s * x + c * y;
   }
+}
+
+/** a ← Jᵀ a */
+function rotateRows(a: Float64Array, size: number, p: number, q: number, c: number, s: number): void {
   for (let k = 0; k < size; k++) {
-    const [x, y] = [a[p * size + k] as number, a[q * size + k] as number];
+    const x = a[p * size + k] as number;
+    const y = a[q * size + k] as number;
     a[p * size + k] = c * x - s * y;
     a[q * size + k] = s * x + c * y;
   }
