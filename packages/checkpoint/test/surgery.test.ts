@@ -341,7 +341,7 @@ describe("merged quantized experts", () => {
         const rounded = Float32Array.from(merged);
         roundToStored(
           rounded,
-          (loaded.model.layers[0]!.feedForward as { experts: MlpSpec[] }).experts[1]!.up,
+          (loaded.model.layers[0]!.feedForward as unknown as { experts: MlpSpec[] }).experts[1]!.up,
         );
         expect(codes.map((code, i) => Math.fround(float8[code]! * scales[block(i)]!))).toEqual([...rounded]);
       });
