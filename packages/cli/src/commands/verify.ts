@@ -1,5 +1,5 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
-import { compareTensors, readProvenance } from "@coppice/checkpoint";
+import { compareTensors, readProvenance, verifyTolerance } from "@coppice/checkpoint";
 import { CoppiceError, createPlan, type Plan, parsePlan, RunEmitter } from "@coppice/core";
 import { formatBytes } from "@coppice/report";
 import type { CliContext } from "../context.js";
@@ -9,9 +9,6 @@ import { type OpenModel, openModel } from "../work/open-model.js";
 import { readPlan } from "../work/plan-file.js";
 import { readTask } from "../work/task-file.js";
 import { verifyModels } from "../work/verify-models.js";
-
-/** Equivalence that float32 sums in another order still reach. */
-const defaultTolerance = 1e-4;
 
 export function verifyCommand(context: CliContext): CommandUnknownOpts {
   return new Command("verify")
@@ -26,9 +23,10 @@ export function verifyCommand(context: CliContext): CommandUnknownOpts {
     .option("--task <file>", "compare on prompts of this task too")
     .option("--tensors", "compare every tensor with what the plan makes of it; nothing is run")
     .addOption(
-      new Option("--tolerance <x>", "largest difference that counts as equal")
-        .argParser(numberIn(0, Number.POSITIVE_INFINITY))
-        .default(defaultTolerance),
+      new Option(
+        "--tolerance <x>",
+        "largest difference that counts as equal; default: that of the family",
+      ).argParser(numberIn(0, Number.POSITIVE_INFINITY)),
     )
     .addOption(seedOption)
     .addOption(backendOption)
@@ -53,7 +51,9 @@ export function verifyCommand(context: CliContext): CommandUnknownOpts {
         return;
       }
       const task = options.task === undefined ? undefined : await readTask(options.task, context);
-      const { tolerance } = options;
+      const { family } = original.checkpoint.detected;
+      const promise = verifyTolerance(family);
+      const tolerance = options.tolerance ?? promise?.tolerance ?? 0;
       const result = await verifyModels(
         { original, other, plan, task, seed: options.seed, tolerance },
         options,
@@ -72,7 +72,8 @@ export function verifyCommand(context: CliContext): CommandUnknownOpts {
             `${result.positions} positions of ${result.sequences} sequences, ${original.checkpoint.model.vocabSize} logits each`,
           ],
           ["original", plan ? "under the plan" : "as it is"],
-          ["of this family", original.checkpoint.detected.family.notes.exact],
+          ...(promise && result.maxAbsDiff > 0 ? [["why not 0", promise.reason] as const] : []),
+          ["of this family", family.notes.exact],
         ]),
       );
     });
