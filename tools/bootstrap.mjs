@@ -65,6 +65,8 @@ const commands = {
   format: (args) => run("biome", ["check", "--write", ".", ...args]),
   "check-search": (args) => script("coppice", "packages/cli/scripts/check-search.mjs", args),
   "check-eval": (args) => script("coppice", "packages/cli/scripts/check-eval.mjs", args),
+  "check-queue": (args) =>
+    script("@coppice/executor-bullmq", "packages/executor-bullmq/scripts/many-jobs.mjs", args),
   "check-large": (args) =>
     script("@coppice/checkpoint", "packages/checkpoint/scripts/large-checkpoint.mjs", args),
   "bench-forms": (args) => script("@coppice/backend-cpu", "packages/backend-cpu/bench/graph-forms.mjs", args),

@@ -74,15 +74,15 @@ describe.skipIf(!hasRedis)("with Redis", () => {
     });
   });
 
-  it("ends with the same search when workers are killed and Redis is flushed and restarted", async () => {
+  it("ends with the same search when workers finish in any order and are killed and Redis is flushed and restarted", async () => {
     const expected = await search(await local(), 112);
-    let crew: ToyWorker[] = await Promise.all([worker({ delayMs: 10 }), worker({ delayMs: 10 })]);
+    let crew: ToyWorker[] = await Promise.all([worker({ jitterMs: 25 }), worker({ jitterMs: 25 })]);
     const trouble: Promise<unknown>[] = [];
     const events: Record<number, () => Promise<unknown>> = {
       24: async () => {
         const [victim] = crew;
         await victim?.kill();
-        crew = [await worker({ delayMs: 10 }), ...crew.slice(1)];
+        crew = [await worker({ jitterMs: 25 }), ...crew.slice(1)];
       },
       48: async () => {
         const client = redis.client();
@@ -96,7 +96,7 @@ describe.skipIf(!hasRedis)("with Redis", () => {
       },
       96: async () => {
         await Promise.all(crew.map((each) => each.kill()));
-        await Promise.all([worker({ delayMs: 10 }), worker()]);
+        await Promise.all([worker({ jitterMs: 25 }), worker()]);
       },
     };
     await using remote = await executor(redis.url);
