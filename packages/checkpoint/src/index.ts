@@ -23,7 +23,13 @@ export { type Inspection, inspectModel } from "./inspect.js";
 export type { JsonObject } from "./json-object.js";
 export { defaultLimits, type FormatLimits } from "./limits.js";
 export { type LoadedCheckpoint, type LoadOptions, loadModel } from "./load.js";
-export { type ExportShape, exportShape, type OutputLayout } from "./output/export-shape.js";
+export {
+  type ExpertSlot,
+  type ExportShape,
+  exportShape,
+  type LayerShape,
+  type OutputLayout,
+} from "./output/export-shape.js";
 export { type Provenance, readProvenance } from "./output/provenance.js";
 export {
   type ByteSink,
