@@ -31,7 +31,7 @@ declare module "@coppice/core" {
 }
 
 /** Subsets of one layer that are counted one by one, where groups allow only some of them; it takes a second or so. */
-const countLimit = 1_000_000;
+const countLimit = 100_000;
 
 /**
  * Tries every subset of one layer at a time (NAEE, arXiv 2402.14800, with fitness in place of reconstruction loss). When

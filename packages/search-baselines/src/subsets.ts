@@ -2,12 +2,12 @@ import {
   CoppiceError,
   checkKeep,
   createPlan,
+  groupsAfter,
   type MoeLayer,
   type MoeModel,
   moeLayers,
   type Plan,
   type Rng,
-  repairExperts,
   selectExperts,
 } from "@coppice/core";
 import * as v from "valibot";
@@ -35,6 +35,8 @@ export class SubsetSpace {
   readonly experts: readonly number[];
   /** With the top-k of the plans. */
   readonly #layers: readonly MoeLayer[];
+  /** Groups that every router is left with; undefined where it has no choice of them. */
+  readonly #groups: readonly (number | undefined)[];
   readonly #topK: number | undefined;
 
   /** @throws COPPICE_PLAN_KEEP, COPPICE_PLAN_GROUPS */
@@ -44,11 +46,12 @@ export class SubsetSpace {
       const topK = options.topK ?? feedForward.router.topK;
       return { ...layer, feedForward: { ...feedForward, router: { ...feedForward.router, topK } } };
     });
-    for (const { feedForward, index } of layers) {
+    this.#groups = layers.map(({ feedForward, index }) => {
       const { experts, router } = feedForward;
       checkKeep(options.keep, experts.length, router.topK, index);
-      selectExperts(feedForward, new Float64Array(experts.length), options.keep, index);
-    }
+      const chosen = selectExperts(feedForward, new Float64Array(experts.length), options.keep, index);
+      return groupsAfter(router, chosen, index)?.count;
+    });
     this.model = model;
     this.keep = options.keep;
     this.experts = layers.map((layer) => layer.feedForward.experts.length);
@@ -57,9 +60,12 @@ export class SubsetSpace {
   }
 
   random(rng: Rng): Subsets {
-    return this.#layers.map(({ feedForward, index }) =>
-      repairExperts(feedForward, rng.sample(feedForward.experts.length, this.keep), index),
-    );
+    return this.experts.map((experts, row) => {
+      const subset = rng.sample(experts, this.keep).sort((a, b) => a - b);
+      if (this.accepts(row, subset)) return subset;
+      const kept = Array.from({ length: experts }, (_, expert) => (subset.includes(expert) ? 1 : 0));
+      return this.select(row, kept, this.keep) as number[];
+    });
   }
 
   /** The highest-scoring experts of every layer, as far as its router can work with them. */
@@ -70,28 +76,31 @@ export class SubsetSpace {
   }
 
   /**
-   * The `count` highest-scoring experts of the `row`-th layer with experts that its router can work with; undefined when
-   * it can work with no subset of that size.
+   * The `count` highest-scoring experts of the `row`-th layer with experts, as far as its router can work with them;
+   * undefined when no subset of that size leaves as many groups as `keep` experts do.
    */
   select(row: number, scores: ArrayLike<number>, count: number): number[] | undefined {
     const { feedForward, index } = this.#layers[row] as MoeLayer;
     try {
-      return selectExperts(feedForward, scores, count, index);
+      const subset = selectExperts(feedForward, scores, count, index);
+      return this.accepts(row, subset) ? subset : undefined;
     } catch {
       return undefined;
     }
   }
 
-  /** False for a subset whose experts the router of the layer, the `row`-th with experts, cannot work with. */
+  /**
+   * False for a subset that the router of the `row`-th layer with experts cannot work with, or that leaves other groups
+   * than `best` does: a config states one number of groups for all layers.
+   */
   accepts(row: number, subset: readonly number[]): boolean {
     const { feedForward, index } = this.#layers[row] as MoeLayer;
-    return repairExperts(feedForward, subset, index).every((expert) => subset.includes(expert));
-  }
-
-  /** The group of an expert of the `row`-th layer with experts; 0 where its router has none. */
-  group(row: number, expert: number): number {
-    const { router, experts } = (this.#layers[row] as MoeLayer).feedForward;
-    return Math.floor((expert * (router.groups?.count ?? 1)) / experts.length);
+    if (!feedForward.router.groups) return true;
+    try {
+      return groupsAfter(feedForward.router, subset, index)?.count === this.#groups[row];
+    } catch {
+      return false;
+    }
   }
 
   plan(subsets: Subsets): Plan {

@@ -87,30 +87,22 @@ export class SwapSearch {
     for (const out of kept) {
       for (let into = 0; into < (this.#space.experts[layer] as number); into++) {
         if (kept.includes(into)) continue;
-        for (const subset of this.#swapped(layer, kept, out, into)) {
-          moves.set(subset.join(), { subsets: subsets.with(layer, subset), origin: "swap" });
-        }
+        const subset = this.#swapped(layer, kept, out, into);
+        if (subset) moves.set(subset.join(), { subsets: subsets.with(layer, subset), origin: "swap" });
       }
     }
     return this.#rng.shuffle([...moves.values()]);
   }
 
-  /**
-   * `kept` with one expert for another. Where the groups of the router then call for more changes: the nearest subset
-   * with that swap, and the one that goes furthest into the group of the new expert.
-   */
-  #swapped(layer: number, kept: readonly number[], out: number, into: number): number[][] {
+  /** `kept` with one expert for another, and as many more as the groups of the router then call for. */
+  #swapped(layer: number, kept: readonly number[], out: number, into: number): number[] | undefined {
     const subset = [...kept.filter((expert) => expert !== out), into].sort((a, b) => a - b);
-    if (this.#space.accepts(layer, subset)) return [subset];
-    const far = 4 * (this.#space.experts[layer] as number);
-    const group = this.#space.group(layer, into);
-    return [0, 1.5].flatMap((mate) => {
-      const wish = Array.from({ length: this.#space.experts[layer] as number }, (_, expert) =>
-        Math.max(kept.includes(expert) ? 1 : 0, this.#space.group(layer, expert) === group ? mate : 0),
-      );
-      const near = this.#space.select(layer, wish.with(into, far).with(out, -far), this.#space.keep);
-      return near?.includes(into) && !near.includes(out) ? [near] : [];
-    });
+    if (this.#space.accepts(layer, subset)) return subset;
+    const experts = this.#space.experts[layer] as number;
+    const far = 2 * experts;
+    const wish = Array.from({ length: experts }, (_, expert) => Number(kept.includes(expert)));
+    const near = this.#space.select(layer, wish.with(into, far).with(out, -far), this.#space.keep);
+    return near?.includes(into) && !near.includes(out) ? near : undefined;
   }
 
   #randomStart(): Move {

@@ -85,6 +85,11 @@ export interface Placed<S> {
   readonly distance: number;
 }
 
+/** The crowded-comparison operator (section III.B). */
+export function isBetterPlaced(a: Placed<unknown>, b: Placed<unknown>): boolean {
+  return a.front < b.front || (a.front === b.front && a.distance > b.distance);
+}
+
 /** The `count` best solutions, best first. */
 export function survivors<S extends Solution>(solutions: readonly S[], count: number): Placed<S>[] {
   const placed: Placed<S>[] = [];

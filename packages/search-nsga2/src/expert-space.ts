@@ -2,9 +2,7 @@ import {
   CoppiceError,
   checkKeep,
   createPlan,
-  groupMembers,
   groupsAfter,
-  highest,
   type MoeLayer,
   type MoeModel,
   moeLayers,
@@ -133,29 +131,26 @@ export class ExpertSpace {
       ).filter((count) => this.#select(topK, row, scores, count) !== undefined);
     });
     if (!uniform) return counts;
-    const common = (counts[0] ?? []).filter((count) => counts.every((others) => others.includes(count)));
+    const common = (counts[0] ?? []).filter(
+      (count) =>
+        counts.every((others) => others.includes(count)) &&
+        new Set(this.experts.map((_, row) => this.#groupsLeft(topK, row, count))).size === 1,
+    );
     return counts.map(() => common);
+  }
+
+  /** How many groups the router has when a layer keeps `count` experts; undefined when it has no choice of them. */
+  #groupsLeft(topK: number, row: number, count: number): number | undefined {
+    const { feedForward, index } = this.#layers[row] as MoeLayer;
+    const experts = this.select(topK, row, new Float64Array(this.experts[row] as number), count);
+    return groupsAfter({ ...feedForward.router, topK: this.#layerTopK(row, topK) }, experts, index)?.count;
   }
 
   #select(topK: number, row: number, scores: ArrayLike<number>, count: number): number[] | undefined {
     const { feedForward, index } = this.#layers[row] as MoeLayer;
     const router = { ...feedForward.router, topK: this.#layerTopK(row, topK) };
-    const { groups } = router;
     try {
-      if (!this.options.uniform || !groups || groups.count <= groups.keep) {
-        return selectExperts({ ...feedForward, router }, scores, count, index);
-      }
-      // A config states one number of groups for all layers: all of them stay, with as many experts each.
-      if (count % groups.count !== 0) return undefined;
-      const all = Array.from(scores, (_, expert) => expert);
-      const chosen = groupMembers(groups, router, all).flatMap((members) =>
-        highest(
-          members.map((expert) => scores[expert] as number),
-          count / groups.count,
-        ).map((at) => members[at] as number),
-      );
-      groupsAfter(router, chosen, index);
-      return chosen;
+      return selectExperts({ ...feedForward, router }, scores, count, index);
     } catch {
       return undefined;
     }

@@ -9,7 +9,7 @@ import {
 } from "@coppice/core";
 import type { FrontObjective, FrontStrategy, SearchFront } from "@coppice/search";
 import * as v from "valibot";
-import { type Placed, type Solution, survivors } from "./domination.js";
+import { isBetterPlaced, type Placed, type Solution, survivors } from "./domination.js";
 import { ExpertSpace, type Genome, unusable } from "./expert-space.js";
 import { FrontArchive } from "./front-archive.js";
 import { child, mutate, randomGenome } from "./variation.js";
@@ -180,8 +180,7 @@ class Nsga2 implements FrontStrategy {
 
   #parent(): Genome {
     const [a, b] = [this.#rng.pick(this.#population), this.#rng.pick(this.#population)];
-    const better = a.front < b.front || (a.front === b.front && a.distance >= b.distance);
-    return (better ? a : b).solution.genome;
+    return (isBetterPlaced(b, a) ? b : a).solution.genome;
   }
 
   #new(draw: () => Genome, draws: number): Genome | undefined {

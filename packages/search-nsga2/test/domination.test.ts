@@ -1,6 +1,13 @@
 import { Rng } from "@coppice/core";
 import { describe, expect, test } from "vitest";
-import { crowdingDistances, dominates, type Solution, sortedFronts, survivors } from "../src/domination.js";
+import {
+  crowdingDistances,
+  dominates,
+  isBetterPlaced,
+  type Solution,
+  sortedFronts,
+  survivors,
+} from "../src/domination.js";
 import { FrontArchive } from "../src/front-archive.js";
 
 const solution = (...goals: number[]): Solution => ({ goals, failed: false });
@@ -54,6 +61,16 @@ describe("crowding distance", () => {
     expect(crowdingDistances(front)).toEqual([ends, 3 / 4 + 7 / 8, 3 / 4 + 6 / 8, ends]);
   });
 
+  test("is infinite at both ends", () => {
+    const { POSITIVE_INFINITY: ends } = Number;
+    expect(crowdingDistances([solution(4), solution(0), solution(3), solution(2)])).toEqual([
+      ends,
+      ends,
+      2 / 4,
+      3 / 4,
+    ]);
+  });
+
   test("is no NaN where all are equal, single or failed", () => {
     for (const front of [
       [solution(1, 1), solution(1, 1), solution(1, 1)],
@@ -72,6 +89,14 @@ test("survivors: whole fronts first, of the last one the loneliest", () => {
   expect(order(3).slice(0, 2).sort()).toEqual([1, 4]);
   expect(order(3)[2]).toBe(2);
   expect(order(6)).toEqual([1, 4, 2, 3, 0, 5]);
+});
+
+test("a better front comes before a lonelier place", () => {
+  const place = (front: number, distance: number) => ({ solution: 0, front, distance });
+  expect(isBetterPlaced(place(0, 0.1), place(1, 9))).toBe(true);
+  expect(isBetterPlaced(place(1, 9), place(0, 0.1))).toBe(false);
+  expect(isBetterPlaced(place(1, 9), place(1, 0.1))).toBe(true);
+  expect(isBetterPlaced(place(1, 9), place(1, 9))).toBe(false);
 });
 
 test("the archive is the first front of everything told, without repeats", () => {

@@ -210,15 +210,15 @@ describe("groups of routers", () => {
         return groupsAfter({ ...router, topK: entry?.topK ?? router.topK }, kept, index)?.count;
       }),
     );
-    if (counts === "uniform") for (const groups of left) expect(groups).toEqual([4, 4]);
-    else expect(new Set(left.flat())).toContain(undefined);
+    if (counts === "uniform") for (const groups of left) expect(new Set(groups).size).toBe(1);
+    else expect(left.some((groups) => new Set(groups).size > 1)).toBe(true);
   });
 
   test("say so when no number of experts fits", async () => {
-    const options = { keep: 5, most: 7, counts: "uniform" } as const;
+    const options = { keep: 5, most: 5, counts: "uniform" } as const;
     await expect(search(options, { of })).rejects.toMatchObject({
       code: "COPPICE_PLUGIN_OPTIONS",
-      message: expect.stringContaining("no number of experts from 5 to 7"),
+      message: expect.stringContaining("no number of experts from 5 to 5"),
     });
   });
 });
