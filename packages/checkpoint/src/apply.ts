@@ -57,7 +57,7 @@ const companionBytes = 256_000_000;
  *
  * Memory does not depend on the size of the checkpoint. The target is complete or absent.
  * @throws COPPICE_PLAN_INVALID, COPPICE_PLAN_MODEL, COPPICE_PLAN_KEEP, COPPICE_PLAN_GROUPS, COPPICE_PLAN_EXPORT,
- * COPPICE_FORMAT_SHAPE, COPPICE_FORMAT_MISSING_TENSOR, COPPICE_FORMAT_DTYPE before anything is written;
+ * COPPICE_FORMAT_SHAPE, COPPICE_FORMAT_MISSING_TENSOR, COPPICE_FORMAT_DTYPE, COPPICE_FORMAT_TRUNCATED before anything is written;
  * COPPICE_FORMAT_NAN, COPPICE_IO_EXISTS, COPPICE_IO_NO_SPACE, COPPICE_IO_READ, COPPICE_IO_WRITE, COPPICE_ABORTED
  */
 export async function applyPlan(
@@ -66,6 +66,14 @@ export async function applyPlan(
   target: CheckpointTarget,
   options: OutputOptions & WriteOptions = {},
 ): Promise<OutputSummary> {
+  const [headers] = loaded.incomplete;
+  if (headers !== undefined) {
+    throw new CoppiceError(
+      "COPPICE_FORMAT_TRUNCATED",
+      `${headers} was opened for its header alone; its weights cannot be written`,
+      { hint: "download the whole checkpoint", details: { files: loaded.incomplete.slice(0, 16) } },
+    );
+  }
   const { files, summary } = await layOut(loaded, plan, options);
   await writeFiles(files, target, options);
   return summary;

@@ -357,6 +357,29 @@ describe("applyPlan refuses", () => {
     }
   });
 
+  it("a checkpoint that was opened for its headers alone, whose output it still predicts", async () => {
+    const files = await tinyFiles();
+    const whole = files.get("model.safetensors") as Uint8Array;
+    const checkpoint = await loadModel(
+      memoryFolder(new Map(files).set("model.safetensors", whole.subarray(0, whole.length - 100))),
+      { headersOnly: true },
+    );
+    const plan = everyLayer(checkpoint, { experts: [0, 1] });
+    await expectError(
+      applyPlan(checkpoint, plan, memoryTarget()),
+      "COPPICE_FORMAT_TRUNCATED",
+      "header alone",
+    );
+    const complete = await load(files);
+    const { tensorBytes } = await predictOutput(complete, everyLayer(complete, { experts: [0, 1] }));
+    expect((await predictOutput(checkpoint, plan)).tensorBytes).toBe(tensorBytes);
+    const signal = AbortSignal.abort();
+    await expectError(
+      predictOutput(complete, everyLayer(complete, { experts: [0, 1] }), { signal }),
+      "COPPICE_ABORTED",
+    );
+  });
+
   it("a target that is taken, and stops when aborted", async () => {
     const checkpoint = await load(await tinyFiles());
     const target = memoryTarget("out");

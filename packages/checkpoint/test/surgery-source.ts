@@ -80,6 +80,7 @@ export async function handMade(
     model,
     config: JSON.parse(JSON.stringify(config)),
     tensors: refs,
+    incomplete: [],
     sources,
     folder,
     edits: edits(refs),
