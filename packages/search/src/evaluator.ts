@@ -63,11 +63,17 @@ const longestPlan = 2 ** 16;
 export const failuresBeforeGivingUp = 8;
 
 /**
+ * Workers that end one candidate after the other, each at every attempt, lack memory or a library rather than a better
+ * plan: the run ends, and none of these candidates is remembered as failed.
+ */
+export const crashesBeforeGivingUp = 3;
+
+/**
  * Evaluates plans through an executor, each canonical plan once for the life of the journal.
  *
- * A candidate fails when the executor rejects with a permanent COPPICE_PLAN_*, COPPICE_BACKEND_UNSUPPORTED or
- * COPPICE_BACKEND_FAILED error for it alone, or when a sample scores NaN or infinite. Every other error is the
- * run's and is thrown.
+ * A candidate fails when the executor rejects with a permanent COPPICE_PLAN_*, COPPICE_BACKEND_UNSUPPORTED,
+ * COPPICE_BACKEND_FAILED or COPPICE_BACKEND_CRASHED error for it alone, or when a sample scores NaN or infinite. Every
+ * other error is the run's and is thrown.
  */
 export class PlanEvaluator {
   readonly #model: MoeModel;
@@ -75,9 +81,11 @@ export class PlanEvaluator {
   readonly #journal: RunJournal | undefined;
   readonly #scope: string;
   readonly #known = new Map<string, KnownEvaluation>();
-  /** Failures that wait for the first success before they are written; see `failuresBeforeGivingUp`. */
-  #held: (EvaluatedRecord | FailedRecord)[] = [];
+  /** Failures that wait for a success before they are written; see `failuresBeforeGivingUp` and for crashes below it. */
+  readonly #held: (EvaluatedRecord | FailedRecord)[] = [];
   #succeeded = false;
+  /** Candidates in a row that crashed a worker. */
+  #crashes = 0;
   #computed = 0;
 
   /** @throws COPPICE_RUN_JOURNAL when the journal holds a malformed record of this scope */
@@ -132,19 +140,25 @@ export class PlanEvaluator {
       toEvaluation(key, results[i] as PlanScores | CoppiceError),
     );
     this.#computed += evaluations.length;
-    this.#succeeded ||= evaluations.some((evaluation) => evaluation.error === undefined);
     const requests = [...missing.values()];
-    this.#held.push(
-      ...evaluations.map((evaluation, i) =>
-        toRecord(this.#scope, evaluation, { ...(requests[i] as EvaluationRequest), plan: plans[i] as Plan }),
-      ),
-    );
-    if (this.#succeeded) {
-      await this.#journal?.append(this.#held);
-      this.#held = [];
-    } else if (this.#held.length >= failuresBeforeGivingUp) {
-      throw evaluations.at(-1)?.error;
+    const ready: (EvaluatedRecord | FailedRecord)[] = [];
+    let end: CoppiceError | undefined;
+    for (const [i, evaluation] of evaluations.entries()) {
+      const request = requests[i] as EvaluationRequest;
+      this.#held.push(toRecord(this.#scope, evaluation, { ...request, plan: plans[i] as Plan }));
+      const { error } = evaluation;
+      if (!error) this.#crashes = 0;
+      else if (error.code === "COPPICE_BACKEND_CRASHED") this.#crashes++;
+      this.#succeeded ||= !error;
+      if (this.#succeeded && this.#crashes === 0) ready.push(...this.#held.splice(0));
+      const isHopeless = !this.#succeeded && this.#held.length >= failuresBeforeGivingUp;
+      if (isHopeless || this.#crashes >= crashesBeforeGivingUp) {
+        end = error;
+        break;
+      }
     }
+    if (ready.length > 0) await this.#journal?.append(ready);
+    if (end) throw end;
     for (const evaluation of evaluations) this.#learn(evaluation);
   }
 
@@ -183,7 +197,8 @@ function isCandidateFault(error: unknown): error is CoppiceError {
   return (
     error.code.startsWith("COPPICE_PLAN_") ||
     error.code === "COPPICE_BACKEND_UNSUPPORTED" ||
-    error.code === "COPPICE_BACKEND_FAILED"
+    error.code === "COPPICE_BACKEND_FAILED" ||
+    error.code === "COPPICE_BACKEND_CRASHED"
   );
 }
 

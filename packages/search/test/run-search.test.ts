@@ -108,6 +108,7 @@ describe("failures", () => {
 
   test.each([
     ["the executor rejects a plan", new CoppiceError("COPPICE_BACKEND_FAILED", "out of range"), fitness],
+    ["a plan ends its worker", new CoppiceError("COPPICE_BACKEND_CRASHED", "worker gone"), fitness],
     ["a sample scores NaN", undefined, (p: Plan) => (broken(p) ? Number.NaN : fitness(p))],
   ])("the run goes on when %s", async (_, failure, landscape) => {
     const strategy = new FixedStrategy([plan(0, 1), plan(2, 3), plan(4, 5), plan(2, 3)]);
@@ -135,13 +136,23 @@ describe("failures", () => {
   });
 
   test.each([
-    ["a lost worker", new CoppiceError("COPPICE_BACKEND_CRASHED", "worker gone")],
     ["a retryable error", new CoppiceError("COPPICE_BACKEND_FAILED", "busy", { retryable: true })],
     ["an unknown error", new TypeError("x is undefined")],
   ])("%s is the run's own and ends it", async (_, failure) => {
     const executor = toyExecutor(fitness, { fails: broken, failure });
     const strategy = new FixedStrategy([plan(0, 1), plan(2, 3)]);
     await expect(runSearch({ strategy, executor, model, evaluations: 10 })).rejects.toBe(failure);
+  });
+
+  test("workers that end at one plan after the other end the run, and no plan is remembered as failed", async () => {
+    const failure = new CoppiceError("COPPICE_BACKEND_CRASHED", "out of memory");
+    const good = planKey(plan(0, 1), model);
+    const executor = toyExecutor(fitness, { fails: (p) => planKey(p, model) !== good, failure });
+    const journal = memoryJournal();
+    const strategy = new FixedStrategy([plan(0, 1), plan(2, 3), plan(3, 4), plan(4, 5), plan(0, 5)]);
+    const run = runSearch({ strategy, executor, model, evaluations: 10, journal });
+    await expect(run).rejects.toBe(failure);
+    expect(journal.records.map((record) => record.type)).toEqual(["evaluated"]);
   });
 
   test("a fault that hits every plan ends the run early and is not remembered", async () => {
