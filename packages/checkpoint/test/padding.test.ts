@@ -383,6 +383,7 @@ describe("config.json", () => {
         "model.l0.experts.0.up",
         "l0.experts.2",
         "l0.experts.1.up",
+        "outer.model.l0.experts.1",
         "l1.experts.0",
       ],
       weight_block_size: [128, 128],
@@ -428,7 +429,13 @@ describe("config.json", () => {
       text_config: {
         quantization_config: {
           ...quantization,
-          modules_to_not_convert: ["lm_head", "l0.experts.1", "l0.experts.2.up", "l1.experts.0"],
+          modules_to_not_convert: [
+            "lm_head",
+            "l0.experts.1",
+            "l0.experts.2.up",
+            "outer.model.l0.experts.2",
+            "l1.experts.0",
+          ],
           deeper: { ignore: ["re:.*experts.*", "model.l0.experts.0.down"] },
         },
       },

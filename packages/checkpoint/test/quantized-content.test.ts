@@ -1,0 +1,113 @@
+import { memoryFolder } from "@coppice/checkpoint";
+import { mergeRows, quantizeBlocks, Rng, type TensorRef } from "@coppice/core";
+import { describe, expect, it } from "vitest";
+import { MergeScratch } from "../src/output/content.js";
+import { quantizedContent, quantizedMatrix } from "../src/output/quantized-content.js";
+import { SourceCache } from "../src/source-cache.js";
+import { createWeightReader } from "../src/weight-reader.js";
+import { expectError } from "./helpers.js";
+
+const rng = Rng.fromSeed(6);
+
+/** Two matrices with their scales in one file. */
+function sources(codes: Pick<TensorRef, "dtype" | "shape">, codeBytes: number, scales: TensorRef) {
+  const scaleBytes = scales.end - scales.begin;
+  const bytes = Uint8Array.from({ length: 2 * (codeBytes + scaleBytes) }, () => rng.integer(100));
+  const view = new DataView(bytes.buffer);
+  const at = (
+    name: string,
+    base: Pick<TensorRef, "dtype" | "shape">,
+    begin: number,
+    size: number,
+  ): TensorRef => {
+    return { ...base, name, file: "f", begin, end: begin + size };
+  };
+  const pairs = [0, 1].map((i) => {
+    const begin = i * scaleBytes;
+    for (let j = 0; scales.dtype === "F32" && j < scaleBytes; j += 4)
+      view.setFloat32(begin + j, rng.uniform(), true);
+    return {
+      scales: at(`s${i}`, scales, begin, scaleBytes),
+      codes: at(`c${i}`, codes, 2 * scaleBytes + i * codeBytes, codeBytes),
+    };
+  });
+  return { cache: new SourceCache(memoryFolder({ f: bytes })), pairs };
+}
+
+const scalesOf = (dtype: "F32" | "U8", shape: number[]): TensorRef => {
+  const bytes = shape.reduce((a, b) => a * b, 1) * (dtype === "F32" ? 4 : 1);
+  return { name: "", dtype, shape, file: "f", begin: 0, end: bytes };
+};
+
+describe("quantizedContent", () => {
+  const [R, C] = [900, 1100];
+  for (const [label, codes, codeBytes, scales] of [
+    ["fp8 in blocks", { dtype: "F8_E4M3", shape: [R, C] }, R * C, scalesOf("F32", [8, 9])],
+    ["fp8 with a scale per column", { dtype: "F8_E4M3", shape: [R, C] }, R * C, scalesOf("F32", [1, C])],
+    ["MXFP4", { dtype: "U8", shape: [R, 36, 16] }, (R * 1152) / 2, scalesOf("U8", [R, 36])],
+  ] as const) {
+    it(`gives the same bytes in bands and pieces of any size as a matrix in one: ${label}`, async () => {
+      const { cache, pairs } = sources(codes, codeBytes, scales);
+      const refs = pairs.map((pair) => quantizedMatrix(pair.codes, pair.scales, [128, 128]));
+      const [stored] = refs as [TensorRef];
+      const reader = createWeightReader(cache);
+      const values = await Promise.all(refs.map((ref) => reader.read(ref)));
+      const merged = new Float32Array(values[0]!.length);
+      mergeRows(values, [0.75, -0.5], merged);
+      const whole = quantizeBlocks(merged, stored);
+      const read = async (part: "codes" | "scales", pieces: number) => {
+        const content = quantizedContent(cache, new MergeScratch(), refs, [0.75, -0.5], stored, part, "x");
+        const bytes = new Uint8Array(content.bytes);
+        const size = Math.ceil(content.bytes / pieces / 4) * 4;
+        for (let at = 0; at < bytes.length; at += size)
+          await content.fill(at, bytes.subarray(at, at + size), undefined);
+        return bytes;
+      };
+      const [codeParts, scaleParts] = [await read("codes", 7), await read("scales", 5)];
+      expect(Buffer.compare(codeParts, await read("codes", 1))).toBe(0);
+      expect(Buffer.compare(scaleParts, await read("scales", 1))).toBe(0);
+      // What is written, read again, is codes times scales of the whole.
+      const again = createWeightReader(new SourceCache(memoryFolder({ c: codeParts, s: scaleParts })));
+      const found = await again.read({
+        ...stored,
+        file: "c",
+        begin: 0,
+        end: codeParts.length,
+        scales: {
+          ...stored.scales!,
+          scales: { ...stored.scales!.scales, file: "s", begin: 0, end: scaleParts.length },
+        },
+      });
+      const { rows, columns, stored: size } = stored.scales!;
+      const across = Math.ceil(size[1] / columns);
+      let wrong = 0;
+      for (let i = 0; i < found.length; i++) {
+        const block =
+          Math.floor(Math.floor(i / size[1]) / rows) * across + Math.floor((i % size[1]) / columns);
+        if (found[i] !== Math.fround(whole.codes[i]! * whole.scales[block]!)) wrong++;
+      }
+      expect(wrong).toBe(0);
+    });
+  }
+
+  it("refuses scales that do not fit, and merges beyond float32", async () => {
+    const { cache, pairs } = sources(
+      { dtype: "F8_E4M3", shape: [300, 300] },
+      90_000,
+      scalesOf("F32", [3, 2]),
+    );
+    const [pair] = pairs as [(typeof pairs)[0]];
+    await expectError(
+      () => quantizedMatrix(pair.codes, pair.scales, [128, 128]),
+      "COPPICE_FORMAT_SHAPE",
+      "s0 has [3, 2] scales, which do not fit c0 with [300, 300] values in blocks of 128 x 128",
+    );
+    const ref = quantizedMatrix(pair.codes, pair.scales, [128, 150]);
+    const content = quantizedContent(cache, new MergeScratch(), [ref, ref], [1e38, 1e38], ref, "codes", "x");
+    await expectError(
+      content.fill(0, new Uint8Array(content.bytes), undefined),
+      "COPPICE_PLAN_EXPORT",
+      "the merged tensor x exceeds",
+    );
+  });
+});
