@@ -5,7 +5,6 @@ import {
   moeLayers,
   type Plan,
   parsePlan,
-  repairExperts,
   type SearchContext,
   selectExperts,
 } from "@coppice/core";
@@ -54,7 +53,12 @@ export function startPlans(options: StartOptions, context: SearchContext): Start
   const names = start === undefined ? [...context.scores.keys()] : [start];
   if (names.length === 0) {
     const random = plan(({ feedForward, index }) =>
-      repairExperts(feedForward, context.rng.sample(feedForward.experts.length, keep), index),
+      selectExperts(
+        feedForward,
+        feedForward.experts.map(() => context.rng.uniform()),
+        keep,
+        index,
+      ),
     );
     return [{ plan: random, origin: "random" }];
   }

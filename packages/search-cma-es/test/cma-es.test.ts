@@ -135,7 +135,7 @@ describe("restarts", () => {
     const rastrigin = (plan: Plan) =>
       -deviations(plan).reduce((sum, value) => {
         const x = 4 * value;
-        return sum + x ** 2 + 10 * (1 - Math.cos(2 * Math.PI * x));
+        return sum + x ** 2 + 3 * (1 - Math.cos(2 * Math.PI * x));
       }, 0);
     let once = 0;
     let again = 0;
@@ -146,8 +146,8 @@ describe("restarts", () => {
       if (Math.max(...first.map(({ fitness }) => fitness as number)) > -0.5) once++;
       if (best.fitness > -0.5) again++;
     }
-    expect(again).toBeGreaterThan(once);
-    expect(again).toBeGreaterThanOrEqual(4);
+    expect(again).toBeGreaterThan(once + 2);
+    expect(again).toBeGreaterThanOrEqual(5);
   });
 });
 
