@@ -1,0 +1,39 @@
+import type { Executor } from "@coppice/core";
+import type { Objective } from "./objective.js";
+import { createRemotePool, type RemotePoolOptions, type RemoteTaskOptions } from "./remote-pool.js";
+
+/** What is scored, where, and on which task. */
+export type RemoteExecutorOptions = RemotePoolOptions &
+  Omit<RemoteTaskOptions, "signal"> & { readonly objective?: Objective };
+
+/**
+ * An executor whose plans are evaluated on one task wherever `transport` takes them. It owns the transport: disposing
+ * it, or failing here, closes it.
+ * @throws COPPICE_TASK_METRIC
+ */
+export async function createRemoteExecutor(options: RemoteExecutorOptions): Promise<Executor> {
+  const { model, engine, transport, emitter, task, limit, chat, objective } = options;
+  const pool = createRemotePool({ model, engine, transport, ...(emitter && { emitter }) });
+  try {
+    const scorer = await pool.scorer({
+      task,
+      ...(limit !== undefined && { limit }),
+      ...(chat !== undefined && { chat }),
+      ...(objective !== undefined && { objective }),
+    });
+    const dispose = async () => {
+      await scorer.dispose();
+      await pool.dispose();
+    };
+    return {
+      preferredBatch: scorer.preferredBatch,
+      evaluate: (plans, evaluateOptions) => scorer.evaluate(plans, evaluateOptions),
+      work: () => scorer.work(),
+      dispose,
+      [Symbol.asyncDispose]: dispose,
+    };
+  } catch (error) {
+    await pool.dispose();
+    throw error;
+  }
+}
