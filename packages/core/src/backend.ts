@@ -91,7 +91,15 @@ export interface RunResult {
 }
 
 /** What a tap can show of an MoE layer. */
-export type TapField = "input" | "routerLogits" | "routing" | "expertOutputs" | "expertNorms" | "output";
+export type TapField =
+  | "residual"
+  | "input"
+  | "routerLogits"
+  | "routing"
+  | "expertOutputs"
+  | "expertNorms"
+  | "expertPeaks"
+  | "output";
 
 /** Observes MoE layers while they run. */
 export interface Tap {
@@ -105,6 +113,8 @@ export interface LayerTap {
   readonly layer: number;
   readonly tokens: number;
   readonly topK: number;
+  /** The residual stream before the MoE block and its norm, to which its output is added, [tokens, hidden]. */
+  readonly residual?: Float32Array;
   /** Input of the MoE block, after its norm, [tokens, hidden]. */
   readonly input?: Float32Array;
   /** Raw router logits of the slots, [tokens, S] ([tokens, experts] under a router map). */
@@ -117,6 +127,8 @@ export interface LayerTap {
   readonly expertOutputs?: Float32Array;
   /** L2 norms of these outputs, [tokens, k]. */
   readonly expertNorms?: Float32Array;
+  /** Largest magnitudes of the values of these outputs, [tokens, k]. */
+  readonly expertPeaks?: Float32Array;
   /** What the routed experts add together, without a shared expert, [tokens, hidden]. */
   readonly output?: Float32Array;
 }

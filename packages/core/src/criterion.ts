@@ -1,12 +1,17 @@
 import type { MoeModel } from "./model.js";
 import type { Rng } from "./rng.js";
-import type { Statistics } from "./statistics.js";
+import type { ExtraField, Statistics } from "./statistics.js";
 import type { WeightReader } from "./tensor.js";
 
 /** Scores experts: the larger the score, the more the expert matters. Created by a plugin of kind "criterion". */
 export interface Criterion {
   /** What `score` reads. The caller provides it or refuses before any work. */
-  readonly needs: { readonly statistics: boolean; readonly weights: boolean };
+  readonly needs: {
+    readonly statistics: boolean;
+    readonly weights: boolean;
+    /** What the statistics must have of what is collected on demand; absent: nothing. */
+    readonly extras?: readonly ExtraField[];
+  };
   /**
    * @returns one array per MoE layer, in layer order, of one finite score per expert
    * @throws COPPICE_STATS_MISSING, COPPICE_STATS_MODEL

@@ -51,6 +51,7 @@ export function groupMembers(
  * groups as a token may use. Scores do not decide how many groups are left, because a stock config states one number of
  * groups for all layers. Ties go to the lower expert.
  * @param scores one per expert
+ * @param topK of a plan that changes it; default the model's own
  * @throws COPPICE_PLAN_KEEP, COPPICE_PLAN_GROUPS when no choice of `keep` experts fits the groups
  */
 export function selectExperts(
@@ -58,8 +59,9 @@ export function selectExperts(
   scores: ArrayLike<number>,
   keep: number,
   layer: number,
+  topK = spec.router.topK,
 ): number[] {
-  const { router } = spec;
+  const router = { ...spec.router, topK };
   const all = spec.experts.map((_, expert) => expert);
   checkKeep(keep, all.length, router.topK, layer);
   if (!router.groups) return highest(scores, keep);
@@ -94,12 +96,20 @@ export function selectExperts(
 
 /**
  * The experts nearest to `experts` that the router of the layer can work with, ascending: as many, and as many of
- * them as possible. Without groups they are `experts` themselves.
+ * them as possible, in as many groups as `selectExperts` leaves. Without groups they are `experts` themselves.
  * @throws COPPICE_PLAN_KEEP, COPPICE_PLAN_GROUPS
  */
 export function repairExperts(spec: MoeSpec, experts: readonly number[], layer: number): number[] {
   const sorted = [...experts].sort((a, b) => a - b);
-  if (!spec.router.groups || fits(spec.router, sorted, layer)) return sorted;
+  const { router } = spec;
+  if (!router.groups) return sorted;
+  const usual = groupsAfter(
+    router,
+    selectExperts(spec, new Float64Array(spec.experts.length), sorted.length, layer),
+    layer,
+  );
+  if (fits(router, sorted, layer) && groupsAfter(router, sorted, layer)?.count === usual?.count)
+    return sorted;
   const kept = new Set(experts);
   const scores = spec.experts.map((_, expert) => (kept.has(expert) ? 1 : 0));
   return selectExperts(spec, scores, experts.length, layer);

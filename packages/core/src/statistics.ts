@@ -37,6 +37,21 @@ export interface LayerStatistics {
   readonly routedLogit: Float64Array;
   /** ZᵀZ, [E, E], symmetric: sums of z_i z_j over all tokens. */
   readonly logitGram: Float64Array;
+
+  /**
+   * Collected on demand: sum over T(j) of c g ‖f‖ (c ‖f‖ where gate weights scale inputs), c = max(0, 1 - cos(h, h + y)),
+   * h the residual stream before the block and y what the routed experts add to it (EASY-EP, arXiv 2504.06792).
+   */
+  readonly change?: Float64Array;
+  /** Collected on demand: the largest magnitude of an element of f over T(j). The larger one counts when files add up. */
+  readonly peak?: Float64Array;
+  /** Collected on demand: sum of f over T(j), [E, hidden]. */
+  readonly outputSum?: Float64Array;
+  /**
+   * Collected on demand: sum of ‖f‖² over T(j), like `norm2`, but not of norms that were rounded to float32 before:
+   * variances, in which most of it cancels, need it.
+   */
+  readonly outputNorm2?: Float64Array;
 }
 
 /** Names of the sums with one value per expert, in file order. */
@@ -63,9 +78,23 @@ export const statisticsFields = [
 
 export type StatisticsField = (typeof statisticsFields)[number];
 
-/** Shape of a sum of a layer of `experts` experts. */
-export function statisticsShape(field: StatisticsField, experts: number): number[] {
-  return field === "logitGram" ? [experts, experts] : [experts];
+/** Names of what is collected on demand, in file order. */
+export const extraFields = [
+  "change",
+  "peak",
+  "outputSum",
+  "outputNorm2",
+] as const satisfies readonly (keyof LayerStatistics)[];
+
+export type ExtraField = (typeof extraFields)[number];
+
+/**
+ * Shape of a sum of a layer of `experts` experts.
+ * @param hidden values per token, which `outputSum` alone depends on
+ */
+export function statisticsShape(field: StatisticsField | ExtraField, experts: number, hidden = 0): number[] {
+  if (field === "logitGram") return [experts, experts];
+  return field === "outputSum" ? [experts, hidden] : [experts];
 }
 
 const moments = [
@@ -84,8 +113,13 @@ export interface Statistics {
   readonly model: string;
   /** In mixtures of data, tokens times their weight. */
   readonly tokens: number;
-  /** One entry per MoE layer, in layer order. */
+  /** One entry per MoE layer, in layer order. All have the same of what is collected on demand. */
   readonly layers: readonly LayerStatistics[];
+}
+
+/** What was collected on demand. */
+export function extrasOf({ layers }: Statistics): ExtraField[] {
+  return extraFields.filter((field) => layers[0]?.[field] !== undefined);
 }
 
 /** Experts that no token was routed to, and whose scores from statistics therefore say nothing. */

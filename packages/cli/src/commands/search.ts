@@ -96,7 +96,7 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
       const { model } = opened.checkpoint;
       for (const { index, feedForward } of moeLayers(model)) {
         checkKeep(keep, feedForward.experts.length, topK ?? feedForward.router.topK, index);
-        selectExperts(feedForward, new Float64Array(feedForward.experts.length), keep, index);
+        selectExperts(feedForward, new Float64Array(feedForward.experts.length), keep, index, topK);
       }
       const task = await readTask(options.task, context);
       const holdout = options.holdout === undefined ? undefined : await readTask(options.holdout, context);

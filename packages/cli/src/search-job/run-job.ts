@@ -193,7 +193,7 @@ function oneShotPlan({ opened, keep, topK }: SearchJob, scores: readonly Float64
     model,
     moeLayers(model).map((layer, i) => ({
       layer: layer.index,
-      experts: selectExperts(layer.feedForward, scores[i] as Float64Array, keep, layer.index),
+      experts: selectExperts(layer.feedForward, scores[i] as Float64Array, keep, layer.index, topK),
       ...(topK !== undefined && { topK }),
     })),
   );
