@@ -15,7 +15,9 @@ export interface ExpertsRequest {
   readonly residualScale: number | undefined;
   /** Input of the block, [N, hidden]. */
   readonly normed: Tensor;
-  /** What the block adds to, [N, hidden]. */
+  /** The residual stream before the block, [N, hidden]. */
+  readonly stream: Tensor;
+  /** What the experts are added to, [N, hidden]: the stream, and the shared expert where there is one. */
   readonly residual: Tensor;
   readonly logits: Tensor;
   readonly tap: Tap | undefined;
@@ -28,14 +30,14 @@ export interface ExpertsRequest {
 export async function runExperts(
   runtime: Runtime,
   sessions: Sessions,
-  { layer, spec, experts, shape, residualScale, normed, residual, logits, tap }: ExpertsRequest,
+  { layer, spec, experts, shape, residualScale, normed, stream, residual, logits, tap }: ExpertsRequest,
 ): Promise<Tensor> {
   const [tokens = 0, hidden = 0] = normed.dims;
   const values = logits.data as Float32Array;
   const routing = routeTokens(values, tokens, spec.router, experts);
   const groups = groupTokens(routing, experts.slots.length);
   const wanted = new Set(tap?.fields);
-  const expertOutputs = wanted.has("expertOutputs") || wanted.has("expertNorms") || wanted.has("output");
+  const expertOutputs = outputFields.some((field) => wanted.has(field));
   const { topK } = routing;
   const { scalesInput } = spec.router;
   const options = {
@@ -53,11 +55,15 @@ export async function runExperts(
   if (tap) {
     const sorted = outputs?.data as Float32Array | undefined;
     const input = normed.data as Float32Array;
-    const seen = { layer, tokens, hidden, input, logits: values, routing, groups, sorted };
+    const before = stream.data as Float32Array;
+    const seen = { layer, tokens, hidden, residual: before, input, logits: values, routing, groups, sorted };
     reportLayer(tap, wanted, { ...seen, scalesInput: scalesInput === true });
   }
   return result as Tensor;
 }
+
+/** Fields of a tap that are made of unweighted expert outputs. */
+const outputFields = ["expertOutputs", "expertNorms", "expertPeaks", "output"] as const;
 
 /**
  * Slots of the graph for `used` experts. Up to eight each number has its own; beyond, eights share one, so that the

@@ -51,6 +51,7 @@ export async function runFeedForward(
     shape: mlpShape(feedForward.experts[0] as MlpSpec, hidden),
     residualScale,
     normed,
+    stream: residual,
     residual: base,
     logits,
     tap,

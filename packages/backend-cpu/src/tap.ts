@@ -5,6 +5,7 @@ interface TappedLayer {
   readonly layer: number;
   readonly tokens: number;
   readonly hidden: number;
+  readonly residual: Float32Array;
   readonly input: Float32Array;
   readonly logits: Float32Array;
   readonly routing: Routing;
@@ -17,15 +18,17 @@ interface TappedLayer {
 
 /** Shows a layer to a tap: the fields it asked for, and no others. */
 export function reportLayer(tap: Tap, wanted: ReadonlySet<TapField>, seen: TappedLayer): void {
-  const { layer, tokens, input, logits, routing, sorted } = seen;
+  const { layer, tokens, residual, input, logits, routing, sorted } = seen;
   const { topK, slots, gates } = routing;
   let shown: LayerTap = { layer, tokens, topK };
+  if (wanted.has("residual")) shown = { ...shown, residual };
   if (wanted.has("input")) shown = { ...shown, input };
   if (wanted.has("routerLogits")) shown = { ...shown, routerLogits: logits };
   if (wanted.has("routing")) shown = { ...shown, slots, gates };
   if (sorted) {
     if (wanted.has("expertOutputs")) shown = { ...shown, expertOutputs: byToken(seen, sorted) };
     if (wanted.has("expertNorms")) shown = { ...shown, expertNorms: norms(seen, sorted) };
+    if (wanted.has("expertPeaks")) shown = { ...shown, expertPeaks: peaks(seen, sorted) };
     if (wanted.has("output")) shown = { ...shown, output: weightedSums(seen, sorted) };
   }
   tap.onLayer(shown);
@@ -60,6 +63,16 @@ function norms({ hidden, groups, routing }: TappedLayer, sorted: Float32Array): 
     let sum = 0;
     for (let i = from; i < from + hidden; i++) sum += (sorted[i] as number) ** 2;
     result[choice] = Math.sqrt(sum);
+  });
+  return result;
+}
+
+function peaks({ hidden, groups, routing }: TappedLayer, sorted: Float32Array): Float32Array {
+  const result = new Float32Array(groups.places.length);
+  eachChoice(groups, routing, hidden, (choice, from) => {
+    let most = 0;
+    for (let i = from; i < from + hidden; i++) most = Math.max(most, Math.abs(sorted[i] as number));
+    result[choice] = most;
   });
   return result;
 }

@@ -20,6 +20,8 @@ export interface MoeCall {
   readonly shared: Mlp | undefined;
   /** [1, hidden] */
   readonly sharedGate: Float32Array | undefined;
+  /** The residual stream before the block, [tokens, hidden]; shown to the tap. */
+  readonly residual: Float32Array;
   readonly tap: Tap | undefined;
 }
 
@@ -39,7 +41,7 @@ export function runMoe(
 }
 
 function runRouted(
-  { layer, spec, plan, experts, tap }: MoeCall,
+  { layer, spec, plan, experts, residual, tap }: MoeCall,
   x: Float32Array,
   tokens: number,
   y: Float32Array,
@@ -58,6 +60,7 @@ function runRouted(
     ? scratch.take("expertOutputs", tokens * topK * hidden)
     : undefined;
   const norms = wanted.has("expertNorms") ? scratch.take("expertNorms", tokens * topK) : undefined;
+  const peaks = wanted.has("expertPeaks") ? scratch.take("expertPeaks", tokens * topK) : undefined;
   const sums = new Float64Array(tokens * hidden);
   const { choices, starts } = choicesBySlot(routing, slots.length);
   slots.forEach((expert, slot) => {
@@ -81,6 +84,7 @@ function runRouted(
       for (let i = 0; i < hidden; i++)
         sums[to + i] = (sums[to + i] as number) + gate * (output[from + i] as number);
       if (norms) norms[choice] = rowNorm(output, from, hidden);
+      if (peaks) peaks[choice] = rowPeak(output, from, hidden);
       outputs?.set(output.subarray(from, from + hidden), choice * hidden);
     }
   });
@@ -88,6 +92,7 @@ function runRouted(
 
   if (!tap) return;
   const shown: { -readonly [K in keyof LayerTap]: LayerTap[K] } = { layer, tokens, topK };
+  if (wanted.has("residual")) shown.residual = residual;
   if (wanted.has("input")) shown.input = x;
   if (wanted.has("routerLogits")) shown.routerLogits = logits;
   if (wanted.has("routing")) {
@@ -96,6 +101,7 @@ function runRouted(
   }
   if (outputs) shown.expertOutputs = outputs;
   if (norms) shown.expertNorms = norms;
+  if (peaks) shown.expertPeaks = peaks;
   if (wanted.has("output")) shown.output = y;
   tap.onLayer(shown);
 }
@@ -141,4 +147,10 @@ function rowNorm(values: Float32Array, at: number, length: number): number {
   let squares = 0;
   for (let i = 0; i < length; i++) squares += (values[at + i] as number) ** 2;
   return Math.sqrt(squares);
+}
+
+function rowPeak(values: Float32Array, at: number, length: number): number {
+  let most = 0;
+  for (let i = 0; i < length; i++) most = Math.max(most, Math.abs(values[at + i] as number));
+  return most;
 }

@@ -152,6 +152,7 @@ export class ReferenceRunner implements Runner {
         experts,
         shared,
         sharedGate,
+        residual: hidden,
         tap: request.tap,
       };
       runMoe(call, normed, tokens, added, scratch);

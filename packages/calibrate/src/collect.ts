@@ -1,9 +1,12 @@
 import {
   CoppiceError,
+  type ExtraField,
+  extraFields,
   type MoeModel,
   moeLayers,
   type RunEmitter,
   type Runner,
+  type TapField,
   throwIfAborted,
 } from "@coppice/core";
 import {
@@ -12,6 +15,7 @@ import {
   emptyLayer,
   type SourceOptions,
 } from "./collected-statistics.js";
+import { extraTapFields } from "./extra-sums.js";
 import { LayerCollector } from "./layer-collector.js";
 import { hashSequences } from "./sequence-hash.js";
 
@@ -29,6 +33,11 @@ export interface CollectOptions {
   readonly kind?: DataKind;
   /** How the data became tokens, for the record. */
   readonly sourceOptions?: SourceOptions;
+  /**
+   * What to collect beside the rest: `change` and `peak` take some time, `outputSum` also memory, experts x hidden values
+   * of 8 bytes per layer.
+   */
+  readonly extras?: readonly ExtraField[];
   /**
    * Most tokens of one run, which bounds memory; a longer sequence runs alone. Results do not depend on it beyond
    * the rounding of sums.
@@ -50,6 +59,10 @@ export interface CollectOptions {
 export async function collectStatistics(options: CollectOptions): Promise<CollectedStatistics> {
   const { runner, sequences, name, kind = "text", sourceOptions = {}, tokenBudget = 4096 } = options;
   const { emitter, signal } = options;
+  // In file order, each once.
+  const extras = extraFields.filter((field) => options.extras?.includes(field));
+  const fields = new Set<TapField>(["routerLogits", "routing", "expertNorms"]);
+  for (const extra of extras) for (const field of extraTapFields[extra]) fields.add(field);
   const { model } = runner;
   const total = checkedTokens(sequences, model);
   if (!(tokenBudget >= 1)) {
@@ -59,7 +72,10 @@ export async function collectStatistics(options: CollectOptions): Promise<Collec
   const collectors = new Map(
     layers.map(({ index, feedForward: { experts, router } }) => [
       index,
-      new LayerCollector(emptyLayer(index, experts.length), router.scalesInput === true),
+      new LayerCollector(emptyLayer(index, experts.length, extras, model.hiddenSize), {
+        scalesInput: router.scalesInput === true,
+        residualScale: model.residualScale ?? 1,
+      }),
     ]),
   );
   // Layers behind the last MoE layer show nothing.
@@ -73,7 +89,7 @@ export async function collectStatistics(options: CollectOptions): Promise<Collec
       sequences: batch,
       to,
       tap: {
-        fields: ["routerLogits", "routing", "expertNorms"],
+        fields: [...fields],
         onLayer(shown) {
           // Thrown after the run, so that no backend has to survive a callback that throws.
           try {

@@ -1,6 +1,9 @@
 import {
   CoppiceError,
+  type ExtraField,
   elementCount,
+  extraFields,
+  extrasOf,
   type LayerStatistics,
   type Statistics,
   type StatisticsField,
@@ -42,7 +45,7 @@ export interface CollectedStatistics extends Statistics {
  * sums up to the rounding of one float64 addition. Sources are listed by name, so that the order of merging shows
  * nowhere else than in that rounding.
  * @throws COPPICE_STATS_MODEL when they are of different models; COPPICE_USAGE when both hold the same data, which
- * would count twice
+ * would count twice, or when not the same was collected on demand
  */
 export function mergeStatistics(a: CollectedStatistics, b: CollectedStatistics): CollectedStatistics {
   if (a.model !== b.model || shape(a) !== shape(b)) {
@@ -50,6 +53,15 @@ export function mergeStatistics(a: CollectedStatistics, b: CollectedStatistics):
       "COPPICE_STATS_MODEL",
       `statistics of different models cannot be added: "${a.model}" with layers (layer:experts) ${shape(a)}, ` +
         `and "${b.model}" with ${shape(b)}`,
+    );
+  }
+  const [extras, others] = [extrasOf(a), extrasOf(b)];
+  if (extras.join() !== others.join()) {
+    const named = (fields: readonly string[]) => fields.join(", ") || "nothing";
+    throw new CoppiceError(
+      "COPPICE_USAGE",
+      `one of the statistics has ${named(extras)} of what is collected on demand, the other ${named(others)}`,
+      { hint: "collect the same of both" },
     );
   }
   const twice = a.sources.find(({ hash }) => b.sources.some((source) => source.hash === hash));
@@ -84,28 +96,56 @@ export function scaleStatistics(statistics: CollectedStatistics, weight: number)
     tokens: statistics.tokens * weight,
     sources: statistics.sources.map((source) => ({ ...source, weight: source.weight * weight })),
     layers: statistics.layers.map((layer) => {
-      const scaled = emptyLayer(layer.layer, layer.count.length);
+      const scaled = emptyLike(layer);
       scaled.tokens = layer.tokens * weight;
-      for (const field of statisticsFields) scaled[field].set(layer[field].map((value) => value * weight));
+      for (const field of [...statisticsFields, ...extraFields]) {
+        // A largest value is no sum.
+        const factor = field === "peak" ? 1 : weight;
+        scaled[field]?.set((layer[field] as Float64Array).map((value) => value * factor));
+      }
       return scaled;
     }),
   };
 }
 
-/** Statistics of one layer over no tokens. */
-export function emptyLayer(layer: number, experts: number): LayerStatistics {
+/**
+ * Statistics of one layer over no tokens.
+ * @param extras what is collected on demand
+ * @param hidden values per token, which `outputSum` needs
+ */
+export function emptyLayer(
+  layer: number,
+  experts: number,
+  extras: readonly ExtraField[] = [],
+  hidden = 0,
+): LayerStatistics {
   const sums = Object.fromEntries(
-    statisticsFields.map((field) => [field, new Float64Array(elementCount(statisticsShape(field, experts)))]),
+    [...statisticsFields, ...extras].map((field) => [
+      field,
+      new Float64Array(elementCount(statisticsShape(field, experts, hidden))),
+    ]),
   );
   return { layer, tokens: 0, ...(sums as Record<StatisticsField, Float64Array>) };
 }
 
+/** Statistics of no tokens with the fields and sizes of another. */
+function emptyLike(layer: LayerStatistics): LayerStatistics {
+  const experts = layer.count.length;
+  const extras = extrasOf({ model: "", tokens: 0, layers: [layer] });
+  return emptyLayer(layer.layer, experts, extras, (layer.outputSum?.length ?? 0) / experts);
+}
+
 function addLayers(a: LayerStatistics, b: LayerStatistics): LayerStatistics {
-  const sum = emptyLayer(a.layer, a.count.length);
+  const sum = emptyLike(a);
   sum.tokens = a.tokens + b.tokens;
-  for (const field of statisticsFields) {
-    const [out, one, other] = [sum[field], a[field], b[field]];
-    for (let i = 0; i < out.length; i++) out[i] = (one[i] as number) + (other[i] as number);
+  for (const field of [...statisticsFields, ...extraFields]) {
+    const out = sum[field];
+    if (!out) continue;
+    const [one, other] = [a[field] as Float64Array, b[field] as Float64Array];
+    for (let i = 0; i < out.length; i++) {
+      const [x, y] = [one[i] as number, other[i] as number];
+      out[i] = field === "peak" ? Math.max(x, y) : x + y;
+    }
   }
   return sum;
 }

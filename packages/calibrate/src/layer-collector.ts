@@ -1,5 +1,14 @@
 import { CoppiceError, type LayerStatistics, type LayerTap } from "@coppice/core";
+import { addExtras } from "./extra-sums.js";
 import { GramSum } from "./gram-sum.js";
+
+/** What sums depend on beside what a tap shows. */
+export interface CollectorSettings {
+  /** True when gate weights multiply the experts' inputs, so that outputs contain them already. */
+  readonly scalesInput: boolean;
+  /** Factor on what the block adds to the residual stream. */
+  readonly residualScale: number;
+}
 
 /** Adds what a tap shows of one layer, run without a plan, to the layer's sums. */
 export class LayerCollector {
@@ -7,17 +16,14 @@ export class LayerCollector {
   readonly #gram: GramSum;
   /** Unnormalised probabilities of one token. */
   readonly #parts: Float64Array;
-  readonly #scalesInput: boolean;
+  readonly #settings: CollectorSettings;
 
-  /**
-   * @param sums of no tokens yet
-   * @param scalesInput true when gate weights multiply the experts' inputs, so that outputs contain them already
-   */
-  constructor(sums: LayerStatistics, scalesInput = false) {
+  /** @param sums of no tokens yet; of what is collected on demand, what it has is collected */
+  constructor(sums: LayerStatistics, settings: CollectorSettings) {
     const experts = sums.count.length;
     this.#sums = sums;
     this.#gram = new GramSum(sums.logitGram, experts);
-    this.#scalesInput = scalesInput;
+    this.#settings = settings;
     this.#parts = new Float64Array(experts);
   }
 
@@ -28,7 +34,8 @@ export class LayerCollector {
   }
 
   /** @throws COPPICE_BACKEND_FAILED naming the layer and the expert of a value that is not finite */
-  add({ tokens, topK, routerLogits, slots, gates, expertNorms }: LayerTap): void {
+  add(shown: LayerTap): void {
+    const { tokens, topK, routerLogits, slots, gates, expertNorms } = shown;
     if (!routerLogits || !slots || !gates || !expertNorms) {
       throw new CoppiceError(
         "COPPICE_BACKEND_FAILED",
@@ -45,7 +52,7 @@ export class LayerCollector {
       if (!Number.isFinite(f)) throw this.#notFinite("an output of norm", expert, f);
       if (!Number.isFinite(g)) throw this.#notFinite("the gate weight", expert, g);
       // Where f contains g, a power of g is left only beyond the power of f.
-      const scale = this.#scalesInput ? 1 : g;
+      const scale = this.#settings.scalesInput ? 1 : g;
       add(sums.count, expert, 1);
       add(sums.gate, expert, g);
       add(sums.gate2, expert, g * g);
@@ -58,6 +65,7 @@ export class LayerCollector {
       const token = Math.floor(choice / topK);
       add(sums.routedLogit, expert, routerLogits[token * experts + expert] as number);
     }
+    addExtras(sums, shown, this.#settings);
     sums.tokens += tokens;
   }
 

@@ -1,6 +1,8 @@
 import { parseSafetensors, serializeSafetensors, type TensorBytes } from "@coppice/checkpoint";
 import {
   CoppiceError,
+  type ExtraField,
+  extraFields,
   isCoppiceError,
   type LayerStatistics,
   type StatisticsField,
@@ -23,9 +25,12 @@ const format = "coppice.statistics";
 export function encodeStatistics(statistics: CollectedStatistics): Uint8Array {
   const tensors = new Map<string, TensorBytes>();
   for (const layer of statistics.layers) {
-    for (const field of statisticsFields) {
-      const shape = statisticsShape(field, layer.count.length);
-      tensors.set(tensorName(layer.layer, field), float64Tensor(layer[field], shape));
+    const experts = layer.count.length;
+    for (const field of [...statisticsFields, ...extraFields]) {
+      const sums = layer[field];
+      if (!sums) continue;
+      const shape = statisticsShape(field, experts, sums.length / experts);
+      tensors.set(tensorName(layer.layer, field), float64Tensor(sums, shape));
     }
   }
   const metadata = {
@@ -95,41 +100,46 @@ function parseLayers(
     const [, index] = /^layers\.(0|[1-9]\d{0,5})\.count$/.exec(name) ?? [];
     return index === undefined ? [] : [Number(index)];
   });
-  if (tensors.size !== indices.length * statisticsFields.length) {
-    throw fail(
-      `it has ${tensors.size} tensors for ${indices.length} layers of ${statisticsFields.length} fields`,
-    );
+  indices.sort((a, b) => a - b);
+  const extras = extraFields.filter((field) => tensors.has(tensorName(indices[0] ?? 0, field)));
+  const fields = [...statisticsFields, ...extras];
+  if (tensors.size !== indices.length * fields.length) {
+    throw fail(`it has ${tensors.size} tensors for ${indices.length} layers of ${fields.length} fields`);
   }
-  return indices
-    .sort((a, b) => a - b)
-    .map((index) => {
-      const experts = tensors.get(tensorName(index, "count"))?.shape[0] ?? 0;
-      const read = (field: StatisticsField): Float64Array => {
-        const name = tensorName(index, field);
-        const tensor = tensors.get(name);
-        const shape = statisticsShape(field, experts);
-        if (tensor?.dtype !== "F64" || tensor.shape.join() !== shape.join() || !experts) {
-          throw fail(`${name} is ${describe(tensor)}, expected F64 of shape [${shape.join(", ")}]`);
-        }
-        return float64Values(tensor.bytes);
-      };
-      // Checked before anything is allocated by the number of experts that the file claims.
-      const values = new Map(statisticsFields.map((field) => [field, read(field)]));
-      const layer = emptyLayer(index, experts);
-      layer.tokens = counting.tokens;
-      for (const [field, sums] of values) layer[field].set(sums);
-      checkLayer(layer, counting, fail);
-      return layer;
-    });
+  return indices.map((index) => {
+    const experts = tensors.get(tensorName(index, "count"))?.shape[0] ?? 0;
+    const hidden = tensors.get(tensorName(index, "outputSum"))?.shape[1] ?? 0;
+    const read = (field: StatisticsField | ExtraField): Float64Array => {
+      const name = tensorName(index, field);
+      const tensor = tensors.get(name);
+      const shape = statisticsShape(field, experts, hidden);
+      if (tensor?.dtype !== "F64" || tensor.shape.join() !== shape.join() || !experts) {
+        throw fail(`${name} is ${describe(tensor)}, expected F64 of shape [${shape.join(", ")}]`);
+      }
+      return float64Values(tensor.bytes);
+    };
+    // Checked before anything is allocated by the number of experts that the file claims.
+    const values = new Map(fields.map((field) => [field, read(field)]));
+    const layer = emptyLayer(index, experts, extras, hidden);
+    layer.tokens = counting.tokens;
+    for (const [field, sums] of values) layer[field]?.set(sums);
+    checkLayer(layer, counting, fail);
+    return layer;
+  });
 }
 
-/** Sums of logits may be negative; the others are sums of what is not. */
-const signedFields: ReadonlySet<StatisticsField> = new Set(["topLogit", "routedLogit", "logitGram"]);
+/** Sums of logits and outputs may be negative; the others are sums of what is not. */
+const signedFields: ReadonlySet<StatisticsField | ExtraField> = new Set([
+  "topLogit",
+  "routedLogit",
+  "logitGram",
+  "outputSum",
+]);
 
 function checkLayer(layer: LayerStatistics, { tokens, scaled }: Counting, fail: Fail): void {
-  for (const field of statisticsFields) {
+  for (const field of [...statisticsFields, ...extraFields]) {
     const least = signedFields.has(field) ? -Number.MAX_VALUE : 0;
-    const values = layer[field];
+    const values = layer[field] ?? new Float64Array(0);
     const bad = values.findIndex((value) => !(value >= least && value <= Number.MAX_VALUE));
     if (bad < 0) continue;
     const expected = least === 0 ? "a finite sum of at least 0" : "a finite sum";

@@ -2,11 +2,16 @@ import { reference } from "@coppice/backend-reference";
 import {
   type CollectedStatistics,
   collectStatistics,
+  decodeStatistics,
+  encodeStatistics,
   mergeStatistics,
   scaleStatistics,
 } from "@coppice/calibrate";
 import {
   createRegistry,
+  type ExtraField,
+  extraFields,
+  extrasOf,
   moeLayers,
   type Progress,
   Rng,
@@ -233,6 +238,54 @@ describe("collectStatistics", () => {
       { kind: "prompts", options: { chat: true } },
     ]);
   });
+
+  test.each(["latent-attention", "multipliers", "scaled-inputs"] as const)(
+    "collects more on demand of %s, and adds it up",
+    async (name) => {
+      const source = randomModel(sampleShapes[name]);
+      await using runner = await load(source);
+      const data = randomSequences(source.model.vocabSize, [6, 9, 4]);
+      const collect = (part: Int32Array[], extras?: readonly ExtraField[]) =>
+        collectStatistics({ runner, sequences: part, name: "test", ...(extras && { extras }) });
+      const whole = await collect(data, ["outputNorm2", "outputSum", "peak", "change"]);
+      expect(extrasOf(whole)).toEqual(["change", "peak", "outputSum", "outputNorm2"]);
+      expect(extrasOf(await collect(data, ["peak"]))).toEqual(["peak"]);
+      const bare = await collect(data);
+      expect(extrasOf(bare)).toEqual([]);
+      const parts = [await collect(data.slice(0, 1), extraFields), await collect(data.slice(1), extraFields)];
+      const sum = mergeStatistics(parts[0] as CollectedStatistics, parts[1] as CollectedStatistics);
+      const results = data.map((ids) => slowForward(source, [...ids]));
+      whole.layers.forEach((layer, i) => {
+        for (const field of statisticsFields) expect(layer[field]).toEqual(bare.layers[i]?.[field]);
+        const outputs = layer.count.reduce<number[][][]>((all, _, expert) => {
+          const choices = results.flatMap(({ layers }) => layers[i]?.choices.flat() ?? []);
+          all.push(choices.filter(({ slot }) => slot === expert).map(({ output }) => [...output]));
+          return all;
+        }, []);
+        const peaks = outputs.map((rows) => Math.max(0, ...rows.flat().map(Math.abs)));
+        const hidden = source.model.hiddenSize;
+        const sums = outputs.flatMap((rows) =>
+          Array.from({ length: hidden }, (_, h) =>
+            rows.reduce((total, row) => total + (row[h] as number), 0),
+          ),
+        );
+        expectNear("norm", layer.peak ?? [], peaks, 1e-5);
+        expectNear("norm", layer.outputNorm2 ?? [], layer.norm2, 1e-6);
+        expectNear("logitGram", layer.outputSum ?? [], sums, 1e-5);
+        const merged = sum.layers[i] as typeof layer;
+        expect(merged.peak).toEqual(layer.peak);
+        expectNear("norm", merged.change ?? [], layer.change ?? [], 1e-12);
+        expectNear("logitGram", merged.outputSum ?? [], layer.outputSum ?? [], 1e-12);
+      });
+      expect(() => mergeStatistics({ ...whole, sources: [] }, { ...bare, sources: [] })).toThrow(
+        expect.objectContaining({ code: "COPPICE_USAGE", message: expect.stringContaining("peak") }),
+      );
+      const double = scaleStatistics(whole, 2);
+      expect(double.layers[0]?.peak).toEqual(whole.layers[0]?.peak);
+      expect(double.layers[0]?.change).toEqual(whole.layers[0]?.change?.map((value) => 2 * value));
+      expect(await decodeStatistics(encodeStatistics(whole), "s")).toEqual(whole);
+    },
+  );
 
   test("leaves experts that no token reaches to be named", async () => {
     await using runner = await load(source);

@@ -120,6 +120,32 @@ describe("the statistics file", () => {
     });
   });
 
+  test("holds what was collected on demand, the same of all layers", async () => {
+    const more: CollectedStatistics = {
+      ...statistics,
+      layers: statistics.layers.map((layer) => ({
+        ...layer,
+        change: Float64Array.of(1, 0, 0.5),
+        peak: Float64Array.of(2, 0, 3),
+        outputSum: Float64Array.of(1, -2, 0, 0, 5, 6),
+      })),
+    };
+    expect(await decodeStatistics(encodeStatistics(more), "s")).toEqual(more);
+    const { tensors, metadata } = await parseSafetensors(encodeStatistics(more), "s");
+    expect(tensors.get("layers.11.outputSum")).toMatchObject({ shape: [3, 2] });
+    for (const change of [
+      (map: Map<string, TensorBytes>) => map.delete("layers.11.peak"),
+      (map: Map<string, TensorBytes>) => map.set("layers.1.peak", float64(1, -1, 1)),
+      (map: Map<string, TensorBytes>) => map.set("layers.1.outputSum", float64(1, 2, 3)),
+    ]) {
+      const changed = new Map(tensors);
+      change(changed);
+      await expect(decodeStatistics(serializeSafetensors(changed, metadata), "s")).rejects.toMatchObject({
+        code: "COPPICE_STATS_FORMAT",
+      });
+    }
+  });
+
   test("is refused when cut short at any byte, with one code", async () => {
     const bytes = encodeStatistics(statistics);
     for (let length = 0; length < bytes.length; length += 13) {

@@ -115,6 +115,33 @@ describe("score of several criteria", () => {
     expect(stdout).toMatch(/^the least possible +[\d.]+ %/m);
   });
 
+  it("adds criteria that need more where the file has it", async () => {
+    const more = join(work, "more.safetensors");
+    const words = ["calibrate", model, "--data", join(work, "first.jsonl"), "--out", more];
+    await coppiceJson([...words, "--with", "change,peak"]);
+    const finished = await coppiceHere(["score", model, "--stats", more, "--json"]);
+    const { criteria } = finished.json() as { criteria: { criterion: string }[] };
+    const names = criteria.map(({ criterion }) => criterion);
+    expect(names).toEqual(expect.arrayContaining(["reap", "easy-ep", "super-experts"]));
+    expect(names).not.toContain("mone");
+    expect(finished.stderr).toContain("Left out: mone.");
+    expect(finished.stderr).toContain("--with outputSum,outputNorm2");
+    const missing = await coppiceHere(["score", model, "--stats", first, "--criterion", "easy-ep", "--json"]);
+    expect(missing.json()).toMatchObject({ error: { code: "COPPICE_STATS_MISSING" } });
+    const direct = ["score", model, "--data", join(work, "first.jsonl"), "--criterion"];
+    const { scores } = await coppiceJson([...direct, "easy-ep"]);
+    const { scores: fromFile } = await coppiceJson([
+      "score",
+      model,
+      "--stats",
+      more,
+      "--criterion",
+      "easy-ep",
+    ]);
+    expect(scores).toEqual(fromFile);
+    expect((await coppiceHere([...words, "2", "--with", "peaks"])).code).toBe(2);
+  });
+
   it("needs no data for criteria of weights", async () => {
     const finished = await coppiceHere(["score", model, "--json"]);
     const { criteria } = finished.json() as { criteria: { criterion: string }[] };

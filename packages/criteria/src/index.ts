@@ -1,11 +1,14 @@
 export { type AimerOptions, aimer } from "./aimer.js";
 export { type EanOptions, ean } from "./ean.js";
+export { type EasyEpOptions, easyEp } from "./easy-ep.js";
 export { type FrequencyOptions, frequency } from "./frequency.js";
 export { type ManOptions, man } from "./man.js";
 export { type MomentsOptions, moments } from "./moments.js";
+export { type MoneOptions, mone } from "./mone.js";
 export { type MsanOptions, msan } from "./msan.js";
 export { type RandomOptions, random } from "./random.js";
 export { type ReapOptions, reap } from "./reap.js";
 export { type SoftActivationOptions, softActivation } from "./soft-activation.js";
+export { type SuperExpertsOptions, superExperts } from "./super-experts.js";
 export { type TcessOptions, tcess } from "./tcess.js";
 export { type WeightMagnitudeOptions, weightMagnitude } from "./weight-magnitude.js";

@@ -1,6 +1,13 @@
 import { reference } from "@coppice/backend-reference";
 import { collectStatistics } from "@coppice/calibrate";
-import { createRegistry, mlpTensors, moeLayers, type Statistics, type TensorRef } from "@coppice/core";
+import {
+  createRegistry,
+  extraFields,
+  mlpTensors,
+  moeLayers,
+  type Statistics,
+  type TensorRef,
+} from "@coppice/core";
 import { ean, reap, softActivation } from "@coppice/criteria";
 import { type MemoryModel, randomModel, sampleShapes } from "@coppice/plugin-kit";
 import { fixtureNames } from "@coppice/plugin-kit/node";
@@ -39,7 +46,7 @@ describe.each(Object.keys(sources))("criteria on %s", (name) => {
     tokens = slowTokens(source, sequences);
     const backend = await createRegistry([reference]).create("backend", "reference", {}, undefined);
     await using runner = await backend.load(source);
-    statistics = await collectStatistics({ runner, sequences, name: "test" });
+    statistics = await collectStatistics({ runner, sequences, name: "test", extras: extraFields });
   });
 
   test("frequency counts the tokens that are routed to an expert", async () => {
@@ -134,6 +141,84 @@ describe.each(Object.keys(sources))("criteria on %s", (name) => {
       over(({ choices }, expert) => choices.some(({ slot }) => slot === expert)),
       "row",
     );
+  });
+
+  test("EASY-EP weighs tokens by how far the experts turn them", async () => {
+    const { model } = source;
+    const scalesInput = moeLayers(model)[0]?.feedForward.router.scalesInput;
+    const change = ({ residual, choices }: SlowToken) => {
+      const after = residual.map((value, i) => {
+        const sum = total(
+          choices.map(({ gate, output }) => (scalesInput ? 1 : gate) * (output[i] as number)),
+        );
+        return value + (model.residualScale ?? 1) * sum;
+      });
+      const both = total(residual.map((value, i) => value * (after[i] as number)));
+      return Math.max(0, 1 - both / (Math.hypot(...residual) * Math.hypot(...after)));
+    };
+    expectNear(
+      await score("easy-ep", { model, statistics }),
+      perExpert(source, tokens, (layer, expert) =>
+        total(
+          layer.flatMap((token) =>
+            token.choices
+              .filter(({ slot }) => slot === expert)
+              .map((choice) => change(token) * added(choice, scalesInput)),
+          ),
+        ),
+      ),
+    );
+  });
+
+  test("MoNE multiplies the deviation of outputs with the gate weights received", async () => {
+    const { model } = source;
+    const deviation = (choices: readonly { output: readonly number[] }[]) => {
+      const variances = (choices[0]?.output ?? []).map((_, i) => {
+        const values = choices.map(({ output }) => output[i] as number);
+        return mean(values.map((value) => (value - mean(values)) ** 2));
+      });
+      return Math.sqrt(total(variances));
+    };
+    const gates = (choices: readonly { gate: number }[]) => total(choices.map(({ gate }) => gate));
+    expectNear(
+      await score("mone", { model, statistics }),
+      perChoices((choices) => deviation(choices) * gates(choices)),
+      "row",
+    );
+    expectNear(
+      await score("mone", { model, statistics }, { score: "variance" }),
+      perChoices(deviation),
+      "row",
+    );
+  });
+
+  test("super experts come before all others, by their peaks", async () => {
+    const { model } = source;
+    const base = await score("reap", { model, statistics });
+    const peaks = perChoices((choices) =>
+      Math.max(0, ...choices.flatMap(({ output }) => output.map(Math.abs))),
+    );
+    const all = peaks.flat().sort((a, b) => a - b);
+    const bar = Math.max(all[Math.floor(all.length * 0.8)] as number, 0.5 * (all.at(-1) as number));
+    // Between two peaks, so that it does not matter how the quantile is taken between them.
+    const quantile = (all.filter((peak) => peak <= bar).length - 0.5) / (all.length - 1);
+    const found = await score("super-experts", { model, statistics }, { quantile, share: 0.5, depth: 1 });
+    const isSuper = peaks.map((row) => row.map((peak) => peak > bar));
+    const highest = Math.max(...base.flatMap((row) => [...row]));
+    const ranked: { peak: number; score: number }[] = [];
+    found.forEach((row, layer) => {
+      row.forEach((value, expert) => {
+        if (!isSuper[layer]?.[expert]) expect(value).toBe(base[layer]?.[expert]);
+        else ranked.push({ peak: peaks[layer]?.[expert] as number, score: value });
+      });
+    });
+    expect(ranked.length).toBeGreaterThan(0);
+    ranked.sort((a, b) => a.peak - b.peak);
+    ranked.forEach(({ score: value }, i) => {
+      expect(value).toBeGreaterThan(ranked[i - 1]?.score ?? highest);
+    });
+    const none = await score("super-experts", { model, statistics }, { depth: 0 });
+    expect(none).toEqual(base);
   });
 
   test("criteria of weights read each tensor once, into one buffer", async () => {

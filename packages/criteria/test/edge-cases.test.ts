@@ -36,6 +36,48 @@ test("an expert that serves no token scores 0, whatever the criterion averages",
   }
 });
 
+test.each([
+  ["easy-ep", "change"],
+  ["mone", "outputSum,outputNorm2"],
+  ["super-experts", "peak"],
+] as const)("%s says how to collect what it needs", async (name, fields) => {
+  const { model } = await fixtureModel("mixtral");
+  const layers = [0, 1, 2].map((index) => layerOf(index, {}));
+  const statistics = { model: model.fingerprint, tokens: 4, layers };
+  await expect(score(name, { model, statistics })).rejects.toMatchObject({
+    code: "COPPICE_STATS_MISSING",
+    message: expect.stringContaining(fields.replace(",", " and ")),
+    hint: expect.stringContaining(`--with ${fields}`),
+  });
+  const criterion = await registry.create("criterion", name, {}, undefined);
+  expect(criterion.needs.extras).toEqual(fields.split(","));
+});
+
+test("super experts are those beyond the quantile and the share of the highest, in the first layers", async () => {
+  const { model } = await fixtureModel("mixtral");
+  const peaks = [
+    [1, 1, 1, 1, 1, 1, 1, 100],
+    [1, 1, 1, 1, 1, 1, 12, 9],
+    [1, 1, 1, 1, 1, 1, 1, 500],
+  ];
+  const flat = [8, 7, 6, 5, 4, 3, 2, 1];
+  const layers = peaks.map((peak, index) => ({
+    ...layerOf(index, { count: Array<number>(8).fill(1), gateNorm: flat }),
+    peak: Float64Array.from(peak),
+  }));
+  const statistics = { model: model.fingerprint, tokens: 4, layers };
+  const protectedIn = async (options: object) =>
+    (await score("super-experts", { model, statistics }, options)).map((row) =>
+      [...row.keys()].filter((expert) => (row[expert] as number) > 8),
+    );
+  // Three quarters of three layers are two, and a tenth of 500 is 50.
+  expect(await protectedIn({ quantile: 0.5 })).toEqual([[7], [], []]);
+  expect(await protectedIn({ quantile: 0.5, depth: 1 })).toEqual([[7], [], [7]]);
+  expect(await protectedIn({ quantile: 0.5, share: 0.02 })).toEqual([[7], [6], []]);
+  // The 99.5th percentile of 24 values lies just below the highest.
+  expect(await protectedIn({ depth: 1 })).toEqual([[], [], [7]]);
+});
+
 test("AIMER puts an expert of equal weights first to go, and one of zeros no later", async () => {
   const source = randomModel({ seed: 3 });
   const [first] = source.model.layers;

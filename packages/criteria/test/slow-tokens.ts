@@ -5,6 +5,8 @@ import { type MemoryModel, type SlowChoice, slowForward } from "@coppice/plugin-
 export interface SlowToken {
   readonly choices: readonly SlowChoice[];
   readonly logits: readonly number[];
+  /** The residual stream before the block. */
+  readonly residual: readonly number[];
 }
 
 /** [MoE layer][token] */
@@ -12,7 +14,11 @@ export function slowTokens(source: MemoryModel, sequences: readonly Int32Array[]
   const results = sequences.map((ids) => slowForward(source, [...ids]));
   return moeLayers(source.model).map((_, i) =>
     results.flatMap(({ layers }) =>
-      (layers[i]?.choices ?? []).map((choices, t) => ({ choices, logits: layers[i]?.routerLogits[t] ?? [] })),
+      (layers[i]?.choices ?? []).map((choices, t) => ({
+        choices,
+        logits: layers[i]?.routerLogits[t] ?? [],
+        residual: layers[i]?.residual[t] ?? [],
+      })),
     ),
   );
 }

@@ -1,5 +1,5 @@
 import { type CollectedStatistics, mergeStatistics } from "@coppice/calibrate";
-import { type Executor, type MoeModel, type Plan, RunEmitter } from "@coppice/core";
+import { type Executor, type ExtraField, type MoeModel, type Plan, RunEmitter } from "@coppice/core";
 import {
   combineScores,
   type Generated,
@@ -54,7 +54,7 @@ export interface ModelPool extends AsyncDisposable {
   ): Promise<TaskScore>;
   /** `collectStatistics` of `@coppice/calibrate` on the samples, prompts with their answers unless `promptsOnly`. */
   collectStatistics(
-    options: PoolTaskOptions & { readonly promptsOnly?: boolean },
+    options: PoolTaskOptions & { readonly promptsOnly?: boolean; readonly extras?: readonly ExtraField[] },
   ): Promise<CollectedStatistics>;
   /** `generate` of `@coppice/evaluate`, on one worker. */
   generate(prompt: string | Int32Array, options?: GenerateOptions): Promise<Generated>;

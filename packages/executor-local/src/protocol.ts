@@ -1,5 +1,5 @@
 import type { CollectedStatistics } from "@coppice/calibrate";
-import type { MoeModel, Plan, PlanScores, SerializedError, WorkCounters } from "@coppice/core";
+import type { ExtraField, MoeModel, Plan, PlanScores, SerializedError, WorkCounters } from "@coppice/core";
 import type { Generated, GenerateOptions, Metric, Objective, SampleScores, Task } from "@coppice/evaluate";
 import type { BackendSource } from "./backend-source.js";
 
@@ -32,7 +32,12 @@ export interface WorkerMethods {
   };
   /** Statistics of the parts of the data whose number is the shard's index modulo its count. */
   collectStatistics: {
-    params: TaskParams & { promptsOnly?: boolean; parts: number; shard: Shard };
+    params: TaskParams & {
+      promptsOnly?: boolean;
+      extras?: readonly ExtraField[];
+      parts: number;
+      shard: Shard;
+    };
     result: { hash: string; sequences: number; parts: { part: number; statistics: CollectedStatistics }[] };
   };
   generate: {

@@ -109,7 +109,8 @@ export class WorkerSession {
       return { metric, total, scores };
     },
 
-    collectStatistics: async ({ task, promptsOnly, parts, shard, limit, chat }, { signal, onEvent }) => {
+    collectStatistics: async (params, { signal, onEvent }) => {
+      const { task, promptsOnly, extras = [], parts, shard, limit, chat } = params;
       const { checkpoint, runner } = this.#model;
       const sequences = calibrationSequences(task, {
         tokenizer: await this.#loadTokenizer(),
@@ -132,6 +133,7 @@ export class WorkerSession {
           runner,
           sequences: data,
           name: task.name,
+          extras,
           emitter,
           signal,
         });

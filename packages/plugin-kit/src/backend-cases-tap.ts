@@ -17,11 +17,13 @@ const tolerance = 1e-4;
 const lengths = [7, 1, 4];
 
 const arraysOf: Record<TapField, readonly ArrayField[]> = {
+  residual: ["residual"],
   input: ["input"],
   routerLogits: ["routerLogits"],
   routing: ["slots", "gates"],
   expertOutputs: ["expertOutputs"],
   expertNorms: ["expertNorms"],
+  expertPeaks: ["expertPeaks"],
   output: ["output"],
 };
 const allFields = Object.keys(arraysOf) as TapField[];
@@ -115,6 +117,8 @@ function checkAgainstFormula(
 ): void {
   const where = (what: string) => `${what} of layer ${layer}`;
   const choices = parts.flatMap((part) => part.choices).flat();
+  const residual = parts.flatMap((part) => part.residual).flat();
+  expectClose(arrays.residual, residual, tolerance, where("residual stream before the block"));
   expectClose(arrays.input, parts.flatMap((part) => part.input).flat(), tolerance, where("input"));
   const logits = parts.flatMap((part) => part.routerLogits);
   const shown = logits.flatMap((row) => (kept ? kept.map((expert) => row[expert] as number) : row));
@@ -145,19 +149,23 @@ function checkAgainstFormula(
 }
 
 /**
- * output = Σ gate · expert output, or Σ expert output when gate weights scale the inputs, and the norms are those of
- * the expert outputs.
+ * Peaks and norms are those of the expert outputs, and output = Σ gate · expert output, or Σ expert output when gate
+ * weights scale the inputs.
  */
 function checkAgainstItself(
   { layer, tokens, topK, arrays }: LayerRecord,
   hidden: number,
   scalesInput: boolean,
 ): void {
-  const { gates, expertOutputs, expertNorms, output } = arrays;
-  const norms = gates.map((_, choice) =>
-    Math.hypot(...expertOutputs.slice(choice * hidden, (choice + 1) * hidden)),
-  );
+  const { gates, expertOutputs, expertNorms, expertPeaks, output } = arrays;
+  const rows = gates.map((_, choice) => expertOutputs.slice(choice * hidden, (choice + 1) * hidden));
+  const norms = rows.map((row) => Math.hypot(...row));
   expectClose(expertNorms, norms, 1e-5, `norms of the expert outputs shown of layer ${layer}`);
+  expectEqual(
+    expertPeaks,
+    rows.map((row) => Math.max(...row.map(Math.abs))),
+    `peaks of the expert outputs shown of layer ${layer}`,
+  );
   const sums = Array.from({ length: tokens * hidden }, (_, at) => {
     const token = Math.floor(at / hidden);
     let sum = 0;

@@ -72,12 +72,14 @@ export interface LayerRecord {
 }
 
 const arrayFields = [
+  "residual",
   "input",
   "routerLogits",
   "slots",
   "gates",
   "expertOutputs",
   "expertNorms",
+  "expertPeaks",
   "output",
 ] as const satisfies readonly (keyof LayerTap)[];
 export type ArrayField = (typeof arrayFields)[number];

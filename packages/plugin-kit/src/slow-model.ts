@@ -23,6 +23,8 @@ export interface SlowChoice {
 /** What one MoE layer did, token by token. */
 export interface SlowLayer {
   readonly layer: number;
+  /** [tokens][hidden], the residual stream before the MoE block and its norm. */
+  readonly residual: readonly (readonly number[])[];
   /** [tokens][hidden], input of the MoE block after its norm. */
   readonly input: readonly (readonly number[])[];
   /** [tokens][experts], router logits of all original experts. */
@@ -87,7 +89,7 @@ export function slowForward(
       continue;
     }
     const { added, ...shown } = slowExperts(feedForward, plans.get(layer.index), input, values);
-    layers.push({ layer: layer.index, input, ...shown });
+    layers.push({ layer: layer.index, residual: xs, input, ...shown });
     xs = xs.map((x, t) => residual(x, added[t] as Vector));
   }
   hidden.push(xs);

@@ -1,8 +1,8 @@
-import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
+import { Command, type CommandUnknownOpts, InvalidArgumentError, Option } from "@commander-js/extra-typings";
 import { writeStatistics } from "@coppice/calibrate/node";
-import { RunEmitter, unusedExperts } from "@coppice/core";
+import { type ExtraField, extraFields, RunEmitter, unusedExperts } from "@coppice/core";
 import type { CliContext } from "../context.js";
-import { backendOption, backendSetOption, examples, wholeNumber, workersOption } from "../options.js";
+import { backendOption, backendSetOption, examples, list, wholeNumber, workersOption } from "../options.js";
 import { formatFacts } from "../terminal/format.js";
 import { warnUnused } from "../terminal/unused-experts.js";
 import { openPool } from "../work/model-pool.js";
@@ -21,6 +21,12 @@ export function calibrateCommand(context: CliContext): CommandUnknownOpts {
     .requiredOption("--out <file>", "statistics file to write, such as stats.safetensors")
     .addOption(new Option("--limit <n>", "only the first n samples").argParser(wholeNumber(1)))
     .option("--prompts-only", "leave the answers out")
+    .addOption(
+      new Option(
+        "--with <sums>",
+        `what to collect beside the rest, separated by commas: ${extraFields.join(", ")}`,
+      ).argParser(extras),
+    )
     .option("--chat", "put prompts into the checkpoint's chat template")
     .addOption(backendOption)
     .addOption(backendSetOption)
@@ -41,6 +47,7 @@ export function calibrateCommand(context: CliContext): CommandUnknownOpts {
         signal: context.signal,
         chat: options.chat ?? false,
         promptsOnly: options.promptsOnly ?? false,
+        ...(options.with && { extras: options.with }),
         ...(options.limit !== undefined && { limit: options.limit }),
       });
       context.out.settle();
@@ -57,4 +64,13 @@ export function calibrateCommand(context: CliContext): CommandUnknownOpts {
         ]),
       );
     });
+}
+
+/** `change,peak` */
+function extras(text: string): ExtraField[] {
+  return list(text).map((name) => {
+    const field = extraFields.find((known) => known === name);
+    if (field === undefined) throw new InvalidArgumentError(`expected some of ${extraFields.join(", ")}.`);
+    return field;
+  });
 }

@@ -1,5 +1,5 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
-import { CoppiceError, unusedExperts } from "@coppice/core";
+import { CoppiceError, extrasOf, unusedExperts } from "@coppice/core";
 import type { CliContext } from "../context.js";
 import {
   backendOption,
@@ -16,7 +16,7 @@ import {
 import { listPlugins } from "../plugins/find-plugin.js";
 import { scoreCardText } from "../terminal/score-card.js";
 import { warnUnused } from "../terminal/unused-experts.js";
-import { findStatistics, openCriterion, scoreBy } from "../work/criterion-scores.js";
+import { findStatistics, type NamedCriterion, openCriterion, scoreBy } from "../work/criterion-scores.js";
 import { openModel } from "../work/open-model.js";
 import { type CriterionScores, scoreCard } from "../work/score-card.js";
 
@@ -56,16 +56,23 @@ export function scoreCommand(context: CliContext): CommandUnknownOpts {
       const criteria = await Promise.all(
         names.map(async (name) => ({ name, criterion: await openCriterion(name, options.set, context) })),
       );
-      const given = options.stats !== undefined || options.data !== undefined;
-      const wanted = options.criterion
-        ? criteria
-        : criteria.filter(({ criterion }) => given || !criterion.needs.statistics);
-      if (wanted.length < criteria.length) {
-        context.out.note("Criteria that need statistics are left out; --stats or --data adds them.");
-      }
       await using opened = await openModel(path, context);
-      const needing = wanted.find(({ criterion }) => criterion.needs.statistics);
-      const statistics = needing ? await findStatistics(opened, needing.name, options, context) : undefined;
+      const given = options.stats !== undefined || options.data !== undefined;
+      const computable = criteria.filter(
+        ({ criterion }) => options.criterion || given || !criterion.needs.statistics,
+      );
+      // What takes more to collect is collected for criteria that were asked for, and read for all.
+      const needing = computable.filter(
+        ({ criterion: { needs } }) => needs.statistics && (options.criterion || !needs.extras?.length),
+      );
+      const statistics =
+        needing.length > 0 ? await findStatistics(opened, needing, options, context) : undefined;
+      const found = statistics ? extrasOf(statistics) : [];
+      const wanted = computable.filter(
+        ({ criterion }) =>
+          options.criterion || (criterion.needs.extras ?? []).every((extra) => found.includes(extra)),
+      );
+      noteLeftOut(criteria, wanted, context);
       const scored: CriterionScores[] = [];
       for (const item of wanted) {
         const scores = await scoreBy(item, opened, { seed: options.seed, statistics }, context);
@@ -84,6 +91,23 @@ function builtInNames(context: CliContext): string[] {
   return listPlugins(context.io.cwd)
     .filter(({ kind, builtIn, name }) => kind === "criterion" && builtIn && name !== "random")
     .map(({ name }) => name);
+}
+
+function noteLeftOut(
+  all: readonly NamedCriterion[],
+  wanted: readonly NamedCriterion[],
+  context: CliContext,
+): void {
+  const out = all.filter((item) => !wanted.includes(item));
+  if (out.length === 0) return;
+  const extras = new Set(out.flatMap(({ criterion }) => criterion.needs.extras ?? []));
+  const bare = out.some(({ criterion }) => (criterion.needs.extras ?? []).length === 0);
+  context.out.note(
+    `Left out: ${out.map(({ name }) => name).join(", ")}. ` +
+      (bare
+        ? "They need statistics: give --stats or --data."
+        : `They need statistics of \`coppice calibrate --with ${[...extras].join(",")}\`.`),
+  );
 }
 
 function checkNames(names: readonly string[], set: Readonly<Record<string, unknown>> | undefined): void {

@@ -30,7 +30,7 @@ export async function criterionScores(
 ): Promise<Float64Array[]> {
   const criterion = await openCriterion(options.criterion, options.set, context);
   const statistics = criterion.needs.statistics
-    ? await findStatistics(opened, options.criterion, options, context)
+    ? await findStatistics(opened, [{ name: options.criterion, criterion }], options, context)
     : undefined;
   if (statistics) warnUnused(unusedExperts(statistics), context);
   return scoreBy({ name: options.criterion, criterion }, opened, { seed: options.seed, statistics }, context);
@@ -45,9 +45,14 @@ export async function openCriterion(
   return plugin.create(settings ?? {}, undefined);
 }
 
+export interface NamedCriterion {
+  readonly name: string;
+  readonly criterion: Criterion;
+}
+
 /** Scores by a criterion that is open, with the statistics that it needs. */
 export async function scoreBy(
-  { name, criterion }: { readonly name: string; readonly criterion: Criterion },
+  { name, criterion }: NamedCriterion,
   opened: OpenModel,
   { seed, statistics }: { readonly seed: number; readonly statistics: Statistics | undefined },
   context: CliContext,
@@ -66,11 +71,11 @@ export async function scoreBy(
 
 /**
  * Reads the statistics that the user named, or collects them.
- * @param criterion the one that needs them, for the message when there are none
+ * @param criteria those that need them
  */
 export async function findStatistics(
   opened: OpenModel,
-  criterion: string,
+  criteria: readonly NamedCriterion[],
   options: StatisticsOptions,
   context: CliContext,
 ): Promise<CollectedStatistics> {
@@ -81,7 +86,7 @@ export async function findStatistics(
   if (data === undefined || stats !== undefined) {
     throw new CoppiceError(
       "COPPICE_USAGE",
-      `the criterion ${criterion} needs statistics: give either --stats or --data`,
+      `the criterion ${criteria[0]?.name} needs statistics: give either --stats or --data`,
       { hint: "--stats takes a file of `coppice calibrate`, --data a task file or text" },
     );
   }
@@ -93,6 +98,7 @@ export async function findStatistics(
     task,
     emitter,
     signal: context.signal,
+    extras: criteria.flatMap(({ criterion }) => criterion.needs.extras ?? []),
     ...(limit !== undefined && { limit }),
   });
   context.out.settle();
