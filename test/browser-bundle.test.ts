@@ -13,6 +13,7 @@ const portable: readonly string[] = [
   "allocate",
   "search",
   "criteria",
+  "merging",
   "search-eep",
   "search-baselines",
   "search-cma-es",

@@ -17,6 +17,7 @@ const levels: readonly (readonly string[])[] = [
     "backend-cpu",
     "backend-reference",
     "criteria",
+    "merging",
     "executor-bullmq",
     "executor-command",
     "executor-local",

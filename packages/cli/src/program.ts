@@ -46,6 +46,10 @@ export const commands: Readonly<Record<string, Entry>> = {
     summary: "keep the experts that a criterion ranks highest",
     load: async () => (await import("./commands/prune.js")).pruneCommand,
   },
+  merge: {
+    summary: "merge experts into fewer, group by group",
+    load: async () => (await import("./commands/merge.js")).mergeCommand,
+  },
   search: {
     summary: "search which experts to keep and how to merge them",
     load: async () => (await import("./commands/search.js")).searchCommand,

@@ -2,12 +2,15 @@ import type { StandardSchemaV1 } from "@standard-schema/spec";
 import type { Backend } from "./backend.js";
 import type { Criterion } from "./criterion.js";
 import { CoppiceError } from "./errors.js";
+import type { Merger } from "./merger.js";
 import type { SearchContext, SearchStrategy } from "./search.js";
 
 /** Options of search plugins by name; plugins add themselves by declaration merging. */
 export interface SearchPlugins {}
 /** Options of criterion plugins by name. */
 export interface CriterionPlugins {}
+/** Options of merger plugins by name. */
+export interface MergerPlugins {}
 /** Options of backend plugins by name. */
 export interface BackendPlugins {}
 
@@ -15,13 +18,14 @@ export interface BackendPlugins {}
 export interface PluginKinds {
   search: { options: SearchPlugins; instance: SearchStrategy; context: SearchContext };
   criterion: { options: CriterionPlugins; instance: Criterion; context: undefined };
+  merger: { options: MergerPlugins; instance: Merger; context: undefined };
   backend: { options: BackendPlugins; instance: Backend; context: undefined };
 }
 
 export type PluginKind = keyof PluginKinds;
 
 /** Contract version of every kind; a plugin states the one it was written for. */
-export const contractVersions = { search: 1, criterion: 1, backend: 1 } as const satisfies Record<
+export const contractVersions = { search: 1, criterion: 1, merger: 1, backend: 1 } as const satisfies Record<
   PluginKind,
   number
 >;

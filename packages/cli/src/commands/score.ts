@@ -66,7 +66,14 @@ export function scoreCommand(context: CliContext): CommandUnknownOpts {
         ({ criterion: { needs } }) => needs.statistics && (options.criterion || !needs.extras?.length),
       );
       const statistics =
-        needing.length > 0 ? await findStatistics(opened, needing, options, context) : undefined;
+        needing.length > 0
+          ? await findStatistics(
+              opened,
+              needing.map(({ name, criterion: { needs } }) => ({ name, needs })),
+              options,
+              context,
+            )
+          : undefined;
       const found = statistics ? extrasOf(statistics) : [];
       const wanted = computable.filter(
         ({ criterion }) =>

@@ -10,6 +10,7 @@ const builtInNames = [
   "@coppice/search-cma-es",
   "@coppice/search-nsga2",
   "@coppice/criteria",
+  "@coppice/merging",
   "@coppice/backend-cpu",
   "@coppice/backend-reference",
 ] as const;

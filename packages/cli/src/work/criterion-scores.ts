@@ -30,7 +30,7 @@ export async function criterionScores(
 ): Promise<Float64Array[]> {
   const criterion = await openCriterion(options.criterion, options.set, context);
   const statistics = criterion.needs.statistics
-    ? await findStatistics(opened, [{ name: options.criterion, criterion }], options, context)
+    ? await findStatistics(opened, [{ name: options.criterion, needs: criterion.needs }], options, context)
     : undefined;
   if (statistics) warnUnused(unusedExperts(statistics), context);
   return scoreBy({ name: options.criterion, criterion }, opened, { seed: options.seed, statistics }, context);
@@ -69,13 +69,19 @@ export async function scoreBy(
   });
 }
 
+/** A criterion or merger, and what it reads. */
+export interface Reader {
+  readonly name: string;
+  readonly needs: Criterion["needs"];
+}
+
 /**
  * Reads the statistics that the user named, or collects them.
- * @param criteria those that need them
+ * @param readers those that need them
  */
 export async function findStatistics(
   opened: OpenModel,
-  criteria: readonly NamedCriterion[],
+  readers: readonly Reader[],
   options: StatisticsOptions,
   context: CliContext,
 ): Promise<CollectedStatistics> {
@@ -86,7 +92,7 @@ export async function findStatistics(
   if (data === undefined || stats !== undefined) {
     throw new CoppiceError(
       "COPPICE_USAGE",
-      `the criterion ${criteria[0]?.name} needs statistics: give either --stats or --data`,
+      `${readers[0]?.name} needs statistics: give either --stats or --data`,
       { hint: "--stats takes a file of `coppice calibrate`, --data a task file or text" },
     );
   }
@@ -98,7 +104,7 @@ export async function findStatistics(
     task,
     emitter,
     signal: context.signal,
-    extras: criteria.flatMap(({ criterion }) => criterion.needs.extras ?? []),
+    extras: readers.flatMap(({ needs }) => needs.extras ?? []),
     ...(limit !== undefined && { limit }),
   });
   context.out.settle();

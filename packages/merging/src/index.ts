@@ -1,0 +1,3 @@
+export type { Linkage } from "./clusters.js";
+export { type LogitClustersOptions, logitClusters } from "./logit-clusters.js";
+export { type MSmoeOptions, mSmoe } from "./m-smoe.js";
