@@ -147,23 +147,12 @@ describe("loading", () => {
 
   test("refuses what a later description might hold", async () => {
     const [first, ...rest] = source.model.layers as [MoeModel["layers"][number], ...MoeModel["layers"]];
-    const with1 = (change: object) =>
-      ({ ...source.model, layers: [{ ...first, ...change }, ...rest] }) as MoeModel;
-    const moe = first.feedForward;
-    for (const [what, model] of Object.entries({
-      attention: with1({ attention: { kind: "other", name: "Mamba-2" } }),
-      norm: with1({ attentionNorm: { ...first.attentionNorm, kind: "batch" } }),
-      "rotary scaling": with1({ attention: { ...first.attention, rotary: { scaling: { kind: "mrope" } } } }),
-      "feed-forward": with1({ feedForward: { ...moe, kind: "other" } }),
-      "router order": with1({ feedForward: { ...moe, router: { order: "sinkhorn" } } }),
-      activation: with1({ feedForward: { ...moe, experts: [{ activation: { kind: "gelu" } }] } }),
-    })) {
-      await expect(load(model)).rejects.toMatchObject({
-        code: "COPPICE_BACKEND_UNSUPPORTED",
-        exitCode: 5,
-        message: expect.stringContaining(`layer 0 has ${what} "`),
-      });
-    }
+    const changed = { ...first, feedForward: { ...first.feedForward, router: { order: "sinkhorn" } } };
+    await expect(load({ ...source.model, layers: [changed, ...rest] } as MoeModel)).rejects.toMatchObject({
+      code: "COPPICE_BACKEND_UNSUPPORTED",
+      exitCode: 5,
+      message: expect.stringContaining('layer 0 has router order "sinkhorn"; the reference backend runs "'),
+    });
   });
 
   test("refuses a model whose experts can only be edited, with the reason", async () => {

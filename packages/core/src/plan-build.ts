@@ -1,7 +1,7 @@
 import { CoppiceError } from "./errors.js";
 import { type MoeModel, moeLayers } from "./model.js";
 import { type LayerPlan, type Plan, planVersion } from "./plan.js";
-import { selectExperts } from "./router-groups.js";
+import { selectExperts } from "./select-experts.js";
 
 /** A plan for `model` with the given layer plans; without any it is the plan that changes nothing. */
 export function createPlan(model: MoeModel, layers: readonly LayerPlan[] = []): Plan {
@@ -33,23 +33,4 @@ export function planFromScores(model: MoeModel, scores: readonly ArrayLike<numbe
       experts: selectExperts(feedForward, scores[i] as ArrayLike<number>, keep, index),
     })),
   );
-}
-
-/** @throws COPPICE_PLAN_KEEP with both numbers when `keep` experts cannot serve the layer. */
-export function checkKeep(keep: number, experts: number, topK: number, layer: number): void {
-  const details = { keep, experts, topK, layer };
-  if (!Number.isSafeInteger(keep) || keep < 1 || keep > experts) {
-    throw new CoppiceError(
-      "COPPICE_PLAN_KEEP",
-      `keep=${keep} is not possible in layer ${layer}, which has ${experts} experts; give 1 to ${experts}`,
-      { details },
-    );
-  }
-  if (keep < topK) {
-    throw new CoppiceError(
-      "COPPICE_PLAN_KEEP",
-      `keep=${keep} leaves fewer experts than top-k=${topK} in layer ${layer}`,
-      { details, hint: `keep at least ${topK} experts, or lower top-k as well` },
-    );
-  }
 }

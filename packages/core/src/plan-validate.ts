@@ -1,7 +1,7 @@
 import { CoppiceError } from "./errors.js";
 import { type MoeModel, type MoeSpec, moeLayers, type RouterSpec } from "./model.js";
 import { type LayerPlan, type Plan, planVersion } from "./plan.js";
-import { checkKeep } from "./plan-build.js";
+import { checkKeep } from "./select-experts.js";
 
 /** Largest magnitude of a merge or map coefficient; beyond it float32 products lose all precision. */
 const coefficientLimit = 1e6;

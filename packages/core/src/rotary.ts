@@ -1,5 +1,7 @@
 import type { RotarySpec } from "./model.js";
 
+const { fround } = Math;
+
 /** What turns the positions of one sequence. */
 export interface RotaryFrequencies {
   /** [dimensions / 2], radians per position, rounded to float32. */
@@ -82,5 +84,3 @@ export function rotaryRegime({ scaling }: RotarySpec, length: number): number {
   if (scaling?.kind === "dynamic") return length > scaling.originalContext ? length : 0;
   return 0;
 }
-
-const { fround } = Math;

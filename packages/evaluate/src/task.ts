@@ -1,4 +1,4 @@
-import { CoppiceError } from "@coppice/core";
+import { CoppiceError, checkWholeNumber } from "@coppice/core";
 
 /** Limits of the task parser; each exists so that a wrong or hostile file fails with a message, not with memory. */
 export const taskLimits = {
@@ -106,10 +106,7 @@ export function parseTask(text: string, name: string): Task {
 /** The first `limit` samples; the task itself when there are no more. Undefined keeps all. */
 export function limitTask<T extends Task>(task: T, limit: number | undefined): T {
   if (limit === undefined || limit >= task.samples.length) return task;
-  if (!Number.isSafeInteger(limit) || limit < 1) {
-    throw new CoppiceError("COPPICE_USAGE", `limit is ${limit}, expected a whole number of at least 1`);
-  }
-  return { ...task, samples: task.samples.slice(0, limit) };
+  return { ...task, samples: task.samples.slice(0, checkWholeNumber("limit", limit)) };
 }
 
 function parseLine(raw: string, line: number, name: string): { form: TaskForm; sample: Sample } {

@@ -1,5 +1,12 @@
 import { setMaxListeners } from "node:events";
-import { abortedError, CoppiceError, isCoppiceError, type RunEmitter, throwIfAborted } from "@coppice/core";
+import {
+  abortedError,
+  CoppiceError,
+  checkWholeNumber,
+  isCoppiceError,
+  type RunEmitter,
+  throwIfAborted,
+} from "@coppice/core";
 import {
   type ParsedOutcome,
   parseOutcome,
@@ -94,7 +101,7 @@ class BullmqTransport implements WorkTransport {
     this.#client = client;
     this.#address = address;
     this.#options = options;
-    const window = atLeastOne("window", options.window ?? 256);
+    const window = checkWholeNumber("window", options.window ?? 256);
     this.#places = new WorkPlaces(window);
     this.preferredBatch = Math.min(window, 64);
     const note = (error: Error) => {
@@ -332,11 +339,6 @@ class BullmqTransport implements WorkTransport {
     await within(closingMs, this.#queue.close()).catch(() => {});
     this.#client.disconnect();
   }
-}
-
-function atLeastOne(name: string, value: number): number {
-  if (Number.isSafeInteger(value) && value >= 1) return value;
-  throw new CoppiceError("COPPICE_USAGE", `${name} is ${value}, expected a whole number of at least 1`);
 }
 
 function disposed(): CoppiceError {

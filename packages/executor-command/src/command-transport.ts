@@ -3,7 +3,14 @@ import { existsSync } from "node:fs";
 import { mkdir, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { abortedError, CoppiceError, isCoppiceError, type RunEmitter, throwIfAborted } from "@coppice/core";
+import {
+  abortedError,
+  CoppiceError,
+  checkWholeNumber,
+  isCoppiceError,
+  type RunEmitter,
+  throwIfAborted,
+} from "@coppice/core";
 import {
   type ParsedOutcome,
   parseOutcome,
@@ -72,7 +79,8 @@ class CommandTransport implements WorkTransport {
   constructor(options: CommandTransportOptions) {
     this.#command = checkCommand(options.command);
     this.#options = { ...defaults, ...options };
-    for (const name of ["batch", "parallel", "attempts"] as const) atLeastOne(name, this.#options[name]);
+    for (const name of ["batch", "parallel", "attempts"] as const)
+      checkWholeNumber(name, this.#options[name]);
     const { batch, parallel } = this.#options;
     this.#places = new WorkPlaces(parallel);
     this.preferredBatch = batch * parallel;
@@ -246,11 +254,6 @@ function pause(milliseconds: number, signal: AbortSignal): Promise<void> {
     if (signal.aborted) stop();
     else signal.addEventListener("abort", stop, { once: true });
   });
-}
-
-function atLeastOne(name: string, value: number): void {
-  if (Number.isSafeInteger(value) && value >= 1) return;
-  throw new CoppiceError("COPPICE_USAGE", `${name} is ${value}, expected a whole number of at least 1`);
 }
 
 function disposed(): CoppiceError {

@@ -1,7 +1,7 @@
 import { availableParallelism, freemem } from "node:os";
 import { loadModel } from "@coppice/checkpoint";
 import { openFolder } from "@coppice/checkpoint/node";
-import { CoppiceError, modelSize } from "@coppice/core";
+import { modelSize } from "@coppice/core";
 
 /** More workers than this share memory bandwidth rather than add speed. */
 const mostWorkers = 4;
@@ -18,10 +18,4 @@ export async function defaultWorkers(path: string, signal?: AbortSignal): Promis
   const bytes = modelSize(checkpoint.model).parameters * Float32Array.BYTES_PER_ELEMENT;
   const fitting = Math.floor((memoryShare * freemem()) / bytes);
   return Math.max(1, Math.min(mostWorkers, availableParallelism(), fitting));
-}
-
-/** @throws COPPICE_USAGE */
-export function checkWorkers(workers: number): number {
-  if (Number.isSafeInteger(workers) && workers >= 1 && workers <= 1024) return workers;
-  throw new CoppiceError("COPPICE_USAGE", `workers is ${workers}, expected a whole number of 1 to 1024`);
 }

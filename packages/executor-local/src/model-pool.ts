@@ -1,5 +1,12 @@
 import { type CollectedStatistics, mergeStatistics } from "@coppice/calibrate";
-import { type Executor, type ExtraField, type MoeModel, type Plan, RunEmitter } from "@coppice/core";
+import {
+  checkWholeNumber,
+  type Executor,
+  type ExtraField,
+  type MoeModel,
+  type Plan,
+  RunEmitter,
+} from "@coppice/core";
 import {
   combineScores,
   type Generated,
@@ -8,7 +15,7 @@ import {
   type TaskScore,
 } from "@coppice/evaluate";
 import type { BackendSource } from "./backend-source.js";
-import { checkWorkers, defaultWorkers } from "./default-workers.js";
+import { defaultWorkers } from "./default-workers.js";
 import type { WorkerEvent } from "./protocol.js";
 import { createScorer, type ScorerOptions } from "./scorer.js";
 import { stopSignal } from "./stop-signal.js";
@@ -67,6 +74,9 @@ export interface ModelPool extends AsyncDisposable {
   dispose(): Promise<void>;
 }
 
+/** More processes than any machine has cores for are a slip of the keyboard. */
+const mostWorkers = 1024;
+
 /** Parts that calibration data is cut into: enough for any number of workers to share, few enough to cost nothing. */
 const statisticsParts = 16;
 
@@ -77,7 +87,8 @@ const statisticsParts = 16;
  */
 export async function createModelPool(options: ModelPoolOptions): Promise<ModelPool> {
   const { model: path, backend, isolation = "process", signal } = options;
-  const workers = checkWorkers(options.workers ?? (await defaultWorkers(path, signal)));
+  const wanted = options.workers ?? (await defaultWorkers(path, signal));
+  const workers = checkWholeNumber("workers", wanted, mostWorkers);
   const hosts = Array.from({ length: workers }, () => new WorkerHost(isolation));
   let disposed: Promise<void> | undefined;
   const dispose = (): Promise<void> => {

@@ -1,6 +1,7 @@
 import {
   type Candidate,
   CoppiceError,
+  checkWholeNumber,
   type Executor,
   type MoeModel,
   type Plan,
@@ -89,8 +90,8 @@ export interface SearchResult {
  */
 export async function runSearch(options: SearchOptions): Promise<SearchResult> {
   const { strategy, model, signal } = options;
-  const budget = atLeastOne("evaluations", options.evaluations);
-  const batch = atLeastOne("batch", options.batch ?? defaultBatch);
+  const budget = checkWholeNumber("evaluations", options.evaluations);
+  const batch = checkWholeNumber("batch", options.batch ?? defaultBatch);
   const evaluator = new PlanEvaluator(options);
   const progress = new SearchProgress(options.emitter, budget);
   /** Key -> whether it was a probe only. Plans are large: only those of the finalists are kept. */
@@ -233,9 +234,4 @@ function toStep(scored: Scored, evaluation: number, best: Scored | undefined): S
     ...(probe && { probe }),
     best: best?.fitness ?? null,
   };
-}
-
-function atLeastOne(name: string, value: number): number {
-  if (Number.isSafeInteger(value) && value >= 1) return value;
-  throw new CoppiceError("COPPICE_USAGE", `${name} is ${value}, expected a whole number of at least 1`);
 }
