@@ -1,13 +1,12 @@
 import {
   CoppiceError,
-  isCoppiceError,
+  findExperts,
   type MlpSpec,
   type MoeLayer,
   type MoeModel,
   mlpTensors,
   moeLayers,
   routerTensors,
-  selectExperts,
   storedBytes,
 } from "@coppice/core";
 import type { LayerChoices, LayerOption } from "./allocate.js";
@@ -51,7 +50,7 @@ export function expertChoices(
     const found: LayerOption[] = [];
     for (let count = Math.max(floor, feedForward.router.topK); count <= row.length; count++) {
       if (allows && !allows(layer, count)) continue;
-      const kept = selected(layer, row, count);
+      const kept = findExperts(feedForward, row, count, index);
       if (!kept) continue;
       const held = kept.reduce((sum, expert) => sum + (row[expert] as number), 0);
       found.push({ count, cost: count === row.length ? 0 : Math.max(0, total - held), size: count * unit });
@@ -73,15 +72,6 @@ function expertBytes({ feedForward }: MoeLayer): number {
   const tensors = mlpTensors(expert).reduce((sum, ref) => sum + storedBytes(ref), 0);
   const router = routerTensors(feedForward).reduce((sum, ref) => sum + storedBytes(ref), 0);
   return Math.ceil(tensors + router / feedForward.experts.length);
-}
-
-function selected(layer: MoeLayer, scores: Float64Array, count: number): number[] | undefined {
-  try {
-    return selectExperts(layer.feedForward, scores, count, layer.index);
-  } catch (error) {
-    if (isCoppiceError(error, "COPPICE_PLAN_GROUPS")) return undefined;
-    throw error;
-  }
 }
 
 function checked(layers: readonly MoeLayer[], scores: readonly ArrayLike<number>[]): Float64Array[] {

@@ -1,11 +1,10 @@
 import {
   CoppiceError,
-  isCoppiceError,
+  findExperts,
   type MoeLayer,
   type MoeModel,
   moeLayers,
   type Statistics,
-  selectExperts,
 } from "@coppice/core";
 
 /** What is lost when a number of experts is kept. */
@@ -65,14 +64,8 @@ function curve(
   const total = probability.reduce((sum, value) => sum + value, 0);
   const points: DroppedPoint[] = [];
   for (let keep = feedForward.router.topK; keep <= probability.length; keep++) {
-    let kept: number[];
-    try {
-      kept = selectExperts(feedForward, scores, keep, index);
-    } catch (error) {
-      // A number of experts that the groups of the router cannot share.
-      if (isCoppiceError(error, "COPPICE_PLAN_GROUPS")) continue;
-      throw error;
-    }
+    const kept = findExperts(feedForward, scores, keep, index);
+    if (!kept) continue;
     const dropped = new Set(probability.keys());
     for (const expert of kept) dropped.delete(expert);
     const mass = [...dropped].reduce((sum, expert) => sum + (probability[expert] as number), 0);

@@ -292,3 +292,10 @@ export interface MoeLayer extends DecoderLayer {
 export function moeLayers(model: Pick<MoeModel, "layers">): MoeLayer[] {
   return model.layers.filter((layer): layer is MoeLayer => layer.feedForward.kind === "moe");
 }
+
+/** The layer as it is under a plan with this top-k, by which its groups and its fewest experts go; undefined: its own. */
+export function withTopK(layer: MoeLayer, topK: number | undefined): MoeLayer {
+  const { feedForward } = layer;
+  if (topK === undefined) return layer;
+  return { ...layer, feedForward: { ...feedForward, router: { ...feedForward.router, topK } } };
+}

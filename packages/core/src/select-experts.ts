@@ -1,5 +1,5 @@
 import { CoppiceError } from "./errors.js";
-import type { MoeSpec, RouterSpec } from "./model.js";
+import type { MoeSpec, RouterGroups, RouterSpec } from "./model.js";
 import { groupMembers, groupsAfter } from "./router-groups.js";
 
 /** @throws COPPICE_PLAN_KEEP with both numbers when `keep` experts cannot serve the layer. */
@@ -26,8 +26,8 @@ export function checkKeep(keep: number, experts: number, topK: number, layer: nu
  * groups simply the highest; with groups as many of every group, of as many groups as possible, else the best of as many
  * groups as a token may use. Scores do not decide how many groups are left, because a stock config states one number of
  * groups for all layers. Ties go to the lower expert.
+ * @param spec of the layer; `withTopK` gives that of a plan with another top-k
  * @param scores one per expert
- * @param topK of a plan that changes it; default the model's own
  * @throws COPPICE_PLAN_KEEP, COPPICE_PLAN_GROUPS when no choice of `keep` experts fits the groups
  */
 export function selectExperts(
@@ -35,9 +35,29 @@ export function selectExperts(
   scores: ArrayLike<number>,
   keep: number,
   layer: number,
-  topK = spec.router.topK,
 ): number[] {
-  const router = { ...spec.router, topK };
+  const found = findExperts(spec, scores, keep, layer);
+  if (found) return found;
+  const { groups } = spec.router as { groups: RouterGroups };
+  const experts = spec.experts.length;
+  throw new CoppiceError(
+    "COPPICE_PLAN_GROUPS",
+    `no ${keep} of the ${experts} experts of layer ${layer} fit its ${groups.count} groups, of which the router takes ${groups.keep}`,
+    { hint: `keep a multiple of ${groups.count}`, details: { layer, keep, groups: groups.count } },
+  );
+}
+
+/**
+ * As `selectExperts`; undefined when no choice of `keep` experts fits the groups.
+ * @throws COPPICE_PLAN_KEEP
+ */
+export function findExperts(
+  spec: MoeSpec,
+  scores: ArrayLike<number>,
+  keep: number,
+  layer: number,
+): number[] | undefined {
+  const { router } = spec;
   const all = spec.experts.map((_, expert) => expert);
   checkKeep(keep, all.length, router.topK, layer);
   if (!router.groups) return highest(scores, keep);
@@ -62,12 +82,7 @@ export function selectExperts(
     const experts = members.slice(0, keep);
     if (!best || sum(experts) > sum(best)) best = experts;
   }
-  if (best) return best.sort((a, b) => a - b);
-  throw new CoppiceError(
-    "COPPICE_PLAN_GROUPS",
-    `no ${keep} of the ${all.length} experts of layer ${layer} fit its ${groups.count} groups, of which the router takes ${groups.keep}`,
-    { hint: `keep a multiple of ${groups.count}`, details: { layer, keep, groups: groups.count } },
-  );
+  return best?.sort((a, b) => a - b);
 }
 
 /**

@@ -1,10 +1,13 @@
 import {
+  findExperts,
   groupsAfter,
+  type MoeLayer,
   type MoeSpec,
   Rng,
   type RouterGroups,
   repairExperts,
   selectExperts,
+  withTopK,
 } from "@coppice/core";
 import { describe, expect, test } from "vitest";
 import { tinyModel } from "./tiny-model.js";
@@ -50,6 +53,7 @@ describe("selectExperts", () => {
             expect(() => selectExperts(spec, scores, keep, 0)).toThrow(
               expect.objectContaining({ code: "COPPICE_PLAN_GROUPS" }),
             );
+            expect(findExperts(spec, scores, keep, 0)).toBeUndefined();
             continue;
           }
           const found = selectExperts(spec, scores, keep, 0);
@@ -76,7 +80,11 @@ describe("selectExperts", () => {
 });
 
 test("a lowered top-k allows fewer experts", () => {
-  expect(selectExperts(layer(5, 2), [3, 1, 3, 9, 2], 1, 0, 1)).toEqual([3]);
+  const { feedForward } = withTopK(
+    { ...(tinyModel().model.layers[0] as MoeLayer), feedForward: layer(5, 2) },
+    1,
+  );
+  expect(selectExperts(feedForward, [3, 1, 3, 9, 2], 1, 0)).toEqual([3]);
 });
 
 describe("groupsAfter", () => {

@@ -2,6 +2,7 @@ import {
   CoppiceError,
   checkKeep,
   createPlan,
+  findExperts,
   groupsAfter,
   type MoeLayer,
   type MoeModel,
@@ -9,6 +10,7 @@ import {
   type Plan,
   type Rng,
   selectExperts,
+  withTopK,
 } from "@coppice/core";
 import * as v from "valibot";
 
@@ -41,11 +43,7 @@ export class SubsetSpace {
 
   /** @throws COPPICE_PLAN_KEEP, COPPICE_PLAN_GROUPS */
   constructor(model: MoeModel, options: SubsetOptions) {
-    const layers = moeLayers(model).map((layer): MoeLayer => {
-      const { feedForward } = layer;
-      const topK = options.topK ?? feedForward.router.topK;
-      return { ...layer, feedForward: { ...feedForward, router: { ...feedForward.router, topK } } };
-    });
+    const layers = moeLayers(model).map((layer) => withTopK(layer, options.topK));
     this.#groups = layers.map(({ feedForward, index }) => {
       const { experts, router } = feedForward;
       checkKeep(options.keep, experts.length, router.topK, index);
@@ -77,16 +75,13 @@ export class SubsetSpace {
 
   /**
    * The `count` highest-scoring experts of the `row`-th layer with experts, as far as its router can work with them;
-   * undefined when no subset of that size leaves as many groups as `keep` experts do.
+   * undefined when fewer than the top-k, or when no subset of that size leaves as many groups as `keep` experts do.
    */
   select(row: number, scores: ArrayLike<number>, count: number): number[] | undefined {
     const { feedForward, index } = this.#layers[row] as MoeLayer;
-    try {
-      const subset = selectExperts(feedForward, scores, count, index);
-      return this.accepts(row, subset) ? subset : undefined;
-    } catch {
-      return undefined;
-    }
+    if (count < feedForward.router.topK) return undefined;
+    const subset = findExperts(feedForward, scores, count, index);
+    return subset && this.accepts(row, subset) ? subset : undefined;
   }
 
   /**

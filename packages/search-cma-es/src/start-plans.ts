@@ -7,6 +7,7 @@ import {
   parsePlan,
   type SearchContext,
   selectExperts,
+  withTopK,
 } from "@coppice/core";
 import { unusable } from "./merge-space.js";
 
@@ -34,12 +35,10 @@ export function startPlans(options: StartOptions, context: SearchContext): Start
     return [{ plan: givenPlan(options, context), origin: "plan" }];
   }
   if (keep === undefined) throw unusable("there is neither keep nor plan; give one of them");
-  const layers = moeLayers(context.model).map((layer): MoeLayer => {
-    const { feedForward, index } = layer;
-    const topK = options.topK ?? feedForward.router.topK;
-    checkKeep(keep, feedForward.experts.length, topK, index);
-    return { ...layer, feedForward: { ...feedForward, router: { ...feedForward.router, topK } } };
-  });
+  const layers = moeLayers(context.model).map((layer) => withTopK(layer, options.topK));
+  for (const { feedForward, index } of layers) {
+    checkKeep(keep, feedForward.experts.length, feedForward.router.topK, index);
+  }
   if (layers.length === 0) throw unusable("the model has no MoE layer, so there is nothing to merge");
   const plan = (experts: (layer: MoeLayer, row: number) => readonly number[]): Plan =>
     createPlan(

@@ -1,13 +1,13 @@
 import {
   CoppiceError,
   checkKeep,
-  type MoeLayer,
   type MoeModel,
   type MoeSpec,
   moeLayers,
   repairExperts,
   type SearchContext,
   selectExperts,
+  withTopK,
 } from "@coppice/core";
 
 /** Layers that share one set of coefficients (a "weight group" of EEP). */
@@ -43,14 +43,7 @@ export interface LayoutOptions {
  */
 export function createLayout(model: MoeModel, options: LayoutOptions): Layout {
   const { keep, topK } = options;
-  // With the top-k of the plans, by which routers with groups decide what they can work with.
-  const layers = moeLayers(model).map((layer): MoeLayer => {
-    const { router } = layer.feedForward;
-    return {
-      ...layer,
-      feedForward: { ...layer.feedForward, router: { ...router, topK: topK ?? router.topK } },
-    };
-  });
+  const layers = moeLayers(model).map((layer) => withTopK(layer, topK));
   const count = options.groups === "layer" ? layers.length : options.groups;
   if (layers.length === 0) {
     throw unusable("the model has no MoE layer, so there is nothing to search");

@@ -2,12 +2,13 @@ import {
   CoppiceError,
   checkKeep,
   createPlan,
+  findExperts,
   groupsAfter,
   type MoeLayer,
   type MoeModel,
   moeLayers,
   type Plan,
-  selectExperts,
+  withTopK,
 } from "@coppice/core";
 
 export interface SpaceOptions {
@@ -120,6 +121,10 @@ export class ExpertSpace {
     return this.options.topK === undefined ? Math.min(topK, router.topK) : topK;
   }
 
+  #layerWith(row: number, topK: number): MoeLayer {
+    return withTopK(this.#layers[row] as MoeLayer, this.#layerTopK(row, topK));
+  }
+
   #possibleCounts(topK: number): readonly (readonly number[])[] {
     const { keep, most, uniform } = this.options;
     const counts = this.experts.map((experts, row) => {
@@ -141,19 +146,14 @@ export class ExpertSpace {
 
   /** How many groups the router has when a layer keeps `count` experts; undefined when it has no choice of them. */
   #groupsLeft(topK: number, row: number, count: number): number | undefined {
-    const { feedForward, index } = this.#layers[row] as MoeLayer;
+    const { feedForward, index } = this.#layerWith(row, topK);
     const experts = this.select(topK, row, new Float64Array(this.experts[row] as number), count);
-    return groupsAfter({ ...feedForward.router, topK: this.#layerTopK(row, topK) }, experts, index)?.count;
+    return groupsAfter(feedForward.router, experts, index)?.count;
   }
 
   #select(topK: number, row: number, scores: ArrayLike<number>, count: number): number[] | undefined {
-    const { feedForward, index } = this.#layers[row] as MoeLayer;
-    const router = { ...feedForward.router, topK: this.#layerTopK(row, topK) };
-    try {
-      return selectExperts({ ...feedForward, router }, scores, count, index);
-    } catch {
-      return undefined;
-    }
+    const { feedForward, index } = this.#layerWith(row, topK);
+    return findExperts(feedForward, scores, count, index);
   }
 }
 

@@ -1,5 +1,5 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
-import { checkKeep, moeLayers, RunEmitter, selectExperts } from "@coppice/core";
+import { moeLayers, RunEmitter, selectExperts, withTopK } from "@coppice/core";
 import { defaultMetric, defaultObjective, objectives, parseMetric } from "@coppice/evaluate";
 import { openRunFolder } from "@coppice/search/node";
 import type { CliContext } from "../context.js";
@@ -94,9 +94,9 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
       const { keep, topK } = options;
       await using opened = await openModel(path, context);
       const { model } = opened.checkpoint;
-      for (const { index, feedForward } of moeLayers(model)) {
-        checkKeep(keep, feedForward.experts.length, topK ?? feedForward.router.topK, index);
-        selectExperts(feedForward, new Float64Array(feedForward.experts.length), keep, index, topK);
+      for (const layer of moeLayers(model)) {
+        const { index, feedForward } = withTopK(layer, topK);
+        selectExperts(feedForward, new Float64Array(feedForward.experts.length), keep, index);
       }
       const task = await readTask(options.task, context);
       const holdout = options.holdout === undefined ? undefined : await readTask(options.holdout, context);

@@ -6,6 +6,7 @@ import {
   type Plan,
   Rng,
   repairExperts,
+  withTopK,
 } from "@coppice/core";
 
 /** Independent uniformly random plans of `keep` experts per layer: the baseline, the same for every strategy. */
@@ -18,13 +19,14 @@ export function randomPlans(
   return Array.from({ length: count }, () =>
     createPlan(
       model,
-      moeLayers(model).map(
-        ({ index, feedForward }): LayerPlan => ({
+      moeLayers(model).map((layer): LayerPlan => {
+        const { index, feedForward } = withTopK(layer, topK);
+        return {
           layer: index,
           experts: repairExperts(feedForward, rng.sample(feedForward.experts.length, keep), index),
           ...(topK !== undefined && { topK }),
-        }),
-      ),
+        };
+      }),
     ),
   );
 }

@@ -7,6 +7,7 @@ import {
   type SearchStrategy,
   selectExperts,
   throwIfAborted,
+  withTopK,
 } from "@coppice/core";
 import { PlanEvaluator, rankFinalists, runSearch, type SearchResult } from "@coppice/search";
 import { projectToStock } from "@coppice/search-eep";
@@ -193,7 +194,7 @@ function oneShotPlan({ opened, keep, topK }: SearchJob, scores: readonly Float64
     model,
     moeLayers(model).map((layer, i) => ({
       layer: layer.index,
-      experts: selectExperts(layer.feedForward, scores[i] as Float64Array, keep, layer.index, topK),
+      experts: selectExperts(withTopK(layer, topK).feedForward, scores[i] as Float64Array, keep, layer.index),
       ...(topK !== undefined && { topK }),
     })),
   );
