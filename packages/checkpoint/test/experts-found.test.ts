@@ -157,6 +157,16 @@ describe("experts that are found", () => {
       "groups of at least 2",
     ],
     [
+      "more groups than choosing experts could try",
+      "deepseek_v3",
+      (_, config) => {
+        config.n_group = 32;
+      },
+      "COPPICE_FORMAT_CONFIG",
+      "n_group is 32",
+      "at most 16",
+    ],
+    [
       "an unknown way to choose",
       "deepseek_v2",
       (_, config) => {

@@ -1,4 +1,5 @@
 import type { FamilyDescription } from "./family.js";
+import { exactWords } from "./family-notes.js";
 
 const ffn = "transformer.blocks.{l}.ffn";
 
@@ -49,6 +50,6 @@ export const dbrx: FamilyDescription = {
   notes: {
     routing:
       "softmax over all experts, then the top-k, divided by their L_p norm, p of moe_normalize_expert_weights",
-    exact: "gate weights depend on ratios of kept logits alone, so slicing router rows equals masking",
+    exact: exactWords.ratios,
   },
 };

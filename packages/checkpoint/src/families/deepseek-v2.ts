@@ -1,7 +1,7 @@
 import type { ConfigReader } from "../config.js";
+import { attentionBias, denseFirst, sharedExpertsWidth } from "./config-rules.js";
 import type { FamilyDescription, RouterSettings } from "./family.js";
 import { denseNames, fusedLayout, gatedNames, llamaNames, qwenLayout } from "./llama-names.js";
-import { denseFirst } from "./qwen-layers.js";
 
 /**
  * DeepSeek-V2 (arXiv 2405.04434): multi-head latent attention, shared experts, and a choice that may be limited to
@@ -22,12 +22,12 @@ export const deepseekV2: FamilyDescription = {
   },
   tensors: { ...llamaNames, dense: denseNames },
   norm: "rms",
-  attention: { kind: "mla", bias: { key: "attention_bias", fallback: false }, interleaved: true },
+  attention: { kind: "mla", bias: attentionBias, interleaved: true },
   layouts: [qwenLayout(), fusedLayout()],
   router: { order: "softmax-topk", settings: routerSettings },
   shared: {
     names: gatedNames("model.layers.{l}.mlp.shared_experts"),
-    width: (config) => config.integer("moe_intermediate_size") * config.integer("n_shared_experts", 2, 0),
+    width: sharedExpertsWidth(2),
     bias: { key: "mlp_bias", fallback: false },
   },
   denseBias: { key: "mlp_bias", fallback: false },

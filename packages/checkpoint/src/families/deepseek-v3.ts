@@ -1,6 +1,6 @@
+import { attentionBias, denseFirst, sharedExpertsWidth } from "./config-rules.js";
 import type { FamilyDescription } from "./family.js";
 import { denseNames, fusedLayout, gatedNames, llamaNames, qwenLayout } from "./llama-names.js";
-import { denseFirst } from "./qwen-layers.js";
 import { sigmoidSettings } from "./sigmoid-groups.js";
 
 const correction = "model.layers.{l}.mlp.gate.e_score_correction_bias";
@@ -27,14 +27,14 @@ export const deepseekV3: FamilyDescription = {
   norm: "rms",
   attention: {
     kind: "mla",
-    bias: { key: "attention_bias", fallback: false },
+    bias: attentionBias,
     interleaved: { key: "rope_interleave", fallback: true },
   },
   layouts: [qwenLayout({ correction }), fusedLayout({ correction })],
   router: { order: "sigmoid-topk", settings: sigmoidSettings({ groups: 8, kept: 4, scale: 2.5 }) },
   shared: {
     names: gatedNames("model.layers.{l}.mlp.shared_experts"),
-    width: (config) => config.integer("moe_intermediate_size") * config.integer("n_shared_experts", 1, 0),
+    width: sharedExpertsWidth(1),
   },
   moeLayers: denseFirst(3),
   mtp: { at: "layers" },

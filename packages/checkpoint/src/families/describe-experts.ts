@@ -2,7 +2,7 @@ import type { ActivationSpec, MlpSpec, MoeSpec, RouterSpec, TensorRef } from "@c
 import type { Description } from "./describe-attention.js";
 import { type ExpertLayout, flag, type MlpNames, type RouterSettings, type StackedLayout } from "./family.js";
 import { isPacked } from "./quantization.js";
-import { matrixOf, partOf, takeStack, vectorOf } from "./stacked-matrices.js";
+import { entry, matrixOf, partOf, takeStack, vectorOf } from "./stacked-matrices.js";
 import type { TensorTaker } from "./tensor-taker.js";
 
 const silu: ActivationSpec = { kind: "silu" };
@@ -73,10 +73,14 @@ function takeCorrection(take: TensorTaker, name: string, count: number): TensorR
   return { ...take.tensor(name, length === 2 ? [1, count] : [count]), shape: [count] };
 }
 
+/** Published models have at most 8. Choosing experts tries all sets of groups that a token may use: 12,870 for 16. */
+const groupLimit = 16;
+
 /** @throws COPPICE_FORMAT_CONFIG when experts do not divide into groups that the router can choose from */
 function checkGroups({ config, family }: Description, { groups }: RouterSettings, experts: number): void {
   if (!groups) return;
   const key = config.get(family.config.groups ?? [])?.key ?? "n_group";
+  if (groups.count > groupLimit) throw config.invalid(key, groups.count, `at most ${groupLimit} groups`);
   const size = experts / groups.count;
   const least = groups.score === "top2" ? 2 : 1;
   if (Number.isInteger(size) && size >= least) return;
@@ -206,12 +210,7 @@ function stackedBiases(
   isInterleaved: boolean,
 ): Pick<MlpSpec, "gateBias" | "upBias" | "downBias"> {
   if (gateUp === undefined || down === undefined) return {};
-  const one = (name: string, size: number) => {
-    const stack = take.tensor(name, [count, size]);
-    const bytes = (stack.end - stack.begin) / count;
-    const begin = stack.begin + expert * bytes;
-    return { ...stack, name: `${name}[${expert}]`, shape: [size], begin, end: begin + bytes };
-  };
+  const one = (name: string, size: number) => entry(take.tensor(name, [count, size]), expert, count, [size]);
   const both = one(gateUp, 2 * width);
   return {
     gateBias: vectorOf(both, "gate", width, 0, isInterleaved ? 2 : 1),

@@ -137,7 +137,7 @@ export function describeExecuted(
     if (family.norm === "rms") return { kind: "rms", weight, epsilon };
     return { kind: "layer", weight, bias: take.tensor(`${base}.bias`, [hiddenSize]), epsilon };
   };
-  const embedding = take.tensor(`${take.name(names.embedding)}`, [vocabSize, hiddenSize]);
+  const embedding = take.tensor(take.name(names.embedding), [vocabSize, hiddenSize]);
   const attention = describeAttention(description);
   const experts = describeExperts(description, layout, true);
   const layers: DecoderLayer[] = [];

@@ -12,7 +12,8 @@ export interface MlpNames {
   readonly down: string;
 }
 
-interface RouterNames {
+/** Names of the tensors that have one entry per expert. */
+export interface RouterNames {
   /** [experts, hidden] */
   readonly router: string;
   /** Part of the logits, [experts]. */
@@ -90,7 +91,7 @@ export interface GroupedAttention {
   readonly perLayer?: (config: ConfigReader) => (layer: number) => LayerAttention;
 }
 
-/** Multi-head latent attention, with the defaults of its dimensions. */
+/** Multi-head latent attention; its dimensions are settings of the config (`kv_lora_rank` and others). */
 export interface LatentAttention {
   readonly kind: "mla";
   readonly bias: Flag;
@@ -161,6 +162,7 @@ export interface FamilyDescription {
     /** Number of expert groups, and of those a token may use. */
     readonly groups?: readonly string[];
     readonly groupsKept?: readonly string[];
+    /** Limits on tokens per expert at several stages (ERNIE). */
     readonly capacity?: readonly string[];
     /** Rows of an expert's gate and up. */
     readonly expertWidth: readonly string[];

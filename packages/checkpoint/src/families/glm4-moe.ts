@@ -1,6 +1,7 @@
+import { attentionBias, denseFirst, sharedExpertsWidth } from "./config-rules.js";
 import type { FamilyDescription } from "./family.js";
+import { exactWords } from "./family-notes.js";
 import { denseNames, fusedLayout, gatedNames, llamaNames, qwenLayout } from "./llama-names.js";
-import { denseFirst } from "./qwen-layers.js";
 import { sigmoidSettings } from "./sigmoid-groups.js";
 
 const correction = "model.layers.{l}.mlp.gate.e_score_correction_bias";
@@ -23,7 +24,7 @@ export const glm4Moe: FamilyDescription = {
   norm: "rms",
   attention: {
     kind: "gqa",
-    bias: { key: "attention_bias", fallback: false },
+    bias: attentionBias,
     outputBias: false,
     norms: { query: "q_norm", key: "k_norm", over: "head", when: { key: "use_qk_norm", fallback: false } },
     partialRotary: 0.5,
@@ -32,13 +33,13 @@ export const glm4Moe: FamilyDescription = {
   router: { order: "sigmoid-topk", settings: sigmoidSettings({ groups: 1, kept: 1, scale: 1 }) },
   shared: {
     names: gatedNames("model.layers.{l}.mlp.shared_experts"),
-    width: (config) => config.integer("moe_intermediate_size") * config.integer("n_shared_experts", 1, 0),
+    width: sharedExpertsWidth(1),
   },
   moeLayers: denseFirst(1),
   mtp: { at: "layers" },
   notes: {
     routing:
       "sigmoid of each logit, then the top-k by sigmoid plus correction, divided by their sum if norm_topk_prob, times routed_scaling_factor; shared experts",
-    exact: "slicing router rows and corrections equals masking",
+    exact: exactWords.corrected,
   },
 };

@@ -1,6 +1,6 @@
+import { slidingLayers } from "./config-rules.js";
 import type { FamilyDescription } from "./family.js";
 import { llamaNames } from "./llama-names.js";
-import { slidingLayers } from "./qwen-layers.js";
 
 /**
  * GPT-OSS (arXiv 2508.10925): attention sinks, every second layer with a sliding window, clamped SwiGLU with biases,

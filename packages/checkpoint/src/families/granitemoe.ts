@@ -1,4 +1,6 @@
+import { attentionBias } from "./config-rules.js";
 import type { FamilyDescription, StackedLayout } from "./family.js";
+import { exactWords } from "./family-notes.js";
 import { llamaNames } from "./llama-names.js";
 
 const block = "model.layers.{l}.block_sparse_moe";
@@ -34,8 +36,8 @@ export const granitemoe: FamilyDescription = {
   norm: "rms",
   attention: {
     kind: "gqa",
-    bias: { key: "attention_bias", fallback: false },
-    outputBias: { key: "attention_bias", fallback: false },
+    bias: attentionBias,
+    outputBias: attentionBias,
     scale: (config) => config.number("attention_multiplier", 1),
   },
   layouts: [published, held],
@@ -47,6 +49,6 @@ export const granitemoe: FamilyDescription = {
   }),
   notes: {
     routing: "the top-k of the logits, then softmax over those",
-    exact: "gate weights depend on ratios of kept logits alone, so slicing router rows equals masking",
+    exact: exactWords.ratios,
   },
 };

@@ -1,4 +1,6 @@
+import { attentionBias, normalizeAlways } from "./config-rules.js";
 import type { FamilyDescription } from "./family.js";
+import { exactWords } from "./family-notes.js";
 import { fusedLayout, gatedNames, llamaNames, qwenLayout } from "./llama-names.js";
 
 const router = "model.layers.{l}.mlp.gate.wg.weight";
@@ -18,19 +20,19 @@ export const hunyuanV1Moe: FamilyDescription = {
   norm: "rms",
   attention: {
     kind: "gqa",
-    bias: { key: "attention_bias", fallback: false },
-    outputBias: { key: "attention_bias", fallback: false },
+    bias: attentionBias,
+    outputBias: attentionBias,
     norms: { query: "query_layernorm", key: "key_layernorm", over: "head" },
     normAfterRotary: true,
   },
   layouts: [qwenLayout({ router }), fusedLayout({ router })],
-  router: { order: "softmax-topk", settings: () => ({ normalize: { power: 1 } }) },
+  router: { order: "softmax-topk", settings: normalizeAlways },
   shared: {
     names: gatedNames("model.layers.{l}.mlp.shared_mlp"),
     width: (config) => config.integer("intermediate_size"),
   },
   notes: {
     routing: "softmax over all experts, then the top-k, divided by their sum; a shared MLP",
-    exact: "gate weights depend on ratios of kept logits alone, so slicing router rows equals masking",
+    exact: exactWords.ratios,
   },
 };

@@ -1,4 +1,4 @@
-import type { FamilyDescription, MlpNames, SeparateLayout, StackedLayout } from "./family.js";
+import type { FamilyDescription, MlpNames, RouterNames, SeparateLayout, StackedLayout } from "./family.js";
 
 /** Names of the tensors around the experts that Llama introduced and most families kept. */
 export const llamaNames = {
@@ -15,8 +15,6 @@ export function gatedNames(block: string): MlpNames {
 }
 
 export const denseNames = gatedNames("model.layers.{l}.mlp");
-
-type RouterNames = Pick<SeparateLayout, "router" | "routerBias" | "correction">;
 
 /** The layout that Qwen2-MoE introduced and most families kept: gate, up and down of every expert. */
 export function qwenLayout(router: Partial<RouterNames> = {}): SeparateLayout {

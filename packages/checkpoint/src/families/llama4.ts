@@ -1,4 +1,5 @@
 import type { ConfigReader } from "../config.js";
+import { attentionBias } from "./config-rules.js";
 import type { FamilyDescription, LayerAttention, StackedLayout } from "./family.js";
 import { gatedNames, llamaNames } from "./llama-names.js";
 
@@ -32,8 +33,8 @@ export const llama4: FamilyDescription = {
   norm: "rms",
   attention: {
     kind: "gqa",
-    bias: { key: "attention_bias", fallback: false },
-    outputBias: { key: "attention_bias", fallback: false },
+    bias: attentionBias,
+    outputBias: attentionBias,
     normAfterRotary: true,
     interleaved: true,
     perLayer: layerAttention,

@@ -1,4 +1,6 @@
+import { normalizeAlways } from "./config-rules.js";
 import type { FamilyDescription } from "./family.js";
+import { exactWords } from "./family-notes.js";
 import { fusedLayout, llamaNames, mixtralLayout } from "./llama-names.js";
 
 /** MiniMax-M2 (model card, MiniMax 2025): sigmoid scores with a correction for the choice; published in fp8. */
@@ -25,9 +27,9 @@ export const minimaxM2: FamilyDescription = {
     mixtralLayout({ correction: "model.layers.{l}.block_sparse_moe.e_score_correction_bias" }),
     fusedLayout({ correction: "model.layers.{l}.mlp.e_score_correction_bias" }),
   ],
-  router: { order: "sigmoid-topk", settings: () => ({ normalize: { power: 1 } }) },
+  router: { order: "sigmoid-topk", settings: normalizeAlways },
   notes: {
     routing: "sigmoid of each logit, then the top-k by sigmoid plus correction, divided by their sum",
-    exact: "slicing router rows and corrections equals masking",
+    exact: exactWords.corrected,
   },
 };

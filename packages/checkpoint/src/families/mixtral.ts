@@ -1,4 +1,6 @@
+import { normalizeAlways, slidingWindow } from "./config-rules.js";
 import type { FamilyDescription } from "./family.js";
+import { exactWords } from "./family-notes.js";
 import { fusedLayout, llamaNames, mixtralLayout } from "./llama-names.js";
 
 /** Mixtral (arXiv 2401.04088): softmax over all experts, top-k, always divided by the sum of the chosen. */
@@ -18,15 +20,12 @@ export const mixtral: FamilyDescription = {
     kind: "gqa",
     bias: false,
     outputBias: false,
-    perLayer: (config) => {
-      const slidingWindow = config.get("sliding_window") ? config.integer("sliding_window") : undefined;
-      return () => (slidingWindow === undefined ? {} : { slidingWindow });
-    },
+    perLayer: slidingWindow,
   },
   layouts: [mixtralLayout(), fusedLayout()],
-  router: { order: "softmax-topk", settings: () => ({ normalize: { power: 1 } }) },
+  router: { order: "softmax-topk", settings: normalizeAlways },
   notes: {
     routing: "softmax over all experts, then the top-k, divided by their sum",
-    exact: "gate weights depend on ratios of kept logits alone, so slicing router rows equals masking",
+    exact: exactWords.ratios,
   },
 };

@@ -1,5 +1,6 @@
 import type { ConfigReader } from "../config.js";
 import type { FamilyDescription } from "./family.js";
+import { exactWords } from "./family-notes.js";
 import { sigmoidSettings } from "./sigmoid-groups.js";
 
 const mixer = "backbone.layers.{l}.mixer";
@@ -68,7 +69,7 @@ export const nemotronH: FamilyDescription = {
   notes: {
     routing:
       "sigmoid of each logit, then the top-k by sigmoid plus correction, divided by their sum if norm_topk_prob, times routed_scaling_factor; shared experts",
-    exact: "slicing router rows and corrections equals masking",
+    exact: exactWords.corrected,
   },
 };
 

@@ -1,6 +1,7 @@
+import { attentionBias, normalizeByKey } from "./config-rules.js";
 import type { FamilyDescription } from "./family.js";
+import { exactWords } from "./family-notes.js";
 import { fusedLayout, llamaNames, qwenLayout } from "./llama-names.js";
-import { normalizeByKey } from "./qwen-layers.js";
 
 /** OLMoE (arXiv 2409.02060): norms over the whole projections of query and key, which may be clipped after. */
 export const olmoe: FamilyDescription = {
@@ -17,8 +18,8 @@ export const olmoe: FamilyDescription = {
   norm: "rms",
   attention: {
     kind: "gqa",
-    bias: { key: "attention_bias", fallback: false },
-    outputBias: { key: "attention_bias", fallback: false },
+    bias: attentionBias,
+    outputBias: attentionBias,
     norms: { query: "q_norm", key: "k_norm", over: "projection" },
     clip: "clip_qkv",
   },
@@ -26,6 +27,6 @@ export const olmoe: FamilyDescription = {
   router: { order: "softmax-topk", settings: normalizeByKey(false) },
   notes: {
     routing: "softmax over all experts, then the top-k, divided by their sum only if norm_topk_prob",
-    exact: "slicing router rows equals masking; without norm_topk_prob gate weights grow when experts go",
+    exact: exactWords.normalizedByKey,
   },
 };

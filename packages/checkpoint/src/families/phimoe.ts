@@ -1,3 +1,4 @@
+import { attentionBias, slidingWindow } from "./config-rules.js";
 import type { FamilyDescription } from "./family.js";
 import { fusedLayout, llamaNames, mixtralLayout } from "./llama-names.js";
 
@@ -19,13 +20,10 @@ export const phimoe: FamilyDescription = {
   norm: "layer",
   attention: {
     kind: "gqa",
-    bias: { key: "attention_bias", fallback: false },
-    outputBias: { key: "attention_bias", fallback: false },
+    bias: attentionBias,
+    outputBias: attentionBias,
     statedMagnitudes: true,
-    perLayer: (config) => {
-      const slidingWindow = config.get("sliding_window") ? config.integer("sliding_window") : undefined;
-      return () => (slidingWindow === undefined ? {} : { slidingWindow });
-    },
+    perLayer: slidingWindow,
   },
   layouts: [mixtralLayout(), fusedLayout({ router: "model.layers.{l}.mlp.router.weight" })],
   router: {

@@ -1,6 +1,7 @@
+import { normalizeByKey, qwenMoeLayers, slidingLayers } from "./config-rules.js";
 import type { FamilyDescription } from "./family.js";
+import { exactWords } from "./family-notes.js";
 import { denseNames, fusedLayout, gatedNames, llamaNames, qwenLayout } from "./llama-names.js";
-import { normalizeByKey, qwenMoeLayers, slidingLayers } from "./qwen-layers.js";
 
 /** Qwen2-MoE and Qwen1.5-MoE (arXiv 2407.10671): a shared expert whose output a sigmoid gate multiplies. */
 export const qwen2Moe: FamilyDescription = {
@@ -41,6 +42,6 @@ export const qwen2Moe: FamilyDescription = {
   notes: {
     routing:
       "softmax over all experts, then the top-k, divided by their sum if norm_topk_prob; a shared expert with a sigmoid gate",
-    exact: "slicing router rows equals masking; without norm_topk_prob gate weights grow when experts go",
+    exact: exactWords.normalizedByKey,
   },
 };

@@ -1,6 +1,7 @@
+import { attentionBias, normalizeByKey, qwenMoeLayers } from "./config-rules.js";
 import type { FamilyDescription } from "./family.js";
+import { exactWords } from "./family-notes.js";
 import { denseNames, fusedLayout, llamaNames, qwenLayout } from "./llama-names.js";
-import { normalizeByKey, qwenMoeLayers } from "./qwen-layers.js";
 
 /**
  * Qwen3-MoE (arXiv 2505.09388): norms on each head of query and key, dense layers where the config says so. The
@@ -23,8 +24,8 @@ export const qwen3Moe: FamilyDescription = {
   norm: "rms",
   attention: {
     kind: "gqa",
-    bias: { key: "attention_bias", fallback: false },
-    outputBias: { key: "attention_bias", fallback: false },
+    bias: attentionBias,
+    outputBias: attentionBias,
     norms: { query: "q_norm", key: "k_norm", over: "head" },
     perLayer: (config) => {
       const slides = config.boolean("use_sliding_window", false);
@@ -37,6 +38,6 @@ export const qwen3Moe: FamilyDescription = {
   moeLayers: qwenMoeLayers,
   notes: {
     routing: "softmax over all experts, then the top-k, divided by their sum if norm_topk_prob",
-    exact: "slicing router rows equals masking; without norm_topk_prob gate weights grow when experts go",
+    exact: exactWords.normalizedByKey,
   },
 };

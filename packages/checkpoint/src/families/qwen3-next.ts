@@ -1,6 +1,7 @@
+import { normalizeAlways, normalizeByKey, qwenMoeLayers } from "./config-rules.js";
 import type { FamilyDescription } from "./family.js";
+import { exactWords } from "./family-notes.js";
 import { fusedLayout, gatedNames, llamaNames, qwenLayout } from "./llama-names.js";
-import { normalizeByKey, qwenMoeLayers } from "./qwen-layers.js";
 
 /** Qwen3-Next (model card, Qwen 2025): gated delta net and gated attention layers, a shared expert with a gate. */
 export const qwen3Next: FamilyDescription = {
@@ -29,7 +30,7 @@ export const qwen3Next: FamilyDescription = {
   notes: {
     routing:
       "softmax over all experts, then the top-k, divided by their sum if norm_topk_prob; a shared expert with a sigmoid gate",
-    exact: "slicing router rows equals masking; without norm_topk_prob gate weights grow when experts go",
+    exact: exactWords.normalizedByKey,
   },
 };
 
@@ -42,10 +43,10 @@ export const qwen35Moe: FamilyDescription = {
   reference: "Qwen3.5 model card",
   editOnly: "Qwen3.5's gated delta net layers are not implemented",
   config: { ...qwen3Next.config, defaults: { ...qwen3Next.config.defaults, topK: 8 } },
-  router: { order: "softmax-topk", settings: () => ({ normalize: { power: 1 } }) },
+  router: { order: "softmax-topk", settings: normalizeAlways },
   notes: {
     routing:
       "softmax over all experts, then the top-k, divided by their sum; a shared expert with a sigmoid gate",
-    exact: "gate weights depend on ratios of kept logits alone, so slicing router rows equals masking",
+    exact: exactWords.ratios,
   },
 };

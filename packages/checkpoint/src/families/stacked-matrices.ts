@@ -1,6 +1,6 @@
 import { CoppiceError, dtypeBytes, elementCount, type TensorRef } from "@coppice/core";
 import { withScales } from "./quantization.js";
-import type { TensorTaker } from "./tensor-taker.js";
+import { checkShape, type TensorTaker } from "./tensor-taker.js";
 
 /** Values that share a scale, and bytes that hold them, in MXFP4. */
 const fp4Block = 32;
@@ -125,15 +125,6 @@ export function vectorOf(
   const bytes = dtypeBytes[vector.dtype];
   const begin = vector.begin + offset * bytes;
   return { ...vector, name, shape: [length], begin, end: begin + length * bytes };
-}
-
-export function checkShape({ name, shape }: TensorRef, expected: readonly number[]): void {
-  if (shape.length === expected.length && shape.every((size, i) => size === expected[i])) return;
-  throw new CoppiceError(
-    "COPPICE_FORMAT_SHAPE",
-    `tensor ${name} has shape [${shape.join(", ")}], expected [${expected.join(", ")}] by config.json`,
-    { details: { tensor: name, shape, expected } },
-  );
 }
 
 function checkBytes({ name, dtype, shape }: TensorRef): void {

@@ -30,13 +30,7 @@ export class TensorTaker {
   /** @throws COPPICE_FORMAT_MISSING_TENSOR, COPPICE_FORMAT_SHAPE, COPPICE_FORMAT_DTYPE */
   tensor(name: string, shape: readonly number[]): TensorRef {
     const ref = this.any(name, shape);
-    if (ref.shape.length !== shape.length || ref.shape.some((size, i) => size !== shape[i])) {
-      throw new CoppiceError(
-        "COPPICE_FORMAT_SHAPE",
-        `tensor ${name} has shape [${ref.shape.join(", ")}], expected [${shape.join(", ")}] by config.json`,
-        { details: { tensor: name, shape: ref.shape, expected: shape } },
-      );
-    }
+    checkShape(ref, shape);
     return this.float(ref);
   }
 
@@ -92,4 +86,14 @@ export class TensorTaker {
   isTaken(name: string): boolean {
     return this.#taken.has(name) || ignoredTensors.test(name);
   }
+}
+
+/** @throws COPPICE_FORMAT_SHAPE unless the tensor has the shape that the config asks for */
+export function checkShape({ name, shape }: TensorRef, expected: readonly number[]): void {
+  if (shape.length === expected.length && shape.every((size, i) => size === expected[i])) return;
+  throw new CoppiceError(
+    "COPPICE_FORMAT_SHAPE",
+    `tensor ${name} has shape [${shape.join(", ")}], expected [${expected.join(", ")}] by config.json`,
+    { details: { tensor: name, shape, expected } },
+  );
 }

@@ -1,5 +1,8 @@
 import type { ConfigReader } from "../config.js";
-import type { RouterSettings } from "./family.js";
+import type { Flag, RouterSettings } from "./family.js";
+
+/** Biases of attention, which most families leave to the config and most configs turn off. */
+export const attentionBias: Flag = { key: "attention_bias", fallback: false };
 
 /** Qwen: every `decoder_sparse_step`-th layer has experts, but for those of `mlp_only_layers`. */
 export function qwenMoeLayers(config: ConfigReader): (layer: number) => boolean {
@@ -8,7 +11,10 @@ export function qwenMoeLayers(config: ConfigReader): (layer: number) => boolean 
   return (layer) => !dense.has(layer) && (layer + 1) % step === 0;
 }
 
-/** The chosen are divided by their sum when `norm_topk_prob` says so. */
+/** The gate weights of the chosen are always divided by their sum. */
+export const normalizeAlways = (): RouterSettings => ({ normalize: { power: 1 } });
+
+/** They are divided when `norm_topk_prob` says so. */
 export function normalizeByKey(fallback: boolean): (config: ConfigReader) => RouterSettings {
   return (config) => (config.boolean("norm_topk_prob", fallback) ? { normalize: { power: 1 } } : {});
 }
@@ -19,6 +25,18 @@ export function denseFirst(fallback: number): (config: ConfigReader) => (layer: 
     const first = config.integer("first_k_dense_replace", fallback, 0);
     return (layer) => layer >= first;
   };
+}
+
+/** As wide as several routed experts: `n_shared_experts` times `moe_intermediate_size` (DeepSeek, GLM). */
+export function sharedExpertsWidth(fallback: number): (config: ConfigReader) => number {
+  return (config) =>
+    config.integer("moe_intermediate_size") * config.integer("n_shared_experts", fallback, 0);
+}
+
+/** All layers have the window of `sliding_window`, if that is set (Mixtral, Phi-3.5-MoE). */
+export function slidingWindow(config: ConfigReader): () => { slidingWindow?: number } {
+  const window = config.get("sliding_window") ? config.integer("sliding_window") : undefined;
+  return () => (window === undefined ? {} : { slidingWindow: window });
 }
 
 /** The window of layers that `layer_types` calls sliding. */
