@@ -17,9 +17,9 @@ declare module "@coppice/core" {
  * `s_j = (1 / n_j) Σ_{t routed to j} g_tj ‖f_j(x_t)‖₂`, where g is the gate weight, f the unweighted expert output
  * and n_j the number of routed tokens. An expert that serves no token scores 0 and goes first.
  *
- * g is what really multiplies the output; where it multiplies the input (Llama-4), g‖f(x)‖ is ‖f(g·x)‖. The authors' code takes the softmax over all experts instead and divides
- * by the chosen sum only when the config says `norm_topk_prob`, so its scores of Mixtral, which always divides,
- * differ from these.
+ * g is what really multiplies the output; where it multiplies the input (Llama-4), g‖f(x)‖ is ‖f(g·x)‖. The authors'
+ * code takes the softmax over all experts instead and divides by the chosen sum only when the config says
+ * `norm_topk_prob`, so its scores of Mixtral, which always divides, differ from these.
  */
 export const reap = definePlugin({
   kind: "criterion",

@@ -49,22 +49,19 @@ export const superExperts = definePlugin({
     depth: v.optional(share, 0.75),
   }),
   create: ({ quantile, share, depth, ...powers }) =>
-    modelCriterion(
-      (layers) => {
-        const scores = layers.map((layer) => scaledMoment(layer, powers));
-        const peaks = layers.flatMap((layer) => requireExtras(layer, extras, "super-experts"));
-        const bar = threshold(peaks, quantile, share);
-        const top = largest(scores);
-        const scale = (top || 1) / (largest(peaks) || 1);
-        peaks.slice(0, Math.floor(layers.length * depth)).forEach((row, i) => {
-          row.forEach((peak, expert) => {
-            if (peak > bar) (scores[i] as Float64Array)[expert] = top + peak * scale;
-          });
+    modelCriterion((layers) => {
+      const scores = layers.map((layer) => scaledMoment(layer, powers));
+      const peaks = layers.flatMap((layer) => requireExtras(layer, extras, "super-experts"));
+      const bar = threshold(peaks, quantile, share);
+      const top = largest(scores);
+      const scale = (top || 1) / (largest(peaks) || 1);
+      peaks.slice(0, Math.floor(layers.length * depth)).forEach((row, i) => {
+        row.forEach((peak, expert) => {
+          if (peak > bar) (scores[i] as Float64Array)[expert] = top + peak * scale;
         });
-        return scores;
-      },
-      ["peak"],
-    ),
+      });
+      return scores;
+    }, extras),
 });
 
 /** The quantile between the two nearest values, as `torch.quantile` has it, or a share of the largest. */

@@ -1,4 +1,5 @@
 import { CoppiceError, dtypeBytes, elementCount, type TensorRef } from "@coppice/core";
+import { matrixRows } from "../matrix-rows.js";
 import { withScales } from "./quantization.js";
 import { checkShape, type TensorTaker } from "./tensor-taker.js";
 
@@ -81,35 +82,8 @@ export function partOf(
   const first = offset / C;
   const isRows = shape[1] === C && strides[0] === C && strides[1] === 1 && Number.isInteger(first);
   if (isRows && shape[0] === R) return { ...matrix, name };
-  const rows = isRows ? rowsOf(matrix, first, shape[0]) : undefined;
+  const rows = isRows ? matrixRows(matrix, first, shape[0]) : undefined;
   return { ...(rows ?? { ...matrix, shape, view: { offset, strides } }), name };
-}
-
-function rowsOf(matrix: TensorRef, first: number, count: number): TensorRef | undefined {
-  const [R, C] = matrix.shape as [number, number];
-  const bytes = (matrix.end - matrix.begin) / R;
-  const begin = matrix.begin + first * bytes;
-  const rows = { ...matrix, shape: [count, C], begin, end: begin + count * bytes };
-  const { scales } = matrix;
-  if (!scales) return rows;
-  if (first % scales.rows !== 0 || (count % scales.rows !== 0 && first + count !== R)) return undefined;
-  const across = Math.ceil(C / scales.columns);
-  const down = Math.ceil(count / scales.rows);
-  const scaleBytes = across * dtypeBytes[scales.scales.dtype];
-  const scaleBegin = scales.scales.begin + (first / scales.rows) * scaleBytes;
-  return {
-    ...rows,
-    scales: {
-      ...scales,
-      stored: [count, C],
-      scales: {
-        ...scales.scales,
-        shape: [down, across],
-        begin: scaleBegin,
-        end: scaleBegin + down * scaleBytes,
-      },
-    },
-  };
 }
 
 /** Values `offset`, `offset + stride`, ... of a stored vector. */

@@ -9,6 +9,7 @@ import {
 } from "@coppice/core";
 import { encodeValues, firstNonFinite } from "../decode.js";
 import { encodeFloat4, encodePowers } from "../float4.js";
+import { matrixRows } from "../matrix-rows.js";
 import type { SourceCache } from "../source-cache.js";
 import { elementBytes } from "../stored-elements.js";
 import { createWeightReader } from "../weight-reader.js";
@@ -84,32 +85,9 @@ export function quantizedContent(
   };
 }
 
-/** Rows of a matrix that begin with a block. */
+/** Whole blocks of rows, which share scales with no others. */
 function band(ref: TensorRef, first: number, rows: number): TensorRef {
-  const scales = ref.scales as TensorScales;
-  const width = ref.shape[1] as number;
-  const across = Math.ceil(width / scales.columns);
-  const scaleBytes = across * dtypeBytes[scales.scales.dtype];
-  const [from, count] = [first / scales.rows, Math.ceil(rows / scales.rows)];
-  const begin = ref.begin + first * width * elementBytes(ref);
-  const scalesBegin = scales.scales.begin + from * scaleBytes;
-  return {
-    ...ref,
-    shape: [rows, width],
-    begin,
-    end: begin + rows * width * elementBytes(ref),
-    scales: {
-      ...scales,
-      stored: [rows, width],
-      rows: Math.min(scales.rows, rows),
-      scales: {
-        ...scales.scales,
-        shape: [count, across],
-        begin: scalesBegin,
-        end: scalesBegin + count * scaleBytes,
-      },
-    },
-  };
+  return matrixRows(ref, first, rows) as TensorRef;
 }
 
 /**
