@@ -2,6 +2,7 @@ import {
   dtypeBytes,
   elementCount,
   type MlpSpec,
+  type MoeLayer,
   mergeRows,
   moeLayers,
   type Plan,
@@ -40,7 +41,7 @@ const chunkBytes = 4 << 20;
  * Whether `other` is what `plan` makes of `original`, tensor by tensor: what may not run can still be verified.
  * Both checkpoints are read through their own descriptions: every kept expert must have the bytes that it had, every
  * merged one the bits that merging anew gives, router entries must be those of their experts, experts that fill up
- * must be out of reach, and everything else must be the same bytes under the same name.
+ * must be out of reach, every layer must have its top-k, and everything else must be the same bytes under the same name.
  * @throws COPPICE_PLAN_MODEL and others of `parsePlan`, COPPICE_PLAN_EXPORT, COPPICE_IO_READ, COPPICE_ABORTED
  */
 export async function compareTensors(
@@ -84,9 +85,16 @@ class Comparison implements TensorComparison {
 
   async run(plan: Plan): Promise<void> {
     const { model, edits } = this.#original;
-    const counts = moeLayers(this.#other.model).map(({ feedForward }) => feedForward.experts.length);
-    const layout = new Set(counts).size > 1 ? "runtime" : "stock";
-    const slots = new Map(exportShape(model, plan, layout).layers.map((layer) => [layer.layer, layer.slots]));
+    const found = moeLayers(this.#other.model);
+    const differ = (of: (layer: MoeLayer["feedForward"]) => number) =>
+      new Set(found.map(({ feedForward }) => of(feedForward))).size > 1;
+    const isRuntime = differ(({ experts }) => experts.length) || differ(({ router }) => router.topK);
+    const shape = exportShape(model, plan, isRuntime ? "runtime" : "stock");
+    const slots = new Map(shape.layers.map((layer) => [layer.layer, layer.slots]));
+    for (const { layer, topK } of shape.layers) {
+      const stated = found.find(({ index }) => index === layer)?.feedForward.router.topK;
+      if (stated !== topK) this.#differ(`layer ${layer} has top-k ${stated}, expected ${topK}`);
+    }
     const replaced = new Set<string>();
     for (const [i, set] of edits.entries()) {
       for (const { tensor } of [...set.rows, ...set.separate, ...set.stacked]) replaced.add(tensor.name);

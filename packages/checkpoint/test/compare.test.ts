@@ -71,3 +71,31 @@ describe.each(readdirSync(fixtures))("compareTensors on %s", (name) => {
     await original.close();
   });
 });
+
+describe("compareTensors on the runtime layout", () => {
+  async function lowered() {
+    const original = await loadModel(await openFolder(`${fixtures}/mixtral`));
+    const plan = createPlan(original.model, [{ layer: 1, experts: [0, 1, 2, 3, 4, 5, 6, 7], topK: 1 }]);
+    const target = memoryTarget();
+    await applyPlan(original, plan, target, { layout: "runtime" });
+    return { original, plan, files: target.files };
+  }
+
+  it("knows it by the top-k of layers of equal sizes", async () => {
+    const { original, plan, files } = await lowered();
+    await using output = await loadModel(memoryFolder(files));
+    expect(await compareTensors(original, plan, output)).toMatchObject({ equal: true, differences: [] });
+    await original.close();
+  });
+
+  it("sees another top-k than that of the plan", async () => {
+    const { original, files } = await lowered();
+    await using output = await loadModel(memoryFolder(files));
+    const { equal, differences } = await compareTensors(original, createPlan(original.model), output);
+    expect({ equal, differences }).toEqual({
+      equal: false,
+      differences: ["layer 1 has top-k 1, expected 2"],
+    });
+    await original.close();
+  });
+});
