@@ -71,6 +71,20 @@ describe("experts that are found", () => {
       "model.layers.0.mlp.experts.4.up_proj.weight",
     ],
     [
+      "a router bias that the family does not have beside packed experts",
+      "mixtral",
+      (tensors) => {
+        for (const [name, { shape }] of [...tensors]) {
+          if (!name.includes(".experts.")) continue;
+          const bytes = new Uint8Array(shape.reduce((product, size) => product * size, 1));
+          tensors.set(name, { dtype: "I8", shape, bytes });
+        }
+        tensors.set("model.layers.1.block_sparse_moe.gate.bias", zeros([8]));
+      },
+      "COPPICE_FORMAT_QUANTIZED",
+      "tensor model.layers.1.block_sparse_moe.gate.bias stands beside experts",
+    ],
+    [
       "more experts than the config states",
       "deepseek_v3",
       (tensors) => copyLayer(tensors, "model.layers.2.mlp.experts.0.", "model.layers.2.mlp.experts.8."),
@@ -303,6 +317,35 @@ describe("layers for multi-token prediction", () => {
       "COPPICE_FORMAT_MTP",
       "multi-token-prediction layer 3 has 4 rows",
       "has 8 experts",
+    );
+  });
+
+  it("that lack a part are refused, because the rest would keep the old number of experts", async () => {
+    for (const family of ["deepseek_v3", "glm4_moe"]) {
+      const correction = "model.layers.3.mlp.gate.e_score_correction_bias";
+      const { tensors, config } = await withMtp(1, family);
+      const without = (part: RegExp) => new Map([...tensors].filter(([name]) => !part.test(name)));
+      await expectError(
+        load(config, without(/layers\.3\..*correction/)),
+        "COPPICE_FORMAT_MTP",
+        `tensor ${correction} is missing, which layer 2 has`,
+      );
+      await expectError(
+        load(config, without(/layers\.3\..*experts\./)),
+        "COPPICE_FORMAT_MTP",
+        "model.layers.3.mlp.gate.weight has no experts beside it",
+        "multi-token-prediction layer 3",
+      );
+    }
+  });
+
+  it("that are not numbered on from the decoder layers are refused", async () => {
+    const { tensors, config } = await withMtp(2);
+    for (const name of [...tensors.keys()]) if (name.includes("layers.3.")) tensors.delete(name);
+    await expectError(
+      load({ ...config, num_nextn_predict_layers: 1 }, tensors),
+      "COPPICE_FORMAT_MTP",
+      "the files have model.layers.4.* and no model.layers.3.*",
     );
   });
 

@@ -74,10 +74,9 @@ function findRows(layout: ExpertLayout, name: ExpertPlace["name"], index: NameIn
     const tensor = pattern === undefined ? undefined : index.get(name(pattern));
     if (tensor) rows.push({ tensor, axis: tensor.shape.length - 1, role });
   }
+  // Scales or a bias of the router that stayed as they are would no longer fit its rows.
   const known = new Set(rows.map(({ tensor }) => tensor.name));
-  const other = index
-    .under(stem(router))
-    .find((one) => one.startsWith(`${stem(router)}.weight_`) && !known.has(one));
+  const other = index.under(`${stem(router)}.`).find((one) => !known.has(one));
   if (other) throw unknownSibling(other);
   return rows;
 }
