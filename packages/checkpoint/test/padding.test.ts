@@ -267,6 +267,18 @@ describe("layers of different sizes", () => {
     expect(slowRoute(real, [1, 0, 0, 0, 0, 0])[0]![0]).toBe(1);
   });
 
+  it("need no room for the bias where none is filled up", async () => {
+    for (const [router, choice] of [
+      [sigmoid, "correction"],
+      [gptOss, "bias"],
+    ] as const) {
+      const { apply } = await modelOf(2, { experts: 6, topK: 2, router, choice, dtype: "F16" });
+      const { tensors, summary } = await apply([0, 1].map((layer) => ({ layer, experts: [4, 1, 2] })));
+      expect(summary).toMatchObject({ experts: 3, padded: { experts: 0, bytes: 0 } });
+      expect(tensors.get("l1.choice")).toMatchObject({ dtype: "F16", shape: [3] });
+    }
+  });
+
   const refused = async (setting: Partial<Setting>, ...parts: string[]) => {
     const { apply, loaded } = await modelOf(2, { experts: 6, topK: 2, router: sigmoid, ...setting });
     await expectError(

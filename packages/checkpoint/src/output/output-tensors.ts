@@ -88,8 +88,9 @@ function rowsTensor(
   const outer = elementCount(tensor.shape.slice(0, axis));
   const width = innerBytes(tensor, axis);
   const shape = tensor.shape.map((size, i) => (i === axis ? slots.length : size));
-  const pad = role === "weight" ? Uint8Array.of(0) : valueBytes(padBias, tensor);
   const pads = slots.filter(({ kind }) => kind === "pad").length;
+  // Where nothing is filled up the bias need not fit the dtype, which is F16 in many quantized checkpoints.
+  const pad = role === "weight" || pads === 0 ? Uint8Array.of(0) : valueBytes(padBias, tensor);
   context.padded(pads * width * outer);
   if (outer !== 1) {
     const filling = role === "weight" ? new Uint8Array(width) : pad;
