@@ -171,6 +171,21 @@ describe("prune, apply, verify", () => {
     expect(await coppiceJson(["verify", model, again])).toMatchObject({ equal: true });
   });
 
+  it("count other parts of the model before as after", async () => {
+    const folder = copyModel(join(work, "with-tower"));
+    const file = join(folder, "model.safetensors");
+    const { header, data } = readSafetensors(file);
+    const end = data.length + 4000;
+    header["vision_tower.weight"] = { dtype: "F32", shape: [1000], data_offsets: [data.length, end] };
+    writeSafetensors(file, header, Buffer.concat([data, Buffer.alloc(4000)]));
+    const args = ["prune", folder, "--keep", "4", "--criterion", "random", "--out", join(work, "tower-out")];
+    const { bytesBefore, bytesAfter } = await coppiceJson([...args, "--dry-run"]);
+    expect({ bytesBefore, bytesAfter }).toEqual({
+      bytesBefore: 4 * 219_072 + 4000,
+      bytesAfter: 4 * 144_576 + 4000,
+    });
+  });
+
   it("compare tensor by tensor without running anything", async () => {
     const out = join(work, "by-tensor");
     await coppiceJson(["prune", model, "--keep", "4", "--criterion", "random", "--out", out]);

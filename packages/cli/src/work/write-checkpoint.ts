@@ -77,7 +77,8 @@ export async function writeCheckpoint(
   return {
     out,
     dryRun,
-    bytesBefore: before.bytes,
+    // All of the files, as in the output: other parts of the model and multi-token prediction included.
+    bytesBefore: [...checkpoint.tensors.values()].reduce((sum, { begin, end }) => sum + end - begin, 0),
     bytesAfter: summary.tensorBytes,
     parametersBefore: before.parameters,
     parametersAfter: after.parameters,
