@@ -1,5 +1,5 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
-import { createPlan, moeLayers, Rng, selectExperts, unusedExperts } from "@coppice/core";
+import { createPlan, Rng, unusedExperts } from "@coppice/core";
 import type { CliContext } from "../context.js";
 import {
   backendOption,
@@ -18,6 +18,7 @@ import {
 } from "../options.js";
 import { loadPlugin } from "../plugins/find-plugin.js";
 import { warnUnused } from "../terminal/unused-experts.js";
+import { checkKeepFits } from "../work/check-keep-fits.js";
 import { findStatistics } from "../work/criterion-scores.js";
 import { openModel } from "../work/open-model.js";
 import { checkAbsent, describeWritten, writeCheckpoint } from "../work/write-checkpoint.js";
@@ -61,10 +62,7 @@ export function mergeCommand(context: CliContext): CommandUnknownOpts {
       checkAbsent(out);
       await using opened = await openModel(path, context);
       const { model, weights } = opened.checkpoint;
-      // Refused before calibration, which may take long.
-      for (const { index, feedForward } of moeLayers(model)) {
-        selectExperts(feedForward, new Float64Array(feedForward.experts.length), keep, index);
-      }
+      checkKeepFits(model, keep);
       const { plugin } = await loadPlugin("merger", name, context.io.cwd);
       const merger = await plugin.create(options.set ?? {}, undefined);
       const { needs } = merger;

@@ -1,5 +1,5 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
-import { moeLayers, planFromScores, selectExperts } from "@coppice/core";
+import { planFromScores } from "@coppice/core";
 import type { CliContext } from "../context.js";
 import {
   backendOption,
@@ -17,6 +17,7 @@ import {
   wholeNumber,
   workersOption,
 } from "../options.js";
+import { checkKeepFits } from "../work/check-keep-fits.js";
 import { criterionScores } from "../work/criterion-scores.js";
 import { openModel } from "../work/open-model.js";
 import { checkAbsent, describeWritten, writeCheckpoint } from "../work/write-checkpoint.js";
@@ -58,10 +59,7 @@ export function pruneCommand(context: CliContext): CommandUnknownOpts {
       checkAbsent(out);
       await using opened = await openModel(path, context);
       const { model } = opened.checkpoint;
-      // Refused before calibration, which may take long.
-      for (const { index, feedForward } of moeLayers(model)) {
-        selectExperts(feedForward, new Float64Array(feedForward.experts.length), keep, index);
-      }
+      checkKeepFits(model, keep);
       const plan = planFromScores(model, await criterionScores(opened, options, context), keep);
       const written = await writeCheckpoint(
         {

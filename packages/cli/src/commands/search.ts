@@ -1,5 +1,5 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
-import { moeLayers, RunEmitter, selectExperts, withTopK } from "@coppice/core";
+import { RunEmitter } from "@coppice/core";
 import { defaultMetric, defaultObjective, objectives, parseMetric } from "@coppice/evaluate";
 import { openRunFolder } from "@coppice/search/node";
 import type { CliContext } from "../context.js";
@@ -21,6 +21,7 @@ import { sampleSets } from "../search-job/sample-sets.js";
 import { askBatch, runIdentity, type SearchJob } from "../search-job/search-job.js";
 import { keptShare, scoreTable } from "../search-job/search-result.js";
 import { shellLine } from "../terminal/format.js";
+import { checkKeepFits } from "../work/check-keep-fits.js";
 import { openModel } from "../work/open-model.js";
 import { readTask } from "../work/task-file.js";
 import { openWorkPool, withoutPassword } from "../work/work-pool.js";
@@ -94,10 +95,7 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
       const { keep, topK } = options;
       await using opened = await openModel(path, context);
       const { model } = opened.checkpoint;
-      for (const layer of moeLayers(model)) {
-        const { index, feedForward } = withTopK(layer, topK);
-        selectExperts(feedForward, new Float64Array(feedForward.experts.length), keep, index);
-      }
+      checkKeepFits(model, keep, topK);
       const task = await readTask(options.task, context);
       const holdout = options.holdout === undefined ? undefined : await readTask(options.holdout, context);
       const seeds = options.seeds.filter((name) => name !== "none");
