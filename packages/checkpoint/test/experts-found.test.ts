@@ -181,6 +181,16 @@ describe("experts that are found", () => {
       "at most 16",
     ],
     [
+      "more groups for a token than there are",
+      "deepseek_v3",
+      (_, config) => {
+        config.topk_group = 5;
+      },
+      "COPPICE_FORMAT_CONFIG",
+      "topk_group is 5",
+      "at most the number of groups, 4",
+    ],
+    [
       "an unknown way to choose",
       "deepseek_v2",
       (_, config) => {

@@ -186,6 +186,13 @@ describe("prune, apply, verify", () => {
     });
   });
 
+  it("refuse to write into the checkpoint that they read", async () => {
+    const out = join(model, "inside");
+    const args = ["prune", model, "--keep", "4", "--criterion", "random", "--out", out];
+    expect((await coppice(args)).stderr).toMatch(/COPPICE_USAGE: .*lies inside the checkpoint/);
+    expect(existsSync(out)).toBe(false);
+  });
+
   it("compare tensor by tensor without running anything", async () => {
     const out = join(work, "by-tensor");
     await coppiceJson(["prune", model, "--keep", "4", "--criterion", "random", "--out", out]);

@@ -40,10 +40,16 @@ export function selectExperts(
   if (found) return found;
   const { groups } = spec.router as { groups: RouterGroups };
   const experts = spec.experts.length;
+  const fitting = (count: number) =>
+    count >= spec.router.topK && findExperts(spec, scores, count, layer) !== undefined;
+  const below = Array.from({ length: keep }, (_, i) => keep - 1 - i).find(fitting);
+  // All experts always fit.
+  const above = Array.from({ length: experts - keep }, (_, i) => keep + 1 + i).find(fitting);
+  const near = [below, above].filter((count) => count !== undefined);
   throw new CoppiceError(
     "COPPICE_PLAN_GROUPS",
     `no ${keep} of the ${experts} experts of layer ${layer} fit its ${groups.count} groups, of which the router takes ${groups.keep}`,
-    { hint: `keep a multiple of ${groups.count}`, details: { layer, keep, groups: groups.count } },
+    { hint: `${near.join(" or ")} fit`, details: { layer, keep, groups: groups.count } },
   );
 }
 

@@ -87,6 +87,13 @@ test("a lowered top-k allows fewer experts", () => {
   expect(selectExperts(feedForward, [3, 1, 3, 9, 2], 1, 0)).toEqual([3]);
 });
 
+test("numbers of experts that fit are named beside one that does not", () => {
+  const spec = layer(12, 2, { count: 4, keep: 1, score: "top2" });
+  expect(() => selectExperts(spec, new Float64Array(12), 5, 0)).toThrow(
+    expect.objectContaining({ code: "COPPICE_PLAN_GROUPS", hint: "4 or 6 fit" }),
+  );
+});
+
 describe("groupsAfter", () => {
   test("says which groups a smaller router has, and names why there are none", () => {
     const spec = layer(12, 2, top2);

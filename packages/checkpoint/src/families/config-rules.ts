@@ -1,3 +1,4 @@
+import type { RouterGroups } from "@coppice/core";
 import type { ConfigReader } from "../config.js";
 import type { Flag, RouterSettings } from "./family.js";
 
@@ -9,6 +10,21 @@ export function qwenMoeLayers(config: ConfigReader): (layer: number) => boolean 
   const dense = new Set(config.integers("mlp_only_layers"));
   const step = config.integer("decoder_sparse_step", 1);
   return (layer) => !dense.has(layer) && (layer + 1) % step === 0;
+}
+
+/**
+ * DeepSeek and its heirs: the choice is limited to the best `topk_group` of `n_group` groups; undefined when those are all.
+ * @throws COPPICE_FORMAT_CONFIG when a token may use more groups than there are
+ */
+export function expertGroups(
+  config: ConfigReader,
+  score: RouterGroups["score"],
+  defaults?: { readonly groups: number; readonly kept: number },
+): RouterGroups | undefined {
+  const count = config.integer("n_group", defaults?.groups);
+  const keep = config.integer("topk_group", defaults?.kept);
+  if (keep > count) throw config.invalid("topk_group", keep, `at most the number of groups, ${count}`);
+  return keep < count ? { count, keep, score } : undefined;
 }
 
 /** The gate weights of the chosen are always divided by their sum. */

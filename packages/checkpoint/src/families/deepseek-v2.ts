@@ -1,5 +1,5 @@
 import type { ConfigReader } from "../config.js";
-import { attentionBias, denseFirst, sharedExpertsWidth } from "./config-rules.js";
+import { attentionBias, denseFirst, expertGroups, sharedExpertsWidth } from "./config-rules.js";
 import type { FamilyDescription, RouterSettings } from "./family.js";
 import { denseNames, fusedLayout, gatedNames, llamaNames, qwenLayout } from "./llama-names.js";
 
@@ -48,7 +48,6 @@ function routerSettings(config: ConfigReader): RouterSettings {
   if (method !== "group_limited_greedy") {
     throw config.unsupported("DeepSeek-V2", "topk_method", method, '"greedy" or "group_limited_greedy"');
   }
-  const count = config.integer("n_group");
-  const keep = config.integer("topk_group");
-  return keep < count ? { ...scaled, groups: { count, keep, score: "max" } } : scaled;
+  const groups = expertGroups(config, "max");
+  return groups ? { ...scaled, groups } : scaled;
 }

@@ -1,4 +1,5 @@
 import type { ConfigReader } from "../config.js";
+import { expertGroups } from "./config-rules.js";
 import type { RouterSettings } from "./family.js";
 
 /** Defaults of a family that routes as DeepSeek-V3 does. */
@@ -14,14 +15,12 @@ export interface SigmoidDefaults {
  */
 export function sigmoidSettings(defaults: SigmoidDefaults): (config: ConfigReader) => RouterSettings {
   return (config) => {
-    const count = config.integer("n_group", defaults.groups);
-    const keep = config.integer("topk_group", defaults.kept);
+    const groups = expertGroups(config, "top2", defaults);
     const scale = config.number("routed_scaling_factor", defaults.scale);
     return {
       ...(config.boolean("norm_topk_prob", true) && { normalize: { power: 1, epsilon: 1e-20 } }),
       ...(scale !== 1 && { scale }),
-      // All groups: no limit.
-      ...(keep < count && { groups: { count, keep, score: "top2" as const } }),
+      ...(groups && { groups }),
     };
   };
 }

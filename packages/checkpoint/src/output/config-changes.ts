@@ -2,7 +2,8 @@ import { CoppiceError, type MoeLayer, type MoeModel, moeLayers } from "@coppice/
 import type { CountPaths } from "../families/detect.js";
 import type { ExpertTensors } from "../families/expert-tensors.js";
 import { type JsonObject, ownValue } from "../json-object.js";
-import type { ExportShape } from "./export-shape.js";
+import { checkExpertPatterns } from "./expert-patterns.js";
+import type { ExpertSlot, ExportShape } from "./export-shape.js";
 
 export interface ConfigSource {
   readonly model: MoeModel;
@@ -74,6 +75,12 @@ export function configChanges(source: ConfigSource, shape: ExportShape): ConfigC
     // Also where the router ignores its groups: loaders divide by them.
     for (const path of [...counts.groups, ...counts.groupsKept]) {
       if (typeof valueAt(config, path) === "number") replace.set(path, "1");
+    }
+  }
+  if (shape.layers.some(({ layer, slots }) => renumbers(slots, spec(layer)?.experts.length))) {
+    for (const key of quantizationKeys) {
+      const settings = valueAt(config, key);
+      if (typeof settings === "object" && settings !== null) checkExpertPatterns(settings as JsonObject, key);
     }
   }
   for (const [path, list] of moduleLists(config)) {
@@ -172,6 +179,10 @@ function valueAt(config: JsonObject, path: string): unknown {
 
 function listText(list: readonly unknown[]): string {
   return `[${list.map((item) => JSON.stringify(item)).join(", ")}]`;
+}
+
+function renumbers(slots: readonly ExpertSlot[], experts: number | undefined): boolean {
+  return slots.length !== experts || slots.some((slot, i) => slot.kind !== "expert" || slot.expert !== i);
 }
 
 const quantizationKeys = ["quantization_config", "compression_config"];

@@ -1,4 +1,5 @@
 import { existsSync } from "node:fs";
+import { isAbsolute, relative } from "node:path";
 import {
   applyPlan,
   type JsonObject,
@@ -53,6 +54,16 @@ export function checkAbsent(out: string): void {
   });
 }
 
+/** A folder inside the source would change the source. */
+function checkOutside(out: string, source: string): void {
+  const way = relative(source, out);
+  if (way.startsWith("..") || isAbsolute(way)) return;
+  throw new CoppiceError("COPPICE_USAGE", `${out} lies inside the checkpoint that is read, ${source}`, {
+    hint: "give an output folder somewhere else",
+    details: { path: out },
+  });
+}
+
 /** Writes the checkpoint of a plan, or with `dryRun` only says what it would be. */
 export async function writeCheckpoint(
   request: WriteRequest,
@@ -60,6 +71,7 @@ export async function writeCheckpoint(
 ): Promise<WrittenCheckpoint> {
   const { opened, plan, out, maxShardBytes, layout, metadata, dryRun = false } = request;
   const { checkpoint } = opened;
+  checkOutside(out, opened.path);
   const options = {
     metadata,
     ...(maxShardBytes !== undefined && { maxShardBytes }),
