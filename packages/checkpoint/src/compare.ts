@@ -61,12 +61,14 @@ class Comparison implements TensorComparison {
   readonly #other: LoadedCheckpoint;
   readonly #options: CompareOptions;
   readonly #seen = new Set<string>();
+  readonly bytes: number;
   #done = 0;
 
   constructor(original: LoadedCheckpoint, other: LoadedCheckpoint, options: CompareOptions) {
     this.#original = original;
     this.#other = other;
     this.#options = options;
+    this.bytes = [...other.tensors.values()].reduce((sum, { begin, end }) => sum + end - begin, 0);
   }
 
   get equal(): boolean {
@@ -75,12 +77,6 @@ class Comparison implements TensorComparison {
 
   get tensors(): number {
     return this.#other.tensors.size;
-  }
-
-  get bytes(): number {
-    let sum = 0;
-    for (const { begin, end } of this.#other.tensors.values()) sum += end - begin;
-    return sum;
   }
 
   async run(plan: Plan): Promise<void> {

@@ -2,7 +2,7 @@ import { applyPlan, families, loadModel, memoryFolder, memoryTarget } from "@cop
 import { createPlan, type MlpSpec, moeLayers } from "@coppice/core";
 import { describe, expect, it } from "vitest";
 import { expectError } from "./helpers.js";
-import { floats, madeFiles, randomTensors, type Tensors, transposed } from "./made-checkpoint.js";
+import { floats, loadMade, randomTensors, transposed } from "./made-checkpoint.js";
 
 const [hidden, width, experts, vocab] = [8, 6, 4, 12] as const;
 const sizes = { hidden_size: hidden, vocab_size: vocab, num_hidden_layers: 2, max_position_embeddings: 64 };
@@ -191,8 +191,6 @@ const made: Record<string, { config: object; shapes: Shapes; moe: number[]; rout
     },
   };
 
-const load = (config: object, tensors: Tensors) => loadModel(memoryFolder(madeFiles(config, tensors)));
-
 describe("families that are edited only", () => {
   it("are all tried here, but for GLM-4.5V", () => {
     const edited = families.filter(({ editOnly }) => editOnly !== undefined).map(({ name }) => name);
@@ -202,7 +200,7 @@ describe("families that are edited only", () => {
   for (const [family, { config, shapes: all, moe, router, mtp = 0 }] of Object.entries(made)) {
     it(`lists what surgery needs of ${family}, and says why it does not run`, async () => {
       const tensors = randomTensors(all);
-      await using checkpoint = await load(config, tensors);
+      await using checkpoint = await loadMade(config, tensors);
       const { model, edits } = checkpoint;
       expect(model.editOnly).toMatch(/not implemented/);
       expect(moeLayers(model).map(({ index }) => index)).toEqual(moe);
@@ -225,7 +223,7 @@ describe("families that are edited only", () => {
   for (const [family, { config, shapes: all, mtp = 0 }] of Object.entries(made)) {
     it(`loses two experts of ${family} and keeps the others as they are`, async () => {
       const tensors = randomTensors(all);
-      await using checkpoint = await load(config, tensors);
+      await using checkpoint = await loadMade(config, tensors);
       const layers = moeLayers(checkpoint.model);
       const plan = createPlan(
         checkpoint.model,
@@ -257,7 +255,7 @@ describe("families that are edited only", () => {
   it("gives DBRX's experts as rows of stacks, down transposed", async () => {
     const { config, shapes: all } = made.dbrx!;
     const tensors = randomTensors(all);
-    await using checkpoint = await load(config, tensors);
+    await using checkpoint = await loadMade(config, tensors);
     const { gate, up, down } = moeLayers(checkpoint.model)[1]!.feedForward.experts[2] as Required<MlpSpec>;
     const rows = (name: string) =>
       floats(tensors.get(`transformer.blocks.1.ffn.experts.mlp.${name}`)!).slice(
@@ -280,7 +278,7 @@ describe("families that are edited only", () => {
 
   it("describes Nemotron-H's experts, which have no gate and their own input", async () => {
     const { config, shapes: all } = made.nemotron_h!;
-    await using checkpoint = await load(config, randomTensors(all));
+    await using checkpoint = await loadMade(config, randomTensors(all));
     const { feedForward } = moeLayers(checkpoint.model)[0]!;
     expect(feedForward.experts[0]).toMatchObject({
       up: { shape: [width, 5] },
@@ -301,7 +299,7 @@ describe("families that are edited only", () => {
             shape,
           ] as [string, number[]],
       );
-      await using checkpoint = await load(config, randomTensors(all));
+      await using checkpoint = await loadMade(config, randomTensors(all));
       expect(checkpoint.detected).toMatchObject({
         wrapper: "around",
         counts: { experts: ["text_config.num_experts"] },
@@ -313,7 +311,7 @@ describe("families that are edited only", () => {
   it("names a language model that it does not know", async () => {
     const config = { model_type: "around", text_config: { model_type: "dense_text" } };
     await expectError(
-      load(config, randomTensors([["x", [1]]])),
+      loadMade(config, randomTensors([["x", [1]]])),
       "COPPICE_FAMILY_UNKNOWN",
       '"around"',
       '"dense_text"',

@@ -1,27 +1,8 @@
-import { readFile } from "node:fs/promises";
-import {
-  applyPlan,
-  loadModel,
-  memoryFolder,
-  memoryTarget,
-  parseSafetensors,
-  type TensorBytes,
-} from "@coppice/checkpoint";
+import { applyPlan, loadModel, memoryFolder, memoryTarget, type TensorBytes } from "@coppice/checkpoint";
 import { createPlan, type TensorRef } from "@coppice/core";
 import { describe, expect, it } from "vitest";
-import { expectError, fixtures } from "./helpers.js";
-import { f32, madeFiles, type Tensors } from "./made-checkpoint.js";
-
-async function fixture(family: string): Promise<{ tensors: Tensors; config: Record<string, unknown> }> {
-  const bytes = await readFile(`${fixtures}${family}/model.safetensors`);
-  const config = JSON.parse(await readFile(`${fixtures}${family}/config.json`, "utf8")) as Record<
-    string,
-    unknown
-  >;
-  return { tensors: new Map((await parseSafetensors(new Uint8Array(bytes), family)).tensors), config };
-}
-
-const load = (config: object, tensors: Tensors) => loadModel(memoryFolder(madeFiles(config, tensors)));
+import { expectError } from "./helpers.js";
+import { f32, fixture, loadMade, type Tensors } from "./made-checkpoint.js";
 
 const zeros = (shape: number[]) =>
   f32(shape, new Float32Array(shape.reduce((product, size) => product * size, 1)));
@@ -211,7 +192,7 @@ describe("experts that are found", () => {
     it(`refuses ${what}`, async () => {
       const { tensors, config } = await fixture(family);
       damage(tensors, config);
-      await expectError(load(config, tensors), code, ...parts);
+      await expectError(loadMade(config, tensors), code, ...parts);
     });
   }
 
@@ -226,7 +207,10 @@ describe("experts that are found", () => {
       shape: [5, 64],
       bytes: router.bytes.slice(0, 5 * 64 * 4),
     });
-    await using checkpoint = await load({ ...config, num_experts: [8, 5, 8], moe_topk: [2, 1, 3] }, tensors);
+    await using checkpoint = await loadMade(
+      { ...config, num_experts: [8, 5, 8], moe_topk: [2, 1, 3] },
+      tensors,
+    );
     const layers = checkpoint.model.layers.map(({ feedForward }) =>
       feedForward.kind === "moe" ? [feedForward.experts.length, feedForward.router.topK] : [],
     );
@@ -236,7 +220,7 @@ describe("experts that are found", () => {
       [8, 3],
     ]);
     await expectError(
-      load({ ...config, num_experts: [8, 5] }, tensors),
+      loadMade({ ...config, num_experts: [8, 5] }, tensors),
       "COPPICE_FORMAT_CONFIG",
       "one for every layer",
     );
@@ -257,7 +241,7 @@ describe("layers for multi-token prediction", () => {
   it("follow the plan of the last layer with experts", async () => {
     for (const family of ["deepseek_v3", "glm4_moe"]) {
       const { tensors, config } = await withMtp(2, family);
-      await using checkpoint = await load(config, tensors);
+      await using checkpoint = await loadMade(config, tensors);
       expect(checkpoint.mtpLayers).toBe(2);
       expect(checkpoint.model.layers).toHaveLength(3);
       expect(checkpoint.edits.map(({ layer, label }) => [layer, label])).toEqual([
@@ -278,7 +262,7 @@ describe("layers for multi-token prediction", () => {
 
   it("lose the same experts", async () => {
     const { tensors, config } = await withMtp(1, "glm4_moe");
-    await using checkpoint = await load(config, tensors);
+    await using checkpoint = await loadMade(config, tensors);
     const plan = createPlan(checkpoint.model, [
       { layer: 1, experts: [0, 1, 2, 3] },
       { layer: 2, experts: [7, 5, 3, 1] },
@@ -305,7 +289,7 @@ describe("layers for multi-token prediction", () => {
 
   it("may have been left out", async () => {
     const { tensors, config } = await withMtp(0);
-    await using checkpoint = await load({ ...config, num_nextn_predict_layers: 1 }, tensors);
+    await using checkpoint = await loadMade({ ...config, num_nextn_predict_layers: 1 }, tensors);
     expect(checkpoint.mtpLayers).toBe(0);
   });
 
@@ -313,7 +297,7 @@ describe("layers for multi-token prediction", () => {
     const { tensors, config } = await withMtp(1);
     for (const stated of [0, 2]) {
       await expectError(
-        load({ ...config, num_nextn_predict_layers: stated }, tensors),
+        loadMade({ ...config, num_nextn_predict_layers: stated }, tensors),
         "COPPICE_FORMAT_MTP",
         "1 multi-token-prediction layers (model.layers.3.*)",
         `num_nextn_predict_layers is ${stated}`,
@@ -323,7 +307,7 @@ describe("layers for multi-token prediction", () => {
       if (/layers\.3\..*experts\.[4567]\./.test(name)) tensors.delete(name);
     tensors.set("model.layers.3.mlp.gate.weight", zeros([4, 64]));
     await expectError(
-      load(config, tensors),
+      loadMade(config, tensors),
       "COPPICE_FORMAT_MTP",
       "multi-token-prediction layer 3 has 4 rows",
       "has 8 experts",
@@ -336,12 +320,12 @@ describe("layers for multi-token prediction", () => {
       const { tensors, config } = await withMtp(1, family);
       const without = (part: RegExp) => new Map([...tensors].filter(([name]) => !part.test(name)));
       await expectError(
-        load(config, without(/layers\.3\..*correction/)),
+        loadMade(config, without(/layers\.3\..*correction/)),
         "COPPICE_FORMAT_MTP",
         `tensor ${correction} is missing, which layer 2 has`,
       );
       await expectError(
-        load(config, without(/layers\.3\..*experts\./)),
+        loadMade(config, without(/layers\.3\..*experts\./)),
         "COPPICE_FORMAT_MTP",
         "model.layers.3.mlp.gate.weight has no experts beside it",
         "multi-token-prediction layer 3",
@@ -353,7 +337,7 @@ describe("layers for multi-token prediction", () => {
     const { tensors, config } = await withMtp(2);
     for (const name of [...tensors.keys()]) if (name.includes("layers.3.")) tensors.delete(name);
     await expectError(
-      load({ ...config, num_nextn_predict_layers: 1 }, tensors),
+      loadMade({ ...config, num_nextn_predict_layers: 1 }, tensors),
       "COPPICE_FORMAT_MTP",
       "the files have model.layers.4.* and no model.layers.3.*",
     );
@@ -363,7 +347,7 @@ describe("layers for multi-token prediction", () => {
     const { tensors, config } = await withMtp(1);
     for (const name of [...tensors.keys()]) if (/layers\.3\..*experts\.7\./.test(name)) tensors.delete(name);
     await expectError(
-      load(config, tensors),
+      loadMade(config, tensors),
       "COPPICE_FORMAT_EXPERTS",
       "multi-token-prediction layer 3 has 7 experts",
     );

@@ -1,6 +1,13 @@
-import { serializeSafetensors, type TensorBytes } from "@coppice/checkpoint";
+import { readFile } from "node:fs/promises";
+import {
+  loadModel,
+  memoryFolder,
+  parseSafetensors,
+  serializeSafetensors,
+  type TensorBytes,
+} from "@coppice/checkpoint";
 import { type DType, dtypeBytes, elementCount, Rng } from "@coppice/core";
-import { bytesOf, type Files } from "./helpers.js";
+import { bytesOf, type Files, fixtures } from "./helpers.js";
 
 export type Tensors = Map<string, TensorBytes>;
 
@@ -30,6 +37,21 @@ export function randomTensors(
   const rng = Rng.fromSeed(seed);
   return new Map([...shapes].map(([name, shape, dtype]) => [name, randomTensor(rng, shape, dtype)]));
 }
+
+/** The tensors and config of a fixture. */
+export async function fixture(
+  family: string,
+): Promise<{ tensors: Tensors; config: Record<string, unknown> }> {
+  const bytes = await readFile(`${fixtures}${family}/model.safetensors`);
+  const config = JSON.parse(await readFile(`${fixtures}${family}/config.json`, "utf8")) as Record<
+    string,
+    unknown
+  >;
+  return { tensors: new Map((await parseSafetensors(new Uint8Array(bytes), family)).tensors), config };
+}
+
+export const loadMade = (config: object, tensors: Tensors) =>
+  loadModel(memoryFolder(madeFiles(config, tensors)));
 
 export function madeFiles(config: object, tensors: Tensors): Files {
   return new Map([

@@ -1,27 +1,9 @@
-import { readFile } from "node:fs/promises";
-import {
-  type LoadedCheckpoint,
-  loadModel,
-  memoryFolder,
-  parseSafetensors,
-  type TensorBytes,
-} from "@coppice/checkpoint";
+import type { LoadedCheckpoint, TensorBytes } from "@coppice/checkpoint";
 import { type MlpSpec, moeLayers, Rng } from "@coppice/core";
 import { describe, expect, it } from "vitest";
-import { expectError, fixtures } from "./helpers.js";
-import { f32, madeFiles, randomTensor, type Tensors } from "./made-checkpoint.js";
+import { expectError } from "./helpers.js";
+import { f32, fixture, loadMade, randomTensor, type Tensors } from "./made-checkpoint.js";
 
-/** The tensors and config of a fixture. */
-async function fixture(family: string): Promise<{ tensors: Tensors; config: Record<string, unknown> }> {
-  const bytes = await readFile(`${fixtures}${family}/model.safetensors`);
-  const config = JSON.parse(await readFile(`${fixtures}${family}/config.json`, "utf8")) as Record<
-    string,
-    unknown
-  >;
-  return { tensors: new Map((await parseSafetensors(new Uint8Array(bytes), family)).tensors), config };
-}
-
-const load = (config: object, tensors: Tensors) => loadModel(memoryFolder(madeFiles(config, tensors)));
 const experts = ({ model }: LoadedCheckpoint, layer = 0) => moeLayers(model)[layer]!.feedForward.experts;
 
 /** Float8 E4M3 by its definition, without the code under test. */
@@ -64,7 +46,7 @@ describe("fp8 checkpoints", () => {
   it("are executed: every weight is its codes times the scales of their blocks", async () => {
     const { tensors, config } = await fixture("deepseek_v3");
     toFp8(tensors, /(experts\.\d+|self_attn|shared_experts)\..*proj\w*\.weight$/, blockScales);
-    await using checkpoint = await load({ ...config, ...fp8Config }, tensors);
+    await using checkpoint = await loadMade({ ...config, ...fp8Config }, tensors);
     expect(checkpoint.model.editOnly).toBeUndefined();
     const { gate } = experts(checkpoint)[3] as Required<MlpSpec>;
     const codes = tensors.get("model.layers.1.mlp.experts.3.gate_proj.weight") as TensorBytes;
@@ -91,7 +73,7 @@ describe("fp8 checkpoints", () => {
       const { tensors, config } = await fixture("qwen3_moe");
       toFp8(tensors, isExpert, (r) => ({ name: "_scale", shape: [...shape(r)] }));
       const quantization_config = { quant_method: "compressed-tensors", config_groups: {} };
-      await using checkpoint = await load({ ...config, quantization_config }, tensors);
+      await using checkpoint = await loadMade({ ...config, quantization_config }, tensors);
       const { gate } = experts(checkpoint)[0] as Required<MlpSpec>;
       expect(gate.scales).toMatchObject({ rows, columns: 64 });
       expect(await checkpoint.weights.read(gate)).toHaveLength(32 * 64);
@@ -101,7 +83,7 @@ describe("fp8 checkpoints", () => {
   it("tell surgery which codes and scales belong together", async () => {
     const { tensors, config } = await fixture("minimax_m2");
     toFp8(tensors, isExpert, blockScales);
-    await using checkpoint = await load({ ...config, ...fp8Config }, tensors);
+    await using checkpoint = await loadMade({ ...config, ...fp8Config }, tensors);
     const { separate } = checkpoint.edits[0]!;
     expect(separate).toHaveLength(8 * 3 * 2);
     const base = "model.layers.0.block_sparse_moe.experts.5.w1.weight";
@@ -131,7 +113,7 @@ describe("fp8 checkpoints", () => {
         );
       }
       const quantization_config = { quant_method: "fp8", weight_block_size: [block, block] };
-      await using checkpoint = await load({ ...config, quantization_config }, tensors);
+      await using checkpoint = await loadMade({ ...config, quantization_config }, tensors);
       const { up } = experts(checkpoint, 2)[6] as Required<MlpSpec>;
       // Rows 32 to 63 begin with a block of 16 rows, and within one of 24.
       expect(up.view === undefined).toBe(block === 16);
@@ -216,7 +198,7 @@ describe("fp8 checkpoints", () => {
       const { tensors, config } = await fixture("qwen3_moe");
       toFp8(tensors, isExpert, blockScales);
       damage(tensors);
-      await expectError(load({ ...config, ...fp8Config }, tensors), code, ...parts);
+      await expectError(loadMade({ ...config, ...fp8Config }, tensors), code, ...parts);
     });
   }
 });
@@ -258,7 +240,7 @@ describe("GPT-OSS in MXFP4", () => {
 
   it("reads gate, up and down of every expert", async () => {
     const { tensors, config } = await published();
-    await using checkpoint = await load(config, tensors);
+    await using checkpoint = await loadMade(config, tensors);
     const { gate, up, down } = experts(checkpoint, 1)[4] as Required<MlpSpec>;
     const both = valueAt(tensors, "model.layers.1.mlp.experts.gate_up_proj", 4, 64, 64);
     const each = (of: (row: number, column: number) => number, rows: number, columns: number) =>
@@ -286,9 +268,9 @@ describe("GPT-OSS in MXFP4", () => {
     const name = "model.layers.2.mlp.experts.down_proj_scales";
     const scales = tensors.get(name) as TensorBytes;
     tensors.delete(name);
-    await expectError(load(config, tensors), "COPPICE_FORMAT_QUANTIZED", "down_proj_blocks has no", name);
+    await expectError(loadMade(config, tensors), "COPPICE_FORMAT_QUANTIZED", "down_proj_blocks has no", name);
     tensors.set(name, { ...scales, shape: [8, 32, 2] });
-    await expectError(load(config, tensors), "COPPICE_FORMAT_SHAPE", "[8, 32, 2]", "[8, 64, 1]");
+    await expectError(loadMade(config, tensors), "COPPICE_FORMAT_SHAPE", "[8, 32, 2]", "[8, 64, 1]");
   });
 });
 
@@ -323,7 +305,7 @@ describe("packed integers", () => {
       const { tensors, config } = await fixture("qwen3_moe");
       pack(tensors, method);
       const quantization_config = { quant_method: method, bits: 4 };
-      await using checkpoint = await load({ ...config, quantization_config }, tensors);
+      await using checkpoint = await loadMade({ ...config, quantization_config }, tensors);
       expect(checkpoint.model.editOnly).toContain(method);
       const { separate, rows } = checkpoint.edits[0]!;
       expect(separate).toHaveLength(8 * 3 * (method === "gptq" ? 4 : 3));
@@ -346,7 +328,7 @@ describe("packed integers", () => {
     });
     const name = "model.layers.1.self_attn.q_proj.weight";
     await expectError(
-      load(config, new Map(tensors).set(name, integers(64, 64))),
+      loadMade(config, new Map(tensors).set(name, integers(64, 64))),
       "COPPICE_FORMAT_DTYPE",
       name,
       "I8",
@@ -356,7 +338,7 @@ describe("packed integers", () => {
       tensors.set(weight, integers(shape[0] as number, shape[1] as number));
       tensors.set(`${weight}_scale`, f32([shape[0] as number, 1], new Float32Array(shape[0] as number)));
     }
-    await using checkpoint = await load(config, tensors);
+    await using checkpoint = await loadMade(config, tensors);
     expect(checkpoint.model.editOnly).toContain("packed integers");
     expect(checkpoint.edits[0]!.separate.every(({ merge }) => merge === "opaque")).toBe(true);
   });
@@ -370,7 +352,7 @@ describe("packed integers", () => {
       pack(tensors, "gptq");
       tensors.delete(`model.layers.${layer}.mlp.experts.${expert}.up_proj.qzeros`);
       await expectError(
-        load({ ...config, quantization_config: { quant_method: "gptq" } }, tensors),
+        loadMade({ ...config, quantization_config: { quant_method: "gptq" } }, tensors),
         "COPPICE_FORMAT_QUANTIZED",
         `model.layers.${layer}.mlp.experts.${expert}.up_proj`,
         "qzeros",

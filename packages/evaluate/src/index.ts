@@ -23,6 +23,7 @@ export {
   type Objective,
   objectives,
 } from "./objective.js";
+export * from "./owning-executor.js";
 export * from "./remote-executor.js";
 export * from "./remote-pool.js";
 export * from "./split-task.js";

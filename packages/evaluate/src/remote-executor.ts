@@ -1,5 +1,6 @@
 import type { Executor } from "@coppice/core";
 import type { Objective } from "./objective.js";
+import { owningExecutor } from "./owning-executor.js";
 import { createRemotePool, type RemotePoolOptions, type RemoteTaskOptions } from "./remote-pool.js";
 
 /** What is scored, where, and on which task. */
@@ -14,26 +15,12 @@ export type RemoteExecutorOptions = RemotePoolOptions &
 export async function createRemoteExecutor(options: RemoteExecutorOptions): Promise<Executor> {
   const { model, engine, transport, emitter, task, limit, chat, objective } = options;
   const pool = createRemotePool({ model, engine, transport, ...(emitter && { emitter }) });
-  try {
-    const scorer = await pool.scorer({
+  const open = () =>
+    pool.scorer({
       task,
       ...(limit !== undefined && { limit }),
       ...(chat !== undefined && { chat }),
       ...(objective !== undefined && { objective }),
     });
-    const dispose = async () => {
-      await scorer.dispose();
-      await pool.dispose();
-    };
-    return {
-      preferredBatch: scorer.preferredBatch,
-      evaluate: (plans, evaluateOptions) => scorer.evaluate(plans, evaluateOptions),
-      work: () => scorer.work(),
-      dispose,
-      [Symbol.asyncDispose]: dispose,
-    };
-  } catch (error) {
-    await pool.dispose();
-    throw error;
-  }
+  return owningExecutor(pool, open, { endScorer: true });
 }

@@ -1,4 +1,5 @@
 import type { Executor } from "@coppice/core";
+import { owningExecutor } from "@coppice/evaluate";
 import { createModelPool, type ModelPoolOptions } from "./model-pool.js";
 import type { ScorerOptions } from "./scorer.js";
 
@@ -19,18 +20,5 @@ export type LocalExecutorOptions = ModelPoolOptions & ScorerOptions;
  */
 export async function createLocalExecutor(options: LocalExecutorOptions): Promise<Executor> {
   const pool = await createModelPool(options);
-  try {
-    const scorer = await pool.scorer(options);
-    const dispose = () => pool.dispose();
-    return {
-      preferredBatch: scorer.preferredBatch,
-      evaluate: (plans, evaluateOptions) => scorer.evaluate(plans, evaluateOptions),
-      work: () => scorer.work(),
-      dispose,
-      [Symbol.asyncDispose]: dispose,
-    };
-  } catch (error) {
-    await pool.dispose();
-    throw error;
-  }
+  return owningExecutor(pool, () => pool.scorer(options), { endScorer: false });
 }
