@@ -23,6 +23,11 @@ export interface BackendCapabilities {
 export interface LoadRequest {
   readonly model: MoeModel;
   readonly weights: WeightReader;
+  /**
+   * Layers that are made ready, so that a model larger than memory runs some layers at a time; default all. Embeddings
+   * are read when `from` is 0, the head when `to` is the number of layers; a run outside of that is refused.
+   */
+  readonly layers?: { readonly from: number; readonly to: number };
   readonly signal?: AbortSignal;
 }
 
@@ -99,11 +104,18 @@ export type TapField =
   | "expertOutputs"
   | "expertNorms"
   | "expertPeaks"
-  | "output";
+  | "output"
+  | "everyOutput"
+  | "everyUnit";
 
 /** Observes MoE layers while they run. */
 export interface Tap {
   readonly fields: readonly TapField[];
+  /**
+   * [T], 1 for the tokens (in packed order) of which `everyOutput` and `everyUnit` are wanted, which run experts that
+   * the token did not choose; absent: all tokens.
+   */
+  readonly every?: Uint8Array;
   /** Called once per MoE layer and internal batch; the arrays may be reused after it returns. */
   onLayer(layer: LayerTap): void;
 }
@@ -113,17 +125,19 @@ export interface LayerTap {
   readonly layer: number;
   readonly tokens: number;
   readonly topK: number;
+  /** [tokens], place of each of the tokens in the packed order of the request. */
+  readonly rows: Int32Array;
   /** The residual stream before the MoE block and its norm, to which its output is added, [tokens, hidden]. */
   readonly residual?: Float32Array;
   /** Input of the MoE block, after its norm, [tokens, hidden]. */
   readonly input?: Float32Array;
   /** Raw router logits of the slots, [tokens, S] ([tokens, experts] under a router map). */
   readonly routerLogits?: Float32Array;
-  /** Chosen slots, [tokens, k], best selection score first. */
+  /** Chosen slots, [tokens, k], best selection score first; -1 for a choice that the plan skips. */
   readonly slots?: Int32Array;
   /** The coefficient that multiplies each chosen expert's output, or its input (`scalesInput`), [tokens, k]. */
   readonly gates?: Float32Array;
-  /** Unweighted expert outputs f(x), [tokens, k, hidden]; f(g·x) where gate weights scale inputs. */
+  /** Unweighted expert outputs f(x), [tokens, k, hidden]; f(g·x) where gate weights scale inputs; 0 where skipped. */
   readonly expertOutputs?: Float32Array;
   /** L2 norms of these outputs, [tokens, k]. */
   readonly expertNorms?: Float32Array;
@@ -131,4 +145,13 @@ export interface LayerTap {
   readonly expertPeaks?: Float32Array;
   /** What the routed experts add together, without a shared expert, [tokens, hidden]. */
   readonly output?: Float32Array;
+  /** Indices into `tokens` of those that `Tap.every` asks for, ascending, M of them; with the two fields below. */
+  readonly everyRows?: Int32Array;
+  /**
+   * Unweighted outputs of all slots, chosen or not, [M, S, hidden]. Where gate weights scale inputs, each slot gets the
+   * gate weight that it would have if it were chosen.
+   */
+  readonly everyOutput?: Float32Array;
+  /** Hidden units of all slots, what `down` multiplies, [M, S, width]. */
+  readonly everyUnit?: Float32Array;
 }

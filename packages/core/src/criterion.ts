@@ -1,6 +1,6 @@
 import type { MoeModel } from "./model.js";
 import type { Rng } from "./rng.js";
-import type { ExtraField, Statistics } from "./statistics.js";
+import type { ExtraField, SampleField, Statistics } from "./statistics.js";
 import type { WeightReader } from "./tensor.js";
 
 /** Scores experts: the larger the score, the more the expert matters. Created by a plugin of kind "criterion". */
@@ -11,6 +11,8 @@ export interface Criterion {
     readonly weights: boolean;
     /** What the statistics must have of what is collected on demand; absent: nothing. */
     readonly extras?: readonly ExtraField[];
+    /** What the sample of tokens in the statistics must have; absent: no sample is needed. */
+    readonly sample?: readonly SampleField[];
   };
   /**
    * @returns one array per MoE layer, in layer order, of one finite score per expert

@@ -1,7 +1,8 @@
 import { sha256 } from "@noble/hashes/sha2.js";
 import { bytesToHex, utf8ToBytes } from "@noble/hashes/utils.js";
 import { type MoeModel, moeLayers, type RouterSpec } from "./model.js";
-import type { LayerPlan, Plan } from "./plan.js";
+import { packFloats, unpackFloats } from "./packed-floats.js";
+import type { LayerPlan, Plan, RouterRows, SkipRule, UnitSource } from "./plan.js";
 
 /**
  * The one form of all layer plans that compute the same function: slots sorted by their expert, identity
@@ -24,13 +25,17 @@ export function canonicalLayer(plan: LayerPlan, router: RouterSpec): LayerPlan {
     experts,
     ...(merge && { merge }),
     ...(routerMap && { routerMap }),
+    ...(plan.units?.some((unit) => unit !== null) && { units: sortUnits(plan.units, order) }),
+    ...(plan.router && { router: sortRouter(plan.router, order) }),
     ...(plan.topK !== undefined && plan.topK !== router.topK && { topK: plan.topK }),
+    ...(plan.skip && skipsSome(plan.skip) && { skip: plan.skip }),
   };
 }
 
 /** True when a canonical layer plan changes nothing. */
 export function isIdentityLayer(plan: LayerPlan, experts: number): boolean {
-  return plan.experts.length === experts && !plan.merge && !plan.routerMap && plan.topK === undefined;
+  const { layer: _, experts: kept, ...changes } = plan;
+  return kept.length === experts && Object.keys(changes).length === 0;
 }
 
 /** Canonical form of a valid plan: canonical layers in order, layers that change nothing left out. */
@@ -55,6 +60,9 @@ export function layerKey(plan: LayerPlan): string {
     plan.merge ?? null,
     plan.routerMap ?? null,
     plan.topK ?? null,
+    ...(plan.units || plan.router || plan.skip
+      ? [plan.units ?? null, plan.router ?? null, plan.skip ?? null]
+      : []),
   ]);
 }
 
@@ -71,6 +79,47 @@ function sortRows(
 ): number[][] | undefined {
   // `+ 0` turns -0 into 0: JSON cannot tell them apart either.
   return rows && order.map((slot) => (rows[slot] as readonly number[]).map((value) => value + 0));
+}
+
+/** Gate weights are at least 0, so that a ratio of 0 skips none. */
+function skipsSome({ rule, threshold }: SkipRule): boolean {
+  return rule === "top-p" || threshold > 0;
+}
+
+/** Units in slot order, factors that are all alike as one number. */
+function sortUnits(
+  units: readonly (readonly UnitSource[] | null)[],
+  order: readonly number[],
+): (UnitSource[] | null)[] {
+  const factor = (values: number | readonly number[]) =>
+    typeof values !== "number" && values.every((value) => value === values[0]) ? (values[0] ?? 0) : values;
+  return order.map((slot) => {
+    const sources = units[slot] ?? null;
+    return (
+      sources?.map(({ expert, to, rows, columns }) => ({
+        expert,
+        to,
+        rows: factor(rows),
+        columns: factor(columns),
+      })) ?? null
+    );
+  });
+}
+
+function sortRouter({ weight, bias, correction }: RouterRows, order: readonly number[]): RouterRows {
+  const ascending = order.every((slot, i) => slot === i);
+  if (ascending) return { weight, ...(bias && { bias }), ...(correction && { correction }) };
+  const values = unpackFloats(weight);
+  const size = values.length / order.length;
+  const sorted = new Float32Array(values.length);
+  order.forEach((slot, i) => {
+    sorted.set(values.subarray(slot * size, (slot + 1) * size), i * size);
+  });
+  return {
+    weight: packFloats(sorted),
+    ...(bias && { bias: order.map((slot) => bias[slot] as number) }),
+    ...(correction && { correction: order.map((slot) => correction[slot] as number) }),
+  };
 }
 
 function rowsUnlessIdentity(

@@ -1,10 +1,9 @@
 import { CoppiceError } from "./errors.js";
 import { type MoeModel, type MoeSpec, moeLayers, type RouterSpec } from "./model.js";
 import { type LayerPlan, type Plan, planVersion } from "./plan.js";
+import { parseRouter, parseRows, parseSkip, parseUnits } from "./plan-parts.js";
+import { array, integer, invalid, record, show } from "./plan-values.js";
 import { checkKeep } from "./select-experts.js";
-
-/** Largest magnitude of a merge or map coefficient; beyond it float32 products lose all precision. */
-const coefficientLimit = 1e6;
 
 /**
  * Reads an untrusted value as a plan for `model`. Unknown keys are refused, so that a misspelt key is not a
@@ -46,7 +45,16 @@ export function parsePlan(value: unknown, model: MoeModel): Plan {
 
 function parseLayer(value: unknown, position: number, specs: ReadonlyMap<number, MoeSpec>): LayerPlan {
   const where = `layers[${position}]`;
-  const entry = record(value, where, ["layer", "experts", "merge", "routerMap", "topK"]);
+  const entry = record(value, where, [
+    "layer",
+    "experts",
+    "merge",
+    "routerMap",
+    "units",
+    "router",
+    "topK",
+    "skip",
+  ]);
   const layer = integer(entry.layer, `${where}.layer`);
   const spec = specs.get(layer);
   if (!spec) {
@@ -76,64 +84,29 @@ function parseLayer(value: unknown, position: number, specs: ReadonlyMap<number,
       `${where}.routerMap works on softmax probabilities of all experts, which this model's router does not choose by`,
     );
   }
+  const units =
+    entry.units === undefined ? undefined : parseUnits(entry.units, `${where}.units`, experts, spec);
+  const router =
+    entry.router === undefined ? undefined : parseRouter(entry.router, `${where}.router`, experts, spec);
+  const skip = entry.skip === undefined ? undefined : parseSkip(entry.skip, `${where}.skip`);
+  if (routerMap && (router || skip)) {
+    throw invalid(
+      `${where} has a routerMap and ${router ? "router rows" : "a skip rule"}, which exclude each other`,
+    );
+  }
   return {
     layer,
     experts,
     ...(merge && { merge }),
     ...(routerMap && { routerMap }),
+    ...(units && { units }),
+    ...(router && { router }),
     ...(entry.topK !== undefined && { topK }),
+    ...(skip && { skip }),
   };
 }
 
 /** Router maps are defined on the softmax over all experts; a correction or groups would need maps of their own. */
 function acceptsMap({ order, correction, groups }: RouterSpec): boolean {
   return order === "softmax-topk" && !correction && !groups;
-}
-
-function parseRows(value: unknown, where: string, slots: number, experts: number): number[][] | undefined {
-  if (value === undefined) return undefined;
-  const rows = array(value, where);
-  if (rows.length !== slots)
-    throw invalid(`${where} has ${rows.length} rows, expected ${slots}, one per slot`);
-  return rows.map((row, i) => {
-    const cells = array(row, `${where}[${i}]`);
-    if (cells.length !== experts) {
-      throw invalid(`${where}[${i}] has ${cells.length} values, expected ${experts}, one per expert`);
-    }
-    return cells.map((cell, j) => {
-      if (typeof cell !== "number" || !(Math.abs(cell) <= coefficientLimit)) {
-        throw invalid(`${where}[${i}][${j}] is ${show(cell)}, expected a number within ±${coefficientLimit}`);
-      }
-      return cell;
-    });
-  });
-}
-
-function record(value: unknown, where: string, keys: readonly string[]): Record<string, unknown> {
-  if (typeof value !== "object" || value === null || Array.isArray(value)) {
-    throw invalid(`${where} is ${show(value)}, expected an object`);
-  }
-  const unknown = Object.keys(value).find((key) => !keys.includes(key));
-  if (unknown !== undefined) {
-    throw invalid(`${where} has the unknown key ${show(unknown)}; known are ${keys.join(", ")}`);
-  }
-  return value as Record<string, unknown>;
-}
-
-function array(value: unknown, where: string): unknown[] {
-  if (!Array.isArray(value)) throw invalid(`${where} is ${show(value)}, expected an array`);
-  return value;
-}
-
-function integer(value: unknown, where: string): number {
-  if (!Number.isSafeInteger(value)) throw invalid(`${where} is ${show(value)}, expected an integer`);
-  return value as number;
-}
-
-function show(value: unknown): string {
-  return (JSON.stringify(value) ?? String(value)).slice(0, 80);
-}
-
-function invalid(message: string): CoppiceError {
-  return new CoppiceError("COPPICE_PLAN_INVALID", `not a usable plan: ${message}`);
 }

@@ -1,12 +1,13 @@
 import type { NormalizeSpec, RouterGroups, RouterSpec } from "./model.js";
 import type { LayerPlan } from "./plan.js";
+import { skipExperts } from "./skip-experts.js";
 
 /** Which slots serve each token, and with what weight. */
 export interface Routing {
   readonly topK: number;
-  /** [tokens, k], by descending selection score; ties go to the lower slot. */
+  /** [tokens, k], by descending selection score; ties go to the lower slot; -1 for a choice that the plan skips. */
   readonly slots: Int32Array;
-  /** [tokens, k], the coefficient that multiplies each chosen expert's output, or its input (`scalesInput`). */
+  /** [tokens, k], the coefficient that multiplies each chosen expert's output, or its input (`scalesInput`); 0 if skipped. */
   readonly gates: Float32Array;
 }
 
@@ -14,6 +15,8 @@ export interface RoutingOptions {
   readonly plan?: LayerPlan | undefined;
   /** [n], values of the router's `correction` in the order of the logits' columns. */
   readonly correction?: Float32Array | undefined;
+  /** [tokens], 1 for those that skip nothing although the plan has a rule (`sparedTokens`). */
+  readonly spared?: Uint8Array | undefined;
 }
 
 /**
@@ -26,7 +29,7 @@ export function routeTokens(
   logits: Float32Array,
   tokens: number,
   router: RouterSpec,
-  { plan, correction }: RoutingOptions = {},
+  { plan, correction, spared }: RoutingOptions = {},
 ): Routing {
   const columns = logits.length / tokens;
   const map = plan?.routerMap;
@@ -34,10 +37,16 @@ export function routeTokens(
   const topK = Math.min(plan?.topK ?? router.topK, slotCount);
   const slots = new Int32Array(tokens * topK);
   const gates = new Float32Array(tokens * topK);
+  const skip = plan?.skip;
+  const skipAt = (token: number) => {
+    const [start, end] = [token * topK, (token + 1) * topK];
+    if (skip && !spared?.[token]) skipExperts(skip, slots.subarray(start, end), gates.subarray(start, end));
+  };
   if (router.order === "sparsemixer") {
     for (let token = 0; token < tokens; token++) {
       const row = logits.subarray(token * columns, (token + 1) * columns);
       mixSparsely(row, topK, router.jitter ?? 0, slots, gates, token * topK);
+      skipAt(token);
     }
     return { topK, slots, gates };
   }
@@ -45,7 +54,9 @@ export function routeTokens(
   const mapped = map ? new Float32Array(slotCount) : scores;
   const selection = correction || router.groups ? new Float32Array(slotCount) : mapped;
   const grouping = router.groups && groupSlots(router.groups, router, columns, plan);
-  const normalize = map ? { power: 1 } : router.normalize;
+  // The softmax over the chosen is one over those that are left.
+  const dividesChosen = skip && router.order === "topk-softmax" ? { power: 1 } : undefined;
+  const normalize = map ? { power: 1 } : (router.normalize ?? dividesChosen);
   for (let token = 0; token < tokens; token++) {
     score(router.order, logits, token * columns, scores);
     if (map) applyMap(map, scores, mapped);
@@ -67,6 +78,7 @@ export function routeTokens(
     if (router.order === "topk-softmax") softmax(gates.subarray(start, end), 0, gates.subarray(start, end));
     else if (router.order === "topk-sigmoid")
       for (let i = start; i < end; i++) gates[i] = sigmoid(gates[i] as number);
+    skipAt(token);
     if (normalize) divide(gates, start, end, normalize, map !== undefined);
     if (router.scale !== undefined)
       for (let i = start; i < end; i++) gates[i] = (gates[i] as number) * router.scale;

@@ -1,3 +1,5 @@
+import type { MoeLayer, MoeModel } from "./model.js";
+
 /**
  * One-pass sums of one MoE layer over T calibration tokens. E is the number of experts, T(j) the tokens routed to
  * expert j, g the gate weight of the model's own routing, f the output of an expert before it is weighted, ‖f‖ its L2
@@ -52,6 +54,50 @@ export interface LayerStatistics {
    * variances, in which most of it cancels, need it.
    */
   readonly outputNorm2?: Float64Array;
+  /** Collected on demand: sum of the squares of each hidden unit over T(j), [E, width] (HEAPr, without its gradients). */
+  readonly unitSquares?: Float64Array;
+  /** Collected on demand: sum of f over all tokens, whichever expert they were routed to, [E, hidden] (HC-SMoE). */
+  readonly everyOutputSum?: Float64Array;
+  /** Collected on demand: sum of ⟨f_i, f_j⟩ over all tokens, [E, E], symmetric. */
+  readonly outputGram?: Float64Array;
+  /** Collected on demand: sum of cos(f_i, f_j) over all tokens, 0 where one is zero, [E, E], symmetric (REAM). */
+  readonly outputCosine?: Float64Array;
+
+  /** Single tokens, the same in every layer. */
+  readonly sample?: LayerSample;
+}
+
+/** What one layer shows of the S tokens of `Statistics.sample`, in their order. */
+export interface LayerSample {
+  /** Router logits, [S, E]. */
+  readonly logits: Float32Array;
+  /** Input of the MoE block, [S, hidden]. */
+  readonly inputs?: Float32Array;
+  /** ⟨f_i, f_j⟩ of all experts, [S, E, E]: what any choice of experts changes of the block's output follows from it. */
+  readonly grams?: Float32Array;
+  /** Hidden units of all experts, [S, E, width]. */
+  readonly units?: Float32Array;
+}
+
+/** Names of what a sample may have beside logits, in file order. */
+export const sampleFields = [
+  "logits",
+  "inputs",
+  "grams",
+  "units",
+] as const satisfies readonly (keyof LayerSample)[];
+
+export type SampleField = (typeof sampleFields)[number];
+
+/**
+ * A random sample of the tokens, without replacement. A token's priority is -ln(u) / w: u in (0, 1) is a hash of its
+ * sequence and position, w its weight. The sample is the `limit` lowest priorities (or all tokens, where there are no
+ * more), so that the samples of two sets of data give that of their union.
+ */
+export interface TokenSample {
+  readonly limit: number;
+  /** [S], ascending. */
+  readonly priorities: Float64Array;
 }
 
 /** Names of the sums with one value per expert, in file order. */
@@ -84,17 +130,65 @@ export const extraFields = [
   "peak",
   "outputSum",
   "outputNorm2",
+  "unitSquares",
+  "everyOutputSum",
+  "outputGram",
+  "outputCosine",
 ] as const satisfies readonly (keyof LayerStatistics)[];
 
 export type ExtraField = (typeof extraFields)[number];
 
-/**
- * Shape of a sum of a layer of `experts` experts.
- * @param hidden values per token, which `outputSum` alone depends on
- */
-export function statisticsShape(field: StatisticsField | ExtraField, experts: number, hidden = 0): number[] {
-  if (field === "logitGram") return [experts, experts];
-  return field === "outputSum" ? [experts, hidden] : [experts];
+/** Sizes of a layer that shapes of sums depend on. */
+export interface LayerSizes {
+  readonly experts: number;
+  /** Values per token. */
+  readonly hidden: number;
+  /** Hidden units per expert. */
+  readonly width: number;
+}
+
+/** Sizes of a model's MoE layer. */
+export function layerSizes({ feedForward }: MoeLayer, { hiddenSize }: MoeModel): LayerSizes {
+  const { experts } = feedForward;
+  return { experts: experts.length, hidden: hiddenSize, width: experts[0]?.width ?? 0 };
+}
+
+/** Shape of a sum of a layer. */
+export function statisticsShape(
+  field: StatisticsField | ExtraField,
+  { experts, hidden, width }: LayerSizes,
+): number[] {
+  switch (field) {
+    case "logitGram":
+    case "outputGram":
+    case "outputCosine":
+      return [experts, experts];
+    case "outputSum":
+    case "everyOutputSum":
+      return [experts, hidden];
+    case "unitSquares":
+      return [experts, width];
+    default:
+      return [experts];
+  }
+}
+
+/** Shape of what a sample of `tokens` tokens has of a layer. */
+export function sampleShape(
+  field: SampleField,
+  tokens: number,
+  { experts, hidden, width }: LayerSizes,
+): number[] {
+  switch (field) {
+    case "logits":
+      return [tokens, experts];
+    case "inputs":
+      return [tokens, hidden];
+    case "grams":
+      return [tokens, experts, experts];
+    case "units":
+      return [tokens, experts, width];
+  }
 }
 
 const moments = [
@@ -115,6 +209,13 @@ export interface Statistics {
   readonly tokens: number;
   /** One entry per MoE layer, in layer order. All have the same of what is collected on demand. */
   readonly layers: readonly LayerStatistics[];
+  /** Present exactly when all layers have a sample. */
+  readonly sample?: TokenSample;
+}
+
+/** What the sample has; empty without one. */
+export function sampleFieldsOf({ layers }: Statistics): SampleField[] {
+  return sampleFields.filter((field) => layers[0]?.sample?.[field] !== undefined);
 }
 
 /** What was collected on demand. */

@@ -1,0 +1,113 @@
+import type { MoeSpec } from "./model.js";
+import { unpackFloats } from "./packed-floats.js";
+import type { RouterRows, SkipRule, UnitSource } from "./plan.js";
+import { array, coefficient, coefficients, integer, invalid, record, show } from "./plan-values.js";
+
+/** Rows of a merge or router map, one per slot. */
+export function parseRows(
+  value: unknown,
+  where: string,
+  slots: number,
+  experts: number,
+): number[][] | undefined {
+  if (value === undefined) return undefined;
+  const rows = array(value, where);
+  if (rows.length !== slots) {
+    throw invalid(`${where} has ${rows.length} rows, expected ${slots}, one per slot`);
+  }
+  return rows.map((row, i) => coefficients(row, `${where}[${i}]`, experts, "expert"));
+}
+
+export function parseUnits(
+  value: unknown,
+  where: string,
+  experts: readonly number[],
+  spec: MoeSpec,
+): (UnitSource[] | null)[] {
+  const slots = array(value, where);
+  if (slots.length !== experts.length) {
+    throw invalid(`${where} has ${slots.length} entries, expected ${experts.length}, one per slot`);
+  }
+  return slots.map((slot, i) => {
+    if (slot === null) return null;
+    const sources = array(slot, `${where}[${i}]`).map((source, j) =>
+      parseSource(source, `${where}[${i}][${j}]`, spec),
+    );
+    // One order, so that equal plans round equally.
+    const disorder = sources.findIndex(({ expert }, j) => j > 0 && expert <= (sources[j - 1]?.expert ?? -1));
+    if (disorder >= 0) {
+      throw invalid(`${where}[${i}] lists expert ${sources[disorder]?.expert} out of ascending order`);
+    }
+    return sources;
+  });
+}
+
+function parseSource(value: unknown, where: string, { experts }: MoeSpec): UnitSource {
+  const source = record(value, where, ["expert", "to", "rows", "columns"]);
+  const expert = integer(source.expert, `${where}.expert`);
+  const spec = experts[expert];
+  if (!spec) throw invalid(`${where}.expert is ${expert}; the layer has experts 0 to ${experts.length - 1}`);
+  const { width } = spec;
+  const to = array(source.to, `${where}.to`);
+  if (to.length !== width)
+    throw invalid(`${where}.to has ${to.length} values, expected ${width}, one per unit`);
+  const factor = (key: "rows" | "columns") =>
+    Array.isArray(source[key])
+      ? coefficients(source[key], `${where}.${key}`, width, "unit")
+      : coefficient(source[key], `${where}.${key}`);
+  return {
+    expert,
+    to: to.map((target, i) => {
+      const unit = integer(target, `${where}.to[${i}]`);
+      if (unit < -1 || unit >= width)
+        throw invalid(`${where}.to[${i}] is ${unit}, expected -1 to ${width - 1}`);
+      return unit;
+    }),
+    rows: factor("rows"),
+    columns: factor("columns"),
+  };
+}
+
+export function parseRouter(
+  value: unknown,
+  where: string,
+  experts: readonly number[],
+  { router }: MoeSpec,
+): RouterRows {
+  const rows = record(value, where, ["weight", "bias", "correction"]);
+  const { weight } = rows;
+  if (typeof weight !== "string") throw invalid(`${where}.weight is ${show(weight)}, expected packed values`);
+  const hidden = router.weight.shape[1] as number;
+  try {
+    unpackFloats(weight, { count: experts.length * hidden, what: `${where}.weight` });
+  } catch (error) {
+    throw invalid(error instanceof Error ? error.message : String(error));
+  }
+  const perSlot = (key: "bias" | "correction") => {
+    if (rows[key] === undefined) return undefined;
+    if (!router[key]) throw invalid(`${where}.${key} is given; the model's router has none`);
+    return coefficients(rows[key], `${where}.${key}`, experts.length, "slot");
+  };
+  const bias = perSlot("bias");
+  const correction = perSlot("correction");
+  return { weight, ...(bias && { bias }), ...(correction && { correction }) };
+}
+
+export function parseSkip(value: unknown, where: string): SkipRule {
+  const { rule, threshold, spare } = record(value, where, ["rule", "threshold", "spare"]);
+  if (rule !== "ratio" && rule !== "top-p") {
+    throw invalid(`${where}.rule is ${show(rule)}, expected "ratio" or "top-p"`);
+  }
+  return {
+    rule,
+    threshold: share(threshold, `${where}.threshold`),
+    ...(spare !== undefined && { spare: share(spare, `${where}.spare`) }),
+  };
+}
+
+function share(value: unknown, where: string): number {
+  if (typeof value !== "number" || !(value >= 0 && value <= 1)) {
+    throw invalid(`${where} is ${show(value)}, expected a number from 0 to 1`);
+  }
+  return value;
+}
