@@ -4,9 +4,11 @@ import {
   createPlan,
   layerKey,
   type Plan,
+  packFloats,
   parsePlan,
   planKey,
   Rng,
+  type UnitSource,
 } from "@coppice/core";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
@@ -16,6 +18,9 @@ import { tinyModel } from "./tiny-model.js";
 const { model } = tinyModel();
 const identity = (experts: readonly number[], total = 5) =>
   experts.map((expert) => Array.from({ length: total }, (_, j) => (j === expert ? 1 : 0)));
+const units = (changes: Partial<UnitSource> = {}) => [
+  { expert: 0, to: [0, 1, 2], rows: 1, columns: 1, ...changes },
+];
 const plan = (layer: Omit<Plan["layers"][number], "layer">) => createPlan(model, [{ layer: 0, ...layer }]);
 const key = (layer: Omit<Plan["layers"][number], "layer">) => planKey(plan(layer), model);
 
@@ -60,6 +65,15 @@ describe("planKey", () => {
       key({ experts: [0, 1, 2], merge: changed }),
       key({ experts: [0, 1, 2], routerMap: free }),
       key({ experts: [0, 1, 2], merge: free, routerMap: free }),
+      key({ experts: [0, 1, 2], units: [units(), null, null] }),
+      key({ experts: [0, 1, 2], units: [null, units(), null] }),
+      key({ experts: [0, 1, 2], units: [units({ to: [0, 1, -1] }), null, null] }),
+      key({ experts: [0, 1, 2], units: [units({ columns: [1, 1, 0.5] }), null, null] }),
+      key({ experts: [0, 1, 2], router: { weight: packFloats(new Float32Array(24)) } }),
+      key({ experts: [0, 1, 2], router: { weight: packFloats(new Float32Array(24).fill(1e-30)) } }),
+      key({ experts: [0, 1, 2], skip: { rule: "ratio", threshold: 0.5 } }),
+      key({ experts: [0, 1, 2], skip: { rule: "top-p", threshold: 0.5 } }),
+      key({ experts: [0, 1, 2], skip: { rule: "ratio", threshold: 0.5, spare: 0.1 } }),
       planKey(createPlan(model, [{ layer: 2, experts: [0, 1, 2] }]), model),
       planKey(createPlan({ ...model, fingerprint: "other" }, [{ layer: 0, experts: [0, 1, 2] }]), model),
     ];
@@ -74,8 +88,15 @@ describe("planKey", () => {
     expect(key({ experts: all, topK: 2 })).toBe(nothing);
     expect(key({ experts: all, merge: identity(all) })).toBe(nothing);
     expect(key({ experts: all, routerMap: identity(all) })).toBe(nothing);
+    expect(key({ experts: all, units: all.map(() => null) })).toBe(nothing);
+    expect(key({ experts: all, skip: { rule: "ratio", threshold: 0 } })).toBe(nothing);
     expect(key({ experts: all, topK: 1 })).not.toBe(nothing);
     expect(key({ experts: all, merge: identity(all.toReversed()) })).not.toBe(nothing);
+  });
+
+  test("is the same for one factor and for the same factor of every unit", () => {
+    const one = key({ experts: [0, 1], units: [units({ rows: 0.5 }), null] });
+    expect(key({ experts: [0, 1], units: [units({ rows: [0.5, 0.5, 0.5] }), null] })).toBe(one);
   });
 
   test("sees no difference between 0 and -0", () => {

@@ -3,6 +3,7 @@ import {
   type ErrorCode,
   highest,
   isCoppiceError,
+  packFloats,
   parsePlan,
   planFromScores,
 } from "@coppice/core";
@@ -15,6 +16,8 @@ const { model } = tinyModel();
 const valid = createPlan(model, [{ layer: 0, experts: [3, 1] }]);
 const layer = (entry: unknown) => ({ ...valid, layers: [entry] });
 const row = [0, 0, 0, 1, 0];
+const source = (changes: object = {}) => ({ expert: 0, to: [0, 1, 2], rows: 1, columns: 1, ...changes });
+const rows = (slots: number) => packFloats(new Float32Array(slots * 8));
 
 function expectRefused(value: unknown, code: ErrorCode, message: RegExp): void {
   expect(() => parsePlan(value, model)).toThrow(
@@ -83,6 +86,30 @@ describe("parsePlan", () => {
     ],
     [layer({ layer: 0, experts: [0, 1], routerMap: [row, row.with(4, Number.NaN)] }), /routerMap\[1\]\[4\]/],
     [layer({ layer: 0, experts: [0, 1], routerMap: "x" }), /routerMap is "x", expected an array/],
+    [layer({ layer: 0, experts: [0, 1], units: [null] }), /units has 1 entries, expected 2, one per slot/],
+    [layer({ layer: 0, experts: [0, 1], units: [null, [source({ expert: 5 })]] }), /expert is 5; .* 0 to 4/],
+    [layer({ layer: 0, experts: [0, 1], units: [null, [source({ to: [0, 1] })]] }), /to has 2 values, .* 3/],
+    [layer({ layer: 0, experts: [0, 1], units: [null, [source({ to: [0, 1, 3] })]] }), /to\[2\] is 3/],
+    [layer({ layer: 0, experts: [0, 1], units: [null, [source({ to: [0, 1, -2] })]] }), /to\[2\] is -2/],
+    [layer({ layer: 0, experts: [0, 1], units: [null, [source({ rows: [1] })]] }), /rows has 1 values/],
+    [layer({ layer: 0, experts: [0, 1], units: [null, [source({ columns: "1" })]] }), /columns is "1"/],
+    [layer({ layer: 0, experts: [0, 1], units: [[source(), source()], null] }), /expert 0 out of ascending/],
+    [layer({ layer: 0, experts: [0, 1], router: {} }), /router.weight is undefined, expected packed/],
+    [layer({ layer: 0, experts: [0, 1], router: { weight: "AAAA" } }), /router.weight: 4 characters/],
+    [
+      layer({ layer: 0, experts: [0, 1], router: { weight: rows(2), bias: [0, 0] } }),
+      /router.bias is given; the model's router has none/,
+    ],
+    [
+      layer({ layer: 0, experts: [3], topK: 1, routerMap: [row], router: { weight: rows(1) } }),
+      /a routerMap and router rows, which exclude each other/,
+    ],
+    [layer({ layer: 0, experts: [0, 1], skip: { rule: "p", threshold: 1 } }), /skip.rule is "p"/],
+    [
+      layer({ layer: 0, experts: [0, 1], skip: { rule: "ratio", threshold: 2 } }),
+      /threshold is 2, .* 0 to 1/,
+    ],
+    [layer({ layer: 0, experts: [0, 1], skip: { rule: "ratio", threshold: 1, spare: -1 } }), /spare is -1/],
     [{ ...valid, layers: [valid.layers[0], valid.layers[0]] }, /layer 0 is listed twice/],
     [JSON.parse('{"__proto__": 1, "format": "coppice.plan"}'), /unknown key "__proto__"/],
   ];
