@@ -27,8 +27,14 @@ export interface LoadRequest {
    * Layers that are made ready, so that a model larger than memory runs some layers at a time; default all. Embeddings
    * are read when `from` is 0, the head when `to` is the number of layers; a run outside of that is refused.
    */
-  readonly layers?: { readonly from: number; readonly to: number };
+  readonly layers?: LayerRange;
   readonly signal?: AbortSignal;
+}
+
+/** Layers `from` to `to`, without `to` itself. */
+export interface LayerRange {
+  readonly from: number;
+  readonly to: number;
 }
 
 /** Keys and values of the tokens that a batch of sequences has seen so far. Belongs to the runner that made it. */

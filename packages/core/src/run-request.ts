@@ -1,4 +1,4 @@
-import type { RunRequest } from "./backend.js";
+import type { LayerRange, LoadRequest, RunRequest } from "./backend.js";
 import { CoppiceError } from "./errors.js";
 import type { MoeModel } from "./model.js";
 
@@ -17,12 +17,32 @@ export interface CheckedRunRequest {
 }
 
 /**
+ * The layers that a runner is to make ready.
+ * @throws COPPICE_USAGE
+ */
+export function checkLoadRange({ model, layers }: Pick<LoadRequest, "model" | "layers">): LayerRange {
+  const count = model.layers.length;
+  const { from, to } = layers ?? { from: 0, to: count };
+  if (Number.isInteger(from) && Number.isInteger(to) && from >= 0 && from < to && to <= count)
+    return { from, to };
+  throw new CoppiceError(
+    "COPPICE_USAGE",
+    `layers from ${from} to ${to} are to be loaded; give 0 <= from < to <= ${count}`,
+  );
+}
+
+/**
  * Checks a request before any work, so that every backend refuses the same requests with the same words. The plan
  * is only checked to belong to the model; `parsePlan` checks the rest where it enters the program.
+ * @param loaded layers that the runner has; default all
  * @throws COPPICE_USAGE, COPPICE_PLAN_MODEL
  */
-export function checkRunRequest(model: MoeModel, request: RunRequest): CheckedRunRequest {
-  const { sequences, hidden, boundaries = [], positions, targets, cache, plan } = request;
+export function checkRunRequest(
+  model: MoeModel,
+  request: RunRequest,
+  loaded?: LayerRange,
+): CheckedRunRequest {
+  const { sequences, hidden, boundaries = [], positions, targets, cache, plan, tap } = request;
   const layers = model.layers.length;
   const { from = 0, to = layers } = request;
   if (plan && plan.model.fingerprint !== model.fingerprint) {
@@ -36,6 +56,11 @@ export function checkRunRequest(model: MoeModel, request: RunRequest): CheckedRu
   const tokens = starts[sequences.length] as number;
   if (!Number.isInteger(from) || !Number.isInteger(to) || from < 0 || from >= to || to > layers) {
     throw refused(`layers from ${from} to ${to} are wanted; give 0 <= from < to <= ${layers}`);
+  }
+  if (loaded && (from < loaded.from || to > loaded.to)) {
+    throw refused(
+      `layers from ${from} to ${to} are wanted; the runner was loaded with those from ${loaded.from} to ${loaded.to}`,
+    );
   }
   if (from > 0 !== (hidden !== undefined)) {
     throw refused(
@@ -51,6 +76,9 @@ export function checkRunRequest(model: MoeModel, request: RunRequest): CheckedRu
     if (!Number.isInteger(layer) || layer <= from || layer > to) {
       throw refused(`boundary ${layer} is outside the layers that run; expected ${from + 1} to ${to}`);
     }
+  }
+  if (tap?.every && tap.every.length !== tokens) {
+    throw refused(`the tap's mask has ${tap.every.length} values for ${tokens} tokens`);
   }
   if (cache) {
     if (from !== 0 || to !== layers)

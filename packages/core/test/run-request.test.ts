@@ -1,4 +1,4 @@
-import { checkRunRequest, createPlan, type KvCache, type RunRequest } from "@coppice/core";
+import { checkLoadRange, checkRunRequest, createPlan, type KvCache, type RunRequest } from "@coppice/core";
 import { describe, expect, test } from "vitest";
 import { tinyModel } from "./tiny-model.js";
 
@@ -85,6 +85,11 @@ describe("checkRunRequest", () => {
       /targets of sequence 0 has token 11/,
     ],
     ["a cache of two", { sequences, cache: cacheOf([0, 0]) }, /cache holds 2 sequences, the request 3/],
+    [
+      "a mask of other tokens",
+      { sequences, tap: { fields: [], every: new Uint8Array(5), onLayer() {} } },
+      /mask has 5 values for 6 tokens/,
+    ],
     ["a cache of a part", { sequences, to: 2, cache: cacheOf([0, 0, 0]) }, /a cache needs all 3 layers/],
   ];
   test.each(refused)("refuses %s", (_, request, message) => {
@@ -93,12 +98,49 @@ describe("checkRunRequest", () => {
     );
   });
 
+  test("refuses layers that the runner was not loaded with", () => {
+    const loaded = { from: 1, to: 2 };
+    expect(checkRunRequest(model, { sequences, from: 1, to: 2, hidden }, loaded)).toMatchObject(loaded);
+    for (const request of [{ sequences, to: 2 }, { sequences, from: 1, hidden }, { sequences }]) {
+      expect(() => checkRunRequest(model, request, loaded)).toThrow(
+        expect.objectContaining({
+          code: "COPPICE_USAGE",
+          message: expect.stringMatching(/are wanted; the runner was loaded with those from 1 to 2/),
+        }),
+      );
+    }
+  });
+
   test("refuses a plan of another model", () => {
     const plan = createPlan({ ...model, fingerprint: "beef" });
     expect(() => checkRunRequest(model, { sequences, plan })).toThrow(
       expect.objectContaining({
         code: "COPPICE_PLAN_MODEL",
         message: expect.stringMatching(/"beef".*"f00d"/),
+      }),
+    );
+  });
+});
+
+describe("checkLoadRange", () => {
+  test("gives all layers, or those that are asked for", () => {
+    expect(checkLoadRange({ model })).toEqual({ from: 0, to: 3 });
+    expect(checkLoadRange({ model, layers: { from: 1, to: 2 } })).toEqual({ from: 1, to: 2 });
+  });
+
+  test.each([
+    [1, 1],
+    [2, 1],
+    [-1, 1],
+    [0, 4],
+    [0.5, 1],
+    [0, 1.5],
+    [Number.NaN, 1],
+  ])("refuses %d to %d", (from, to) => {
+    expect(() => checkLoadRange({ model, layers: { from, to } })).toThrow(
+      expect.objectContaining({
+        code: "COPPICE_USAGE",
+        message: `layers from ${from} to ${to} are to be loaded; give 0 <= from < to <= 3`,
       }),
     );
   });
