@@ -25,6 +25,11 @@ export interface ScoreRequest {
   readonly model: MoeModel;
   readonly statistics?: Statistics;
   readonly weights?: WeightReader;
+  /**
+   * Experts that every layer is to keep, where the caller knows: criteria that choose sets then score so that
+   * `selectExperts` finds the set that they chose for this number. Others need not look at it.
+   */
+  readonly keep?: number;
   readonly rng: Rng;
   readonly signal?: AbortSignal;
 }
