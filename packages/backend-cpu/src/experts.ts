@@ -21,6 +21,8 @@ export interface ExpertsRequest {
   readonly residual: Tensor;
   readonly logits: Tensor;
   readonly tap: Tap | undefined;
+  /** [N], place of each row in the packed order of the request; read by the tap alone. */
+  readonly places: Int32Array;
 }
 
 /**
@@ -30,7 +32,19 @@ export interface ExpertsRequest {
 export async function runExperts(
   runtime: Runtime,
   sessions: Sessions,
-  { layer, spec, experts, shape, residualScale, normed, stream, residual, logits, tap }: ExpertsRequest,
+  {
+    layer,
+    spec,
+    experts,
+    shape,
+    residualScale,
+    normed,
+    stream,
+    residual,
+    logits,
+    tap,
+    places,
+  }: ExpertsRequest,
 ): Promise<Tensor> {
   const [tokens = 0, hidden = 0] = normed.dims;
   const values = logits.data as Float32Array;
@@ -56,7 +70,18 @@ export async function runExperts(
     const sorted = outputs?.data as Float32Array | undefined;
     const input = normed.data as Float32Array;
     const before = stream.data as Float32Array;
-    const seen = { layer, tokens, hidden, residual: before, input, logits: values, routing, groups, sorted };
+    const seen = {
+      layer,
+      tokens,
+      hidden,
+      rows: places,
+      residual: before,
+      input,
+      logits: values,
+      routing,
+      groups,
+      sorted,
+    };
     reportLayer(tap, wanted, { ...seen, scalesInput: scalesInput === true });
   }
   return result as Tensor;

@@ -18,6 +18,8 @@ export interface FeedForwardRequest {
   /** [N, slots]; undefined in a dense layer. */
   readonly logits: Tensor | undefined;
   readonly tap: Tap | undefined;
+  /** [N], place of each row in the packed order of the request; read by the tap alone. */
+  readonly places: Int32Array;
 }
 
 /** The output of a decoder layer, [N, hidden]: residual, shared expert and experts, or residual and dense MLP. */
@@ -26,7 +28,7 @@ export async function runFeedForward(
   sessions: Sessions,
   request: FeedForwardRequest,
 ): Promise<Tensor> {
-  const { layer, weights, experts, residualScale, normed, residual, logits, tap } = request;
+  const { layer, weights, experts, residualScale, normed, residual, logits, tap, places } = request;
   const { feedForward } = layer;
   const hidden = normed.dims[1] as number;
   const dense = async (mlp: MlpSpec, feeds: Feeds): Promise<Tensor> => {
@@ -55,5 +57,6 @@ export async function runFeedForward(
     residual: base,
     logits,
     tap,
+    places,
   });
 }

@@ -124,6 +124,7 @@ export class CpuRunner implements Runner {
     const packed = packRows(unit.pieces, sequences, checked, vocabSize, share, input);
     const wanted = wantedRows(unit, packed, checked);
     const inputs = new UnitInputs(this.#runtime, unit.pieces, packed);
+    const places = placesOf(unit, checked);
     let hidden = this.#inputRows(unit, packed, request, checked);
     for (let index = checked.from; index < checked.to; index++) {
       throwIfAborted(signal, `running layer ${index}`);
@@ -156,6 +157,7 @@ export class CpuRunner implements Runner {
         residual,
         logits,
         tap,
+        places,
       });
       const boundary = boundaries.get(index + 1);
       if (boundary) spreadRows(unit, packed, checked, hidden.data as Float32Array, hiddenSize, boundary);
@@ -256,6 +258,14 @@ function lowerBound(values: Int32Array, least: number): number {
     else high = middle;
   }
   return low;
+}
+
+/** Places of the tokens of a unit in the packed order of the request. */
+function placesOf({ pieces }: Unit, { starts }: CheckedRunRequest): Int32Array {
+  const places = pieces.map(({ sequence, begin, end }) =>
+    Int32Array.from({ length: end - begin }, (_, i) => (starts[sequence] as number) + begin + i),
+  );
+  return Int32Array.from(places.flatMap((of) => Array.from(of)));
 }
 
 /** Copies the row of every token of a unit to its place in the packed order of the request. */

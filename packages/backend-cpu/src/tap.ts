@@ -5,6 +5,8 @@ interface TappedLayer {
   readonly layer: number;
   readonly tokens: number;
   readonly hidden: number;
+  /** [tokens], place of each in the packed order of the request. */
+  readonly rows: Int32Array;
   readonly residual: Float32Array;
   readonly input: Float32Array;
   readonly logits: Float32Array;
@@ -18,9 +20,9 @@ interface TappedLayer {
 
 /** Shows a layer to a tap: the fields it asked for, and no others. */
 export function reportLayer(tap: Tap, wanted: ReadonlySet<TapField>, seen: TappedLayer): void {
-  const { layer, tokens, residual, input, logits, routing, sorted } = seen;
+  const { layer, tokens, rows, residual, input, logits, routing, sorted } = seen;
   const { topK, slots, gates } = routing;
-  let shown: LayerTap = { layer, tokens, topK };
+  let shown: LayerTap = { layer, tokens, topK, rows };
   if (wanted.has("residual")) shown = { ...shown, residual };
   if (wanted.has("input")) shown = { ...shown, input };
   if (wanted.has("routerLogits")) shown = { ...shown, routerLogits: logits };
