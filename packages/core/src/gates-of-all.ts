@@ -16,7 +16,7 @@ export function gatesOfAll(
   { plan, correction }: Pick<RoutingOptions, "plan" | "correction"> = {},
 ): Float32Array {
   const count = plan?.routerMap?.length ?? logits.length / tokens;
-  const { groups: _, ...ungrouped } = router;
+  const { groups: _, skip: __, ...ungrouped } = router;
   const all = { ...ungrouped, topK: count };
   const { slots, gates } = routeTokens(logits, tokens, all, { plan: plan && choosingAll(plan), correction });
   const ordered = new Float32Array(gates.length);

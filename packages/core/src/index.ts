@@ -15,6 +15,7 @@ export * from "./packed-floats.js";
 export * from "./plan.js";
 export * from "./plan-build.js";
 export * from "./plan-key.js";
+export { parseSkip } from "./plan-parts.js";
 export * from "./plan-validate.js";
 export * from "./plugin.js";
 export * from "./registry.js";

@@ -1,3 +1,4 @@
+import type { SkipRule } from "./plan.js";
 import type { TensorRef } from "./tensor.js";
 
 /** `y = x Wᵀ + b`; weight has shape [out, in]. */
@@ -191,6 +192,8 @@ export interface RouterSpec {
   readonly scalesInput?: true;
   /** Tolerance of `sparsemixer`: experts within 2 * jitter of the best, relatively, share the softmax. */
   readonly jitter?: number;
+  /** A rule that the checkpoint brings along (Coppice's runtime layout); a plan's rule takes its place. */
+  readonly skip?: SkipRule;
 }
 
 /** The gate weights of the chosen are divided by `max(‖g‖_p, least) + epsilon`. */

@@ -3,6 +3,7 @@ import { bytesToHex, utf8ToBytes } from "@noble/hashes/utils.js";
 import { type MoeModel, moeLayers, type RouterSpec } from "./model.js";
 import { packFloats, unpackFloats } from "./packed-floats.js";
 import type { LayerPlan, Plan, RouterRows, SkipRule, UnitSource } from "./plan.js";
+import { skipRuleOf } from "./skip-experts.js";
 
 /**
  * The one form of all layer plans that compute the same function: slots sorted by their expert, identity
@@ -28,7 +29,7 @@ export function canonicalLayer(plan: LayerPlan, router: RouterSpec): LayerPlan {
     ...(plan.units?.some((unit) => unit !== null) && { units: sortUnits(plan.units, order) }),
     ...(plan.router && { router: sortRouter(plan.router, order) }),
     ...(plan.topK !== undefined && plan.topK !== router.topK && { topK: plan.topK }),
-    ...(plan.skip && skipsSome(plan.skip) && { skip: plan.skip }),
+    ...changedSkip(plan, router),
   };
 }
 
@@ -81,9 +82,13 @@ function sortRows(
   return rows && order.map((slot) => (rows[slot] as readonly number[]).map((value) => value + 0));
 }
 
-/** Gate weights are at least 0, so that a ratio of 0 skips none. */
-function skipsSome({ rule, threshold }: SkipRule): boolean {
-  return rule === "top-p" || threshold > 0;
+/** The plan's rule where it is another than the router's own; one that skips nothing in one form. */
+function changedSkip(plan: LayerPlan, router: RouterSpec): Pick<LayerPlan, "skip"> {
+  const text = (rule: SkipRule | undefined) =>
+    rule && JSON.stringify([rule.rule, rule.threshold, rule.spare]);
+  const skip = skipRuleOf(router, plan);
+  if (text(skip) === text(skipRuleOf(router))) return {};
+  return { skip: skip ?? { rule: "ratio", threshold: 0 } };
 }
 
 /** Units in slot order, factors that are all alike as one number. */

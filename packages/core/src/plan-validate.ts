@@ -81,7 +81,7 @@ function parseLayer(value: unknown, position: number, specs: ReadonlyMap<number,
   const routerMap = parseRows(entry.routerMap, `${where}.routerMap`, experts.length, total);
   if (routerMap && !acceptsMap(spec.router)) {
     throw invalid(
-      `${where}.routerMap works on softmax probabilities of all experts, which this model's router does not choose by`,
+      `${where}.routerMap works on softmax probabilities of all experts, by which alone this model's router does not choose`,
     );
   }
   const units =
@@ -106,7 +106,7 @@ function parseLayer(value: unknown, position: number, specs: ReadonlyMap<number,
   };
 }
 
-/** Router maps are defined on the softmax over all experts; a correction or groups would need maps of their own. */
-function acceptsMap({ order, correction, groups }: RouterSpec): boolean {
-  return order === "softmax-topk" && !correction && !groups;
+/** Router maps are defined on the softmax over all experts; a correction, groups or a rule would need maps of their own. */
+function acceptsMap({ order, correction, groups, skip }: RouterSpec): boolean {
+  return order === "softmax-topk" && !correction && !groups && !skip;
 }

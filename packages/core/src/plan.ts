@@ -42,7 +42,10 @@ export interface LayerPlan {
   readonly router?: RouterRows;
   /** Experts per token in this layer; absent: the model's own. */
   readonly topK?: number;
-  /** Tokens for which fewer than top-k experts run. No stock checkpoint can express it; excludes `routerMap`. */
+  /**
+   * Tokens for which fewer than top-k experts run, in place of the router's own rule (`skipRuleOf`). No stock checkpoint
+   * can express it; excludes `routerMap`.
+   */
   readonly skip?: SkipRule;
 }
 

@@ -1,6 +1,6 @@
 import type { NormalizeSpec, RouterGroups, RouterSpec } from "./model.js";
 import type { LayerPlan } from "./plan.js";
-import { skipExperts } from "./skip-experts.js";
+import { skipExperts, skipRuleOf } from "./skip-experts.js";
 
 /** Which slots serve each token, and with what weight. */
 export interface Routing {
@@ -37,7 +37,7 @@ export function routeTokens(
   const topK = Math.min(plan?.topK ?? router.topK, slotCount);
   const slots = new Int32Array(tokens * topK);
   const gates = new Float32Array(tokens * topK);
-  const skip = plan?.skip;
+  const skip = skipRuleOf(router, plan);
   const skipAt = (token: number) => {
     const [start, end] = [token * topK, (token + 1) * topK];
     if (skip && !spared?.[token]) skipExperts(skip, slots.subarray(start, end), gates.subarray(start, end));

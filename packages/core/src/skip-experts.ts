@@ -1,7 +1,15 @@
-import type { SkipRule } from "./plan.js";
+import type { RouterSpec } from "./model.js";
+import type { LayerPlan, SkipRule } from "./plan.js";
 
 /** Slot of a choice that does not run. */
 export const skipped = -1;
+
+/** The rule of a layer under a plan: the plan's, else the router's own; undefined when none skips anything. */
+export function skipRuleOf(router: Pick<RouterSpec, "skip">, plan?: LayerPlan): SkipRule | undefined {
+  const rule = plan?.skip ?? router.skip;
+  // Gate weights are at least 0, so that a ratio of 0 skips none.
+  return rule && (rule.rule === "top-p" || rule.threshold > 0) ? rule : undefined;
+}
 
 /**
  * Applies a rule to one token's choices: those that do not run get the slot -1 and the gate weight 0.

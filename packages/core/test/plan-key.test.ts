@@ -8,6 +8,7 @@ import {
   parsePlan,
   planKey,
   Rng,
+  type SkipRule,
   type UnitSource,
 } from "@coppice/core";
 import fc from "fast-check";
@@ -92,6 +93,30 @@ describe("planKey", () => {
     expect(key({ experts: all, skip: { rule: "ratio", threshold: 0 } })).toBe(nothing);
     expect(key({ experts: all, topK: 1 })).not.toBe(nothing);
     expect(key({ experts: all, merge: identity(all.toReversed()) })).not.toBe(nothing);
+  });
+
+  test("knows a rule by which tokens skip experts from the router's own", () => {
+    const own = { rule: "ratio", threshold: 0.5 } as const;
+    const skipping = {
+      ...model,
+      layers: model.layers.map((layer) =>
+        layer.feedForward.kind === "moe"
+          ? {
+              ...layer,
+              feedForward: { ...layer.feedForward, router: { ...layer.feedForward.router, skip: own } },
+            }
+          : layer,
+      ),
+    };
+    const experts = [0, 1, 2, 3, 4];
+    const keyOf = (skip: SkipRule) => planKey(createPlan(skipping, [{ layer: 0, experts, skip }]), skipping);
+    const nothing = planKey(createPlan(skipping), skipping);
+    expect(keyOf(own)).toBe(nothing);
+    const never = keyOf({ rule: "ratio", threshold: 0 });
+    expect(never).not.toBe(nothing);
+    expect(keyOf({ rule: "ratio", threshold: 0, spare: 0.5 })).toBe(never);
+    const map = [{ layer: 0, experts, routerMap: identity(experts) }];
+    expect(() => parsePlan(createPlan(skipping, map), skipping)).toThrow(/routerMap/);
   });
 
   test("is the same for one factor and for the same factor of every unit", () => {

@@ -95,6 +95,17 @@ describe("routeTokens with a skip rule", () => {
     }
   }
 
+  it("applies the router's own rule, in whose place a plan's comes", () => {
+    const own = { rule: "ratio", threshold: 0.9 } as const;
+    const spec = router({ normalize: { power: 1 } });
+    const under = (rule?: SkipRule, skip?: SkipRule) =>
+      routeTokens(logits, tokens, { ...spec, ...(skip && { skip }) }, rule && { plan: plan(rule) });
+    expect(under(undefined, own)).toEqual(under(own));
+    expect(under({ rule: "ratio", threshold: 0.5 }, own)).toEqual(under({ rule: "ratio", threshold: 0.5 }));
+    expect(under({ rule: "ratio", threshold: 0 }, own)).toEqual(under());
+    expect(under(own)).not.toEqual(under());
+  });
+
   it("spares tokens", () => {
     const spec = router({ normalize: { power: 1 } });
     const spared = Uint8Array.from({ length: tokens }, (_, token) => token % 2);
