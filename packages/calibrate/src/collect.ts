@@ -2,6 +2,7 @@ import {
   CoppiceError,
   type ExtraField,
   extraFields,
+  layerSizes,
   type MoeModel,
   moeLayers,
   type RunEmitter,
@@ -70,10 +71,10 @@ export async function collectStatistics(options: CollectOptions): Promise<Collec
   }
   const layers = moeLayers(model);
   const collectors = new Map(
-    layers.map(({ index, feedForward: { experts, router } }) => [
-      index,
-      new LayerCollector(emptyLayer(index, experts.length, extras, model.hiddenSize), {
-        scalesInput: router.scalesInput === true,
+    layers.map((layer) => [
+      layer.index,
+      new LayerCollector(emptyLayer(layer.index, layerSizes(layer, model), extras), {
+        scalesInput: layer.feedForward.router.scalesInput === true,
         residualScale: model.residualScale ?? 1,
       }),
     ]),

@@ -4,6 +4,7 @@ import {
   elementCount,
   extraFields,
   extrasOf,
+  type LayerSizes,
   type LayerStatistics,
   type Statistics,
   type StatisticsField,
@@ -111,18 +112,16 @@ export function scaleStatistics(statistics: CollectedStatistics, weight: number)
 /**
  * Statistics of one layer over no tokens.
  * @param extras what is collected on demand
- * @param hidden values per token, which `outputSum` needs
  */
 export function emptyLayer(
   layer: number,
-  experts: number,
+  sizes: LayerSizes,
   extras: readonly ExtraField[] = [],
-  hidden = 0,
 ): LayerStatistics {
   const sums = Object.fromEntries(
     [...statisticsFields, ...extras].map((field) => [
       field,
-      new Float64Array(elementCount(statisticsShape(field, experts, hidden))),
+      new Float64Array(elementCount(statisticsShape(field, sizes))),
     ]),
   );
   return { layer, tokens: 0, ...(sums as Record<StatisticsField, Float64Array>) };
@@ -130,9 +129,19 @@ export function emptyLayer(
 
 /** Statistics of no tokens with the fields and sizes of another. */
 function emptyLike(layer: LayerStatistics): LayerStatistics {
-  const experts = layer.count.length;
   const extras = extrasOf({ model: "", tokens: 0, layers: [layer] });
-  return emptyLayer(layer.layer, experts, extras, (layer.outputSum?.length ?? 0) / experts);
+  return emptyLayer(layer.layer, sizesOf(layer), extras);
+}
+
+/** Sizes as far as the fields of a layer show them, else 0. */
+export function sizesOf({ count, ...sums }: LayerStatistics): LayerSizes {
+  const experts = count.length;
+  const perExpert = (values?: ArrayLike<number>) => (values ? values.length / experts : 0);
+  return {
+    experts,
+    hidden: perExpert(sums.outputSum ?? sums.everyOutputSum),
+    width: perExpert(sums.unitSquares),
+  };
 }
 
 function addLayers(a: LayerStatistics, b: LayerStatistics): LayerStatistics {

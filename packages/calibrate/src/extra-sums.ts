@@ -13,6 +13,10 @@ export const extraTapFields: Readonly<Record<ExtraField, readonly TapField[]>> =
   peak: ["expertPeaks"],
   outputSum: ["expertOutputs"],
   outputNorm2: ["expertOutputs"],
+  unitSquares: ["everyUnit"],
+  everyOutputSum: ["everyOutput"],
+  outputGram: ["everyOutput"],
+  outputCosine: ["everyOutput"],
 };
 
 /** Adds what a tap shows of one layer to those of its sums that were asked for. */

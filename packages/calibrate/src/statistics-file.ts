@@ -9,7 +9,7 @@ import {
   statisticsFields,
   statisticsShape,
 } from "@coppice/core";
-import { type CollectedStatistics, emptyLayer } from "./collected-statistics.js";
+import { type CollectedStatistics, emptyLayer, sizesOf } from "./collected-statistics.js";
 import { encodeSources, isCount, parseSources, show } from "./source-record.js";
 
 /** Version of the statistics file that this package writes and reads. Version 1 had fewer sums. */
@@ -25,11 +25,11 @@ const format = "coppice.statistics";
 export function encodeStatistics(statistics: CollectedStatistics): Uint8Array {
   const tensors = new Map<string, TensorBytes>();
   for (const layer of statistics.layers) {
-    const experts = layer.count.length;
+    const sizes = sizesOf(layer);
     for (const field of [...statisticsFields, ...extraFields]) {
       const sums = layer[field];
       if (!sums) continue;
-      const shape = statisticsShape(field, experts, sums.length / experts);
+      const shape = statisticsShape(field, sizes);
       tensors.set(tensorName(layer.layer, field), float64Tensor(sums, shape));
     }
   }
@@ -108,11 +108,16 @@ function parseLayers(
   }
   return indices.map((index) => {
     const experts = tensors.get(tensorName(index, "count"))?.shape[0] ?? 0;
-    const hidden = tensors.get(tensorName(index, "outputSum"))?.shape[1] ?? 0;
+    const columns = (field: ExtraField) => tensors.get(tensorName(index, field))?.shape[1];
+    const sizes = {
+      experts,
+      hidden: columns("outputSum") ?? columns("everyOutputSum") ?? 0,
+      width: columns("unitSquares") ?? 0,
+    };
     const read = (field: StatisticsField | ExtraField): Float64Array => {
       const name = tensorName(index, field);
       const tensor = tensors.get(name);
-      const shape = statisticsShape(field, experts, hidden);
+      const shape = statisticsShape(field, sizes);
       if (tensor?.dtype !== "F64" || tensor.shape.join() !== shape.join() || !experts) {
         throw fail(`${name} is ${describe(tensor)}, expected F64 of shape [${shape.join(", ")}]`);
       }
@@ -120,7 +125,7 @@ function parseLayers(
     };
     // Checked before anything is allocated by the number of experts that the file claims.
     const values = new Map(fields.map((field) => [field, read(field)]));
-    const layer = emptyLayer(index, experts, extras, hidden);
+    const layer = emptyLayer(index, sizes, extras);
     layer.tokens = counting.tokens;
     for (const [field, sums] of values) layer[field]?.set(sums);
     checkLayer(layer, counting, fail);

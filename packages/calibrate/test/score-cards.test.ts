@@ -43,7 +43,9 @@ describe("rankCorrelation", () => {
 function statisticsOf(model: MoeModel, probability: readonly number[]): Statistics {
   const layers = moeLayers(model).map(({ index }): LayerStatistics => {
     const sums = statisticsFields.map((field) => {
-      const size = statisticsShape(field, probability.length).reduce((product, n) => product * n);
+      const size = statisticsShape(field, { experts: probability.length, hidden: 0, width: 0 }).reduce(
+        (product, n) => product * n,
+      );
       return [field, field === "probability" ? Float64Array.from(probability) : new Float64Array(size)];
     });
     return { layer: index, tokens: 10, ...Object.fromEntries(sums) };
