@@ -1,4 +1,5 @@
 export * from "./backend.js";
+export * from "./combinations.js";
 export * from "./criterion.js";
 export * from "./dtype-round.js";
 export * from "./error-codes.js";

@@ -1,3 +1,4 @@
+import { combinations } from "./combinations.js";
 import { CoppiceError } from "./errors.js";
 import type { MoeSpec, RouterGroups, RouterSpec } from "./model.js";
 import { groupMembers, groupsAfter } from "./router-groups.js";
@@ -81,6 +82,7 @@ export function findExperts(
     if (fits(router, experts, layer)) return experts.sort((a, b) => a - b);
   }
   let best: number[] | undefined;
+  // Routers have at most some 16 groups and take up to 8 of them.
   for (const chosen of combinations(ranked, groups.keep)) {
     const members = chosen.flat();
     if (members.length < keep) continue;
@@ -125,16 +127,5 @@ function fits(router: RouterSpec, experts: readonly number[], layer: number): bo
     return true;
   } catch {
     return false;
-  }
-}
-
-/** All choices of `count` items; routers have at most some 16 groups and take up to 8 of them. */
-function* combinations<T>(items: readonly T[], count: number, from = 0): Generator<T[]> {
-  if (count === 0) {
-    yield [];
-    return;
-  }
-  for (let i = from; i + count <= items.length; i++) {
-    for (const rest of combinations(items, count - 1, i + 1)) yield [items[i] as T, ...rest];
   }
 }
