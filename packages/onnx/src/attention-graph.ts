@@ -11,6 +11,8 @@ export interface AttentionGraphOptions {
   readonly select: boolean;
   /** Take `mask`, which is added to the scores. */
   readonly masked: boolean;
+  /** Give the attention that every position receives as well; takes `queries`. */
+  readonly received?: true;
 }
 
 /** Queries, keys and values as the attention operator takes them. */
@@ -35,11 +37,12 @@ export interface OperatorInputs {
  * dimensions of a value] and `outputBias`; `router` [E, hidden] and `routerBias` [E]; `pad` int32 [B, S], the row of
  * every padded token; `unpad` int32 [R], the padded token of every result row; `select` int32 [R]; `lengths` int32
  * [B], past and present tokens of each sequence less one; `total` int32 [], the most tokens of a sequence; `cos`, `sin`
- * [M, rotaryDimensions / 2] with M >= total; `sinks` [heads]; `mask` [B, 1, S, total]; with a cache `pastKey`,
- * `pastValue` [B, kvHeads, P, size].
+ * [M, rotaryDimensions / 2] with M >= total; `sinks` [heads]; `mask` [B, 1, S, total]; `queries` bool
+ * [B, 1, S, 1], false for padding; with a cache `pastKey`, `pastValue` [B, kvHeads, P, size].
  *
  * Outputs: `normed` [R, hidden], what the feed-forward block reads; `residual` [R, hidden], what is added to its
- * result; `logits` [R, E]; with a cache `presentKey`, `presentValue` [B, kvHeads, max(P, total), size].
+ * result; `logits` [R, E]; on request `received` [B, total], the attention probabilities of every position summed over
+ * heads and `queries`, with anything behind the last position of a sequence; with a cache `presentKey`, `presentValue` [B, kvHeads, max(P, total), size].
  *
  * Operators: ONNX Runtime's GroupQueryAttention (causal; `mask`, windows and sinks are inputs and attributes of it),
  * SimplifiedLayerNormalization (root mean square) and SkipSimplifiedLayerNormalization.
@@ -80,8 +83,7 @@ export function attentionGraph(shape: AttentionShape, options: AttentionGraphOpt
   graph.nodes(
     "GroupQueryAttention",
     all.slice(0, all.findLastIndex((name) => name !== "") + 1),
-    // Without a cache the operator is spared writing keys and values a second time, up to half of its time.
-    options.cache ? ["attended", "presentKey", "presentValue"] : ["attended"],
+    attentionOutputs(options),
     {
       domain: "com.microsoft",
       attributes: {
@@ -91,6 +93,7 @@ export function attentionGraph(shape: AttentionShape, options: AttentionGraphOpt
         do_rotary: turns[0] === "" ? 0 : 1,
         rotary_interleaved: 0,
         ...(shape.window !== undefined && { local_window_size: shape.window }),
+        ...(options.received && { qk_output: afterSoftmax }),
       },
     },
   );
@@ -114,11 +117,27 @@ export function attentionGraph(shape: AttentionShape, options: AttentionGraphOpt
     graph.nodes("Gemm", linear, ["logits"], { attributes: { transB: 1 } });
     graph.output("logits", [rows, "E"]);
   }
+  if (options.received) {
+    // Chosen and not multiplied: the operator leaves padding as it finds it, with values that may be no numbers.
+    const queries = graph.input("queries", ["B", 1, "S", 1], "bool");
+    const real = graph.node("Where", [queries, "probabilities", graph.float32(0)]);
+    graph.nodes("ReduceSum", [real, graph.int64([1, 2])], ["received"], { attributes: { keepdims: 0 } });
+    graph.output("received", ["B", "T"]);
+  }
   if (options.cache) {
     graph.output("presentKey", ["B", kvHeads, "Q", size]);
     graph.output("presentValue", ["B", kvHeads, "Q", size]);
   }
   return graph.build();
+}
+
+/** Value of `qk_output` that asks the operator for its probabilities. */
+const afterSoftmax = 2;
+
+function attentionOutputs({ cache, received }: AttentionGraphOptions): readonly string[] {
+  // Without a cache the operator is spared writing keys and values a second time, up to half of its time.
+  const present = cache ? ["presentKey", "presentValue"] : [];
+  return received ? ["attended", ...(cache ? present : ["", ""]), "probabilities"] : ["attended", ...present];
 }
 
 /** Cosines and sines of every row, [N, 1, rotaryDimensions / 2], by the input `positions` int32 [N]. */

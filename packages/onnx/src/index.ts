@@ -1,5 +1,6 @@
 export * from "./attention-graph.js";
 export * from "./attention-shape.js";
+export * from "./expert-graph.js";
 export * from "./graph-builder.js";
 export * from "./head-graph.js";
 export * from "./mlp.js";

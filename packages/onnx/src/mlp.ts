@@ -54,32 +54,54 @@ export function mlp(
   activation: ActivationSpec,
   weights: MlpEntries<Value>,
 ): Value {
-  const linear = (rows: Value, part: "gate" | "up" | "down") => {
-    const inputs = [rows, weights[part], weights[`${part}Bias`]];
-    return graph.node(
-      "Gemm",
-      inputs.filter((name) => name !== undefined),
-      { attributes: { transB: 1 } },
-    );
-  };
+  return downProjection(graph, hiddenUnits(graph, x, activation, weights), weights);
+}
+
+/** What `down` multiplies in an MLP of rows [M, hidden], [M, width]. */
+export function hiddenUnits(
+  graph: GraphBuilder,
+  x: Value,
+  activation: ActivationSpec,
+  weights: MlpEntries<Value>,
+): Value {
+  const project = (part: "gate" | "up") => linear(graph, x, weights, part);
   const times = (a: Value, b: Value) => graph.node("Mul", [a, b]);
   switch (activation.kind) {
     case "silu": {
-      const gated = linear(x, "gate");
+      const gated = project("gate");
       const silu = times(gated, graph.node("Sigmoid", [gated]));
-      return linear(times(silu, linear(x, "up")), "down");
+      return times(silu, project("up"));
     }
     case "clamped-swiglu": {
       const limit = graph.float32(activation.limit);
-      const gate = graph.node("Clip", [linear(x, "gate"), "", limit]);
-      const up = graph.node("Clip", [linear(x, "up"), graph.float32(-activation.limit), limit]);
+      const gate = graph.node("Clip", [project("gate"), "", limit]);
+      const up = graph.node("Clip", [project("up"), graph.float32(-activation.limit), limit]);
       const slope = graph.node("Sigmoid", [times(gate, graph.float32(activation.alpha))]);
       const shifted = graph.node("Add", [up, graph.float32(1)]);
-      return linear(times(times(gate, slope), shifted), "down");
+      return times(times(gate, slope), shifted);
     }
     case "relu2": {
-      const positive = graph.node("Relu", [linear(x, "up")]);
-      return linear(times(positive, positive), "down");
+      const positive = graph.node("Relu", [project("up")]);
+      return times(positive, positive);
     }
   }
+}
+
+/** What hidden units [M, width] become outside, [M, hidden]. */
+export function downProjection(graph: GraphBuilder, units: Value, weights: MlpEntries<Value>): Value {
+  return linear(graph, units, weights, "down");
+}
+
+function linear(
+  graph: GraphBuilder,
+  rows: Value,
+  weights: MlpEntries<Value>,
+  part: "gate" | "up" | "down",
+): Value {
+  const inputs = [rows, weights[part], weights[`${part}Bias`]];
+  return graph.node(
+    "Gemm",
+    inputs.filter((name) => name !== undefined),
+    { attributes: { transB: 1 } },
+  );
 }

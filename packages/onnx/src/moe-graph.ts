@@ -11,13 +11,15 @@ export interface MoeGraphOptions {
   readonly scalesInput?: true;
   /** Factor on what is added to the residual; absent: 1. */
   readonly residualScale?: number;
+  /** Some choices do not run: `places` may hold M, which stands for a row of zeros behind the others. */
+  readonly skips?: true;
 }
 
 /**
  * The experts of an MoE layer over tokens that are already routed: gather each expert's tokens, run the expert on
  * them, and let every token add up what its experts gave. No expert sees a token that did not choose it.
  *
- * M = N topK is the number of (token, expert) choices, sorted by slot. Weights are inputs, so one session serves
+ * M is the number of (token, expert) choices that run, N topK of them without `skips`, sorted by slot. Weights are inputs, so one session serves
  * every layer of a shape and every plan: a merged expert is just another array.
  *
  * Inputs: `normed`, `residual` [N, hidden]; `rows` int32 [M], the token of every choice; `sizes` int64 [slots], how
@@ -26,7 +28,7 @@ export interface MoeGraphOptions {
  * of `mlpInputs` with i behind their names.
  *
  * Outputs: `result` [N, hidden], the residual plus the gate-weighted expert outputs; on request `expertOutputs`
- * [M, hidden], unweighted, in the order of `rows`.
+ * [M, hidden], unweighted, in the order of `rows`; with `skips` [M + 1, hidden].
  */
 export function moeGraph(shape: MlpShape, options: MoeGraphOptions): Graph {
   const { hidden, activation } = shape;
@@ -45,6 +47,8 @@ export function moeGraph(shape: MlpShape, options: MoeGraphOptions): Graph {
     const gate = inputGates?.[slot];
     return mlp(graph, gate === undefined ? tokens : graph.node("Mul", [tokens, gate]), activation, weights);
   });
+  // No row of another choice will do in its place: what is not a number there would not become 0.
+  if (options.skips) parts.push(graph.node("ConstantOfShape", [graph.int64([1, hidden])]));
   graph.nodes("Concat", parts, ["expertOutputs"], { attributes: { axis: 0 } });
   const places = graph.input("places", [topK, "N"], "int32");
   // One pass per rank of choice: half the time of scattering every expert's rows onto the residual.
@@ -57,7 +61,7 @@ export function moeGraph(shape: MlpShape, options: MoeGraphOptions): Graph {
   }
   graph.nodes("Identity", [result], ["result"]);
   graph.output("result", ["N", hidden]);
-  if (options.expertOutputs) graph.output("expertOutputs", ["M", hidden]);
+  if (options.expertOutputs) graph.output("expertOutputs", ["O", hidden]);
   return graph.build();
 
   function split(values: Value, name: string): Value[] {

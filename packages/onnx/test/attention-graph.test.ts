@@ -1,5 +1,5 @@
 import { type AttentionShape, attentionGraph, operatorHeads } from "@coppice/onnx";
-import type { Tensor } from "onnxruntime-node";
+import { Tensor } from "onnxruntime-node";
 import { describe, expect, test } from "vitest";
 import { type Matrix, product, slowAttention, type Weights } from "./formulas.js";
 import { expectClose, feedsOf, int32, random, randomRow, run, tensor } from "./run-graph.js";
@@ -174,6 +174,21 @@ function placeFeeds(shape: AttentionShape): Record<string, Tensor> {
   };
 }
 
+const bools = (values: readonly boolean[], shape: readonly number[]) =>
+  new Tensor("bool", Uint8Array.from(values, Number), shape);
+const queries = bools(
+  lengths.flatMap((length) => Array.from({ length: longest }, (_, i) => i < length)),
+  [lengths.length, 1, longest, 1],
+);
+
+/** What tokens receive, without what stands behind the last of a sequence. */
+function expectReceived(found: Tensor | undefined, expected: readonly number[]): void {
+  const values = found?.data as Float32Array;
+  expect(found?.dims).toEqual([lengths.length, longest]);
+  const real = lengths.flatMap((length, s) => [...values.subarray(s * longest, s * longest + length)]);
+  expectClose(tensor([real]), [expected]);
+}
+
 const unpad = lengths.flatMap((length, s) => Array.from({ length }, (_, i) => s * longest + i));
 const packed = { cache: false, select: false, masked: false };
 
@@ -193,6 +208,10 @@ describe("the attention graph", () => {
         const bias = weights.routerBias as number[] | undefined;
         expectClose(found.logits, product(expected.normed, weights.router as Matrix, bias), 1e-4);
       } else expect(found.logits).toBeUndefined();
+
+      const summed = await run(attentionGraph(shape, { ...packed, received: true }), { ...feeds, queries });
+      expectReceived(summed.received, expected.received);
+      expectClose(summed.residual, expected.residual);
 
       const rows = [12, 3];
       const some = await run(attentionGraph(shape, { ...packed, select: true }), {
@@ -217,14 +236,17 @@ describe("the attention graph", () => {
       const mask = Array.from({ length: lengths.length * longest }, (_, row) =>
         Array.from({ length: longest }, (_, j) => (apart(row % longest, j) ? Number.NEGATIVE_INFINITY : 0)),
       );
-      const found = await run(attentionGraph(shape, { ...packed, masked: true }), {
+      const found = await run(attentionGraph(shape, { ...packed, masked: true, received: true }), {
+        queries,
         hidden: tensor(hidden),
         ...placeFeeds(shape),
         ...feedsOf(weights),
         mask: tensor(mask, [lengths.length, 1, longest, longest]),
       });
       const around = { lengths, temperature, chunk };
-      expectClose(found.residual, slowAttention(shape, weights, hidden, around).residual);
+      const expected = slowAttention(shape, weights, hidden, around);
+      expectClose(found.residual, expected.residual);
+      expectReceived(found.received, expected.received);
     },
   );
 
@@ -235,9 +257,10 @@ describe("the attention graph", () => {
       const weights = weightsOf(shape);
       const hidden = random(longest, shape.hidden);
       const { kvHeads, size } = operatorHeads(shape);
-      const graph = attentionGraph(shape, { ...packed, cache: true });
+      const graph = attentionGraph(shape, { ...packed, cache: true, received: true });
       const around = { lengths: [longest], temperature, chunk: longest };
-      const expected = slowAttention(shape, weights, hidden, around).residual;
+      const expected = slowAttention(shape, weights, hidden, around);
+      const received = new Array<number>(longest).fill(0);
       const empty = () => tensor([new Array<number>(kvHeads * 8 * size).fill(0)], [1, kvHeads, 8, size]);
       let [pastKey, pastValue] = [empty(), empty()];
       for (let t = 0; t < longest; t++) {
@@ -250,12 +273,16 @@ describe("the attention graph", () => {
           unpad: int32([0]),
           lengths: int32([t]),
           total: int32([t + 1], []),
+          queries: bools([true], [1, 1, 1, 1]),
           pastKey,
           pastValue,
         });
-        expectClose(found.residual, [expected[t] as number[]]);
+        expectClose(found.residual, [expected.residual[t] as number[]]);
+        const shares = found.received?.data as Float32Array;
+        for (const [i, share] of shares.entries()) received[i] = (received[i] as number) + share;
         [pastKey, pastValue] = [found.presentKey as Tensor, found.presentValue as Tensor];
       }
+      for (const [i, share] of expected.received.entries()) expect(received[i]).toBeCloseTo(share, 5);
     },
   );
 });

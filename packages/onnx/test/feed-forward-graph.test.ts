@@ -1,8 +1,8 @@
 import { type ActivationSpec, routeTokens } from "@coppice/core";
-import { denseGraph, type MlpShape, moeGraph } from "@coppice/onnx";
+import { denseGraph, expertGraph, type MlpShape, moeGraph } from "@coppice/onnx";
 import { Tensor } from "onnxruntime-node";
-import { describe, test } from "vitest";
-import { type Matrix, type MlpMatrices, product, slowMlp } from "./formulas.js";
+import { describe, expect, test } from "vitest";
+import { type Matrix, type MlpMatrices, product, slowMlp, slowUnits } from "./formulas.js";
 import { expectClose, feedsOf, int32, int64, random, randomRow, run, tensor } from "./run-graph.js";
 
 const [hidden, width, tokens] = [8, 12, 7];
@@ -59,6 +59,31 @@ describe("the dense graph", () => {
       expected((t) => 0.25 * (gates[t] as number)),
       1e-4,
     );
+  });
+});
+
+describe("the graph of one expert", () => {
+  test.each(shapes)("%s: hidden units and outputs, of inputs that may be scaled", async (_, shape) => {
+    const weights = weightsOf(shape);
+    const x = random(tokens, hidden);
+    const gates = randomRow(tokens);
+    const feeds = { rows: tensor(x), ...feedsOf(weights) };
+    const { output, units } = await run(expertGraph(shape, { outputs: ["units", "output"] }), feeds);
+    expectClose(output, slowMlp(x, shape.activation, weights), 1e-4);
+    expectClose(units, slowUnits(x, shape.activation, weights), 1e-4);
+
+    const scaled = x.map((row, t) => row.map((value) => value * (gates[t] as number)));
+    for (const [name, slow] of [
+      ["units", slowUnits],
+      ["output", slowMlp],
+    ] as const) {
+      const found = await run(expertGraph(shape, { outputs: [name], scalesInput: true }), {
+        ...feeds,
+        gates: tensor(gates.map((gate) => [gate])),
+      });
+      expect(Object.keys(found)).toEqual([name]);
+      expectClose(found[name], slow(scaled, shape.activation, weights), 1e-4);
+    }
   });
 });
 
@@ -148,4 +173,32 @@ describe("the experts' graph", () => {
       expectClose(scaled.result, sums(ofScaled), 1e-4);
     },
   );
+
+  test.each([false, true])("choices that do not run add nothing, inputs scaled: %s", async (scalesInput) => {
+    const [, shape] = shapes[0] as (typeof shapes)[0];
+    const experts = Array.from({ length: slots }, () => weightsOf(shape));
+    // Every second token has its second choice left out.
+    const runs = ({ choice, token }: (typeof choices)[number]) => choice % topK === 0 || token % 2 === 0;
+    const running = sorted.filter(runs);
+    const at = new Array<number>(choices.length).fill(running.length);
+    for (const [place, { choice, token }] of running.entries()) at[(choice % topK) * tokens + token] = place;
+    const feeds: Record<string, Tensor> = {
+      ...routed,
+      rows: int32(running.map(({ token }) => token)),
+      sizes: int64(Array.from({ length: slots }, (_, s) => running.filter(({ slot }) => slot === s).length)),
+      places: int32(at, [topK, tokens]),
+      ...(scalesInput && { gates: tensor(running.map(({ gate }) => [gate])) }),
+    };
+    for (const [slot, weights] of experts.entries()) Object.assign(feeds, feedsOf(weights, `${slot}`));
+    const outputOf = ({ slot, token, gate }: (typeof choices)[number]) => {
+      const input = (x[token] as number[]).map((value) => (scalesInput ? gate : 1) * value);
+      return slowMlp([input], shape.activation, experts[slot] as MlpMatrices)[0] as number[];
+    };
+    const options = { slots, topK, expertOutputs: true, skips: true } as const;
+    const found = await run(moeGraph(shape, { ...options, ...(scalesInput && { scalesInput }) }), feeds);
+    expectClose(found.expertOutputs, [...running.map(outputOf), new Array<number>(hidden).fill(0)], 1e-4);
+    const added = (choice: (typeof choices)[number]) =>
+      outputOf(choice).map((value) => (runs(choice) ? (scalesInput ? 1 : choice.gate) * value : 0));
+    expectClose(found.result, sums(added), 1e-4);
+  });
 });

@@ -40,14 +40,18 @@ export function activated(kind: ActivationSpec, gate: number, up: number): numbe
 export type MlpMatrices = MlpEntries<Matrix | Row>;
 
 export function slowMlp(x: Matrix, activation: ActivationSpec, weights: MlpMatrices): number[][] {
-  const linear = (rows: Matrix, part: "gate" | "up" | "down") =>
-    product(rows, weights[part] as Matrix, weights[`${part}Bias`] as Row | undefined);
-  const up = linear(x, "up");
-  const gate = weights.gate ? linear(x, "gate") : up;
-  const inner = up.map((row, t) =>
-    row.map((value, i) => activated(activation, at(gate[t] as Row, i), value)),
-  );
-  return linear(inner, "down");
+  return slowLinear(slowUnits(x, activation, weights), weights, "down");
+}
+
+/** What `down` multiplies. */
+export function slowUnits(x: Matrix, activation: ActivationSpec, weights: MlpMatrices): number[][] {
+  const up = slowLinear(x, weights, "up");
+  const gate = weights.gate ? slowLinear(x, weights, "gate") : up;
+  return up.map((row, t) => row.map((value, i) => activated(activation, at(gate[t] as Row, i), value)));
+}
+
+function slowLinear(rows: Matrix, weights: MlpMatrices, part: "gate" | "up" | "down"): number[][] {
+  return product(rows, weights[part] as Matrix, weights[`${part}Bias`] as Row | undefined);
 }
 
 /** What attention sees of its surroundings. */
@@ -66,7 +70,7 @@ export function slowAttention(
   weights: Weights,
   hidden: Matrix,
   { lengths, temperature, chunk }: Circumstances,
-): { residual: number[][]; normed: number[][] } {
+): { residual: number[][]; normed: number[][]; received: number[] } {
   const { heads, scale, window = Number.POSITIVE_INFINITY } = shape;
   const vector = (name: string) => weights[name] as Row;
   const norm = (rows: Matrix, name: string, norm: NormShape) =>
@@ -78,6 +82,7 @@ export function slowAttention(
       ? slowGrouped(shape, weights, normed, positions, temperature)
       : slowLatent(shape, weights, normed, positions);
   const sinks = weights.sinks as Row | undefined;
+  const received = positions.map(() => 0);
   const mixed = positions.map((position, token) =>
     Array.from({ length: heads }, (_, h) => {
       const group = Math.floor((h * (keys[token] as Matrix).length) / heads);
@@ -88,6 +93,9 @@ export function slowAttention(
       const score = (other: number) => dot(queries[token]?.[h] as Row, keys[other]?.[group] as Row);
       const shares = seen.map((other) => Math.exp(scale * score(other)));
       const sum = shares.reduce((a, b) => a + b, sinks ? Math.exp(at(sinks, h)) : 0);
+      for (const [s, other] of seen.entries()) {
+        received[other] = at(received, other) + at(shares, s) / sum;
+      }
       const value = (other: number) => (values[other] as Matrix)[group] as Row;
       return value(token).map((_, i) =>
         seen.reduce((total, other, s) => total + (at(shares, s) / sum) * at(value(other), i), 0),
@@ -96,7 +104,7 @@ export function slowAttention(
   );
   const attended = product(mixed, weights.output as Matrix, vector("outputBias"));
   const residual = attended.map((row, t) => row.map((entry, i) => entry + at(hidden[t] as Row, i)));
-  return { residual, normed: norm(residual, "feedForwardNorm", shape.feedForwardNorm) };
+  return { residual, received, normed: norm(residual, "feedForwardNorm", shape.feedForwardNorm) };
 }
 
 /** [tokens][heads][size] */
