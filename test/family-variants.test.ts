@@ -2,7 +2,14 @@ import { readdirSync } from "node:fs";
 import { fileURLToPath } from "node:url";
 import { cpu } from "@coppice/backend-cpu";
 import { reference } from "@coppice/backend-reference";
-import { applyPlan, compareTensors, loadModel, memoryFolder, memoryTarget } from "@coppice/checkpoint";
+import {
+  applyPlan,
+  compareTensors,
+  loadModel,
+  memoryFolder,
+  memoryTarget,
+  partialModel,
+} from "@coppice/checkpoint";
 import { openFolder } from "@coppice/checkpoint/node";
 import {
   createPlan,
@@ -87,5 +94,7 @@ describe.each(names)("%s", (name) => {
     const expected = await logitsOf(under, sequences, plan);
     expect(largestDifference(await logitsOf(alone, sequences), expected)).toBe(0);
     expect(largestDifference(expected, golden.logits)).toBeGreaterThan(1e-3);
+    await using part = await backend.load(partialModel(original.model, original.weights, plan));
+    expect(largestDifference(await logitsOf(part, sequences), expected)).toBe(0);
   });
 });

@@ -39,6 +39,7 @@ export {
   type TargetTransaction,
 } from "./output/target.js";
 export type { WriteOptions } from "./output/write-files.js";
+export { type PartialModel, partialModel } from "./partial-model.js";
 export {
   parseSafetensors,
   type SafetensorsContent,
