@@ -1,7 +1,7 @@
-import type { ScoreRequest } from "./criterion.js";
+import type { Criterion, ScoreRequest } from "./criterion.js";
 import { CoppiceError } from "./errors.js";
 import { moeLayers } from "./model.js";
-import type { LayerStatistics } from "./statistics.js";
+import { extrasOf, type LayerStatistics, type Statistics, sampleFieldsOf } from "./statistics.js";
 
 /**
  * The statistics of every MoE layer, once they are known to be of this model.
@@ -36,4 +36,36 @@ export function matchingStatistics({
     );
   }
   return statistics.layers;
+}
+
+/**
+ * Refuses statistics that lack what a criterion or merger needs of what is collected on demand, with the options of
+ * `coppice calibrate` that collect it.
+ * @param name of the plugin, for the message
+ * @throws COPPICE_STATS_MISSING
+ */
+export function checkCollected(
+  statistics: Statistics,
+  { extras = [], sample = [] }: Pick<Criterion["needs"], "extras" | "sample">,
+  name: string,
+): void {
+  const [haveExtras, haveSample] = [extrasOf(statistics), sampleFieldsOf(statistics)];
+  const missing = {
+    extras: extras.filter((field) => !haveExtras.includes(field)),
+    sample: sample.filter((field) => !haveSample.includes(field)),
+  };
+  const parts = [
+    ...missing.extras,
+    ...(missing.sample.length > 0 ? [`a sample of tokens with ${missing.sample.join(" and ")}`] : []),
+  ];
+  if (parts.length === 0) return;
+  const flags = [
+    ...(extras.length > 0 ? [`--with ${extras.join(",")}`] : []),
+    ...(sample.length > 0 ? [`--sample ${sample.join(",")}`] : []),
+  ];
+  throw new CoppiceError(
+    "COPPICE_STATS_MISSING",
+    `${name} needs ${parts.join(" and ")}, which these statistics do not have`,
+    { hint: `collect them with \`coppice calibrate ${flags.join(" ")}\``, details: { name, ...missing } },
+  );
 }
