@@ -38,7 +38,11 @@ export function eachSequence(
   }
 }
 
-/** Attention of the normed input x [T, hidden] into y [T, hidden]; extends the cache if there is one. */
+/**
+ * Attention of the normed input x [T, hidden] into y [T, hidden]; extends the cache if there is one.
+ * @param received [T], if wanted: grows by the attention that each token gets from itself and later tokens of this run,
+ * summed over heads
+ */
 export function attend(
   spec: Exclude<AttentionSpec, { kind: "other" }>,
   weights: GroupedQueryWeights | LatentWeights,
@@ -47,6 +51,7 @@ export function attend(
   x: Float32Array,
   y: Float32Array,
   scratch: Scratch,
+  received?: Float64Array,
 ): void {
   const { tokens, cache, layer } = batch;
   const grouped = spec.kind === "gqa" ? (weights as GroupedQueryWeights) : undefined;
@@ -69,7 +74,8 @@ export function attend(
     const scores = new Float64Array(past + length);
     for (let i = 0; i < length; i++) {
       const at = { row: start + i, position: past + i, first: firstSeen(spec, past + i) };
-      mixPosition(spec, { ...projected, keys, values }, at, grouped?.sinks, scores, mixed);
+      const shown = received && { past, sums: received.subarray(start, start + length) };
+      mixPosition(spec, { ...projected, keys, values }, at, grouped?.sinks, scores, mixed, shown);
     }
   });
   const { output } = weights;
@@ -83,6 +89,13 @@ function firstSeen(spec: Exclude<AttentionSpec, { kind: "other" }>, position: nu
   return Math.max(0, window, chunk);
 }
 
+interface Received {
+  /** Tokens of the sequence that came before this run. */
+  readonly past: number;
+  /** One per token of the sequence in this run. */
+  readonly sums: Float64Array;
+}
+
 /** Attention of one position over the keys it sees, for all heads; sums in float64. */
 function mixPosition(
   { heads, scale }: { readonly heads: number; readonly scale: number },
@@ -91,6 +104,7 @@ function mixPosition(
   sinks: Float32Array | undefined,
   scores: Float64Array,
   mixed: Float32Array,
+  received: Received | undefined,
 ): void {
   const keySize = kvHeads * keyDim;
   const valueSize = kvHeads * valueDim;
@@ -111,6 +125,7 @@ function mixPosition(
       scores[k] = weight;
       sum += weight;
     }
+    if (received) addShares(scores, first, position, sum, received);
     const out = (row * heads + head) * valueDim;
     // Dimension by dimension, so that each sum stays in a float64 register.
     for (let i = 0; i < valueDim; i++) {
@@ -120,5 +135,17 @@ function mixPosition(
       }
       mixed[out + i] = value / sum;
     }
+  }
+}
+
+function addShares(
+  weights: Float64Array,
+  first: number,
+  position: number,
+  sum: number,
+  { past, sums }: Received,
+): void {
+  for (let k = Math.max(first, past); k <= position; k++) {
+    sums[k - past] = (sums[k - past] as number) + (weights[k] as number) / sum;
   }
 }

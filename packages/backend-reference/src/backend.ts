@@ -1,4 +1,10 @@
-import { type Backend, checkSupported, type LoadRequest, type SupportedKinds } from "@coppice/core";
+import {
+  type Backend,
+  checkLoadRange,
+  checkSupported,
+  type LoadRequest,
+  type SupportedKinds,
+} from "@coppice/core";
 import { ReferenceRunner } from "./runner.js";
 import { readWeights } from "./weights.js";
 
@@ -6,9 +12,10 @@ export function createReferenceBackend(): Backend {
   return {
     name: "reference",
     capabilities: { blocking: true, sharesWeights: false },
-    async load({ model, weights, signal }: LoadRequest) {
-      checkSupported(model, "reference", kinds);
-      return new ReferenceRunner(model, await readWeights(model, weights, signal));
+    async load(request: LoadRequest) {
+      checkSupported(request.model, "reference", kinds);
+      const range = checkLoadRange(request);
+      return new ReferenceRunner(request.model, range, await readWeights(request, range));
     },
   };
 }

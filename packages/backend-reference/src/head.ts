@@ -1,31 +1,31 @@
-import type { CheckedRunRequest, MoeModel, RunResult } from "@coppice/core";
+import type { MoeModel, RunResult } from "@coppice/core";
 import { linear } from "./linear.js";
 import { normalize } from "./norm.js";
 import type { Scratch } from "./scratch.js";
 import { floats } from "./scratch.js";
-import type { ModelWeights } from "./weights.js";
+import type { Head } from "./weights.js";
 
 /** Rows of logits held at once when only targets are wanted. */
 const targetBlock = 32;
 
-/** Logits, or what is wanted of them, at the packed rows of the request; x is the last layer's output. */
+/** Logits, or what is wanted of them, at packed rows of the request; x is the last layer's output. */
 export function runHead(
   model: MoeModel,
-  weights: ModelWeights,
-  { rows, targets }: CheckedRunRequest,
+  head: Head,
+  rows: Int32Array,
+  targets: Int32Array | undefined,
   x: Float32Array,
   scratch: Scratch,
 ): Pick<RunResult, "logits" | "targetLogProbs" | "argmax"> {
-  if (!rows) return {};
   const { hiddenSize: hidden, vocabSize: vocab } = model;
   const count = rows.length;
   const normed = scratch.take("headInput", count * hidden);
   rows.forEach((row, r) => {
     normed.set(x.subarray(row * hidden, (row + 1) * hidden), r * hidden);
   });
-  normalize(normed, count, hidden, weights.finalNorm, normed);
+  normalize(normed, count, hidden, head.norm, normed);
   const project = (input: Float32Array, inputRows: number, logits: Float32Array) => {
-    linear(input, inputRows, weights.head, hidden, vocab, logits, weights.headBias);
+    linear(input, inputRows, head.weight, hidden, vocab, logits, head.bias);
     const { logitScale } = model;
     if (logitScale !== undefined)
       for (let i = 0; i < logits.length; i++) logits[i] = (logits[i] as number) * logitScale;

@@ -3,7 +3,10 @@ import { linear } from "./linear.js";
 import type { Scratch } from "./scratch.js";
 import type { Mlp } from "./weights.js";
 
-/** The MLP of the first `rows` rows of x [rows, hidden] into y [rows, hidden]; `ActivationSpec` has the formulas. */
+/**
+ * The MLP of the first `rows` rows of x [rows, hidden] into y [rows, hidden]; `ActivationSpec` has the formulas.
+ * @returns the hidden units, which down multiplies, [rows, width]; left over until the next call
+ */
 export function runMlp(
   mlp: Mlp,
   x: Float32Array,
@@ -11,7 +14,7 @@ export function runMlp(
   hidden: number,
   y: Float32Array,
   scratch: Scratch,
-): void {
+): Float32Array {
   const { width } = mlp;
   const up = scratch.take("up", rows * width);
   linear(x, rows, mlp.up, hidden, width, up, mlp.upBias);
@@ -22,6 +25,7 @@ export function runMlp(
   }
   activate(mlp.activation, gate, up);
   linear(up, rows, mlp.down, width, hidden, y, mlp.downBias);
+  return up;
 }
 
 /** Writes what goes down into `up`. */

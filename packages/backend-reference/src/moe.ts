@@ -1,15 +1,17 @@
 import {
   type LayerPlan,
-  type LayerTap,
   type MoeSpec,
   type Routing,
   routeTokens,
+  skipped,
   type Tap,
+  type TapField,
 } from "@coppice/core";
 import { dot, linear } from "./linear.js";
 import { runMlp } from "./mlp.js";
 import type { PlannedExperts } from "./plan-weights.js";
 import type { Scratch } from "./scratch.js";
+import { showLayer } from "./show-layer.js";
 import type { Mlp } from "./weights.js";
 
 export interface MoeCall {
@@ -23,6 +25,8 @@ export interface MoeCall {
   /** The residual stream before the block, [tokens, hidden]; shown to the tap. */
   readonly residual: Float32Array;
   readonly tap: Tap | undefined;
+  /** [tokens], 1 for those that skip nothing. */
+  readonly spared: Uint8Array | undefined;
 }
 
 /**
@@ -40,27 +44,23 @@ export function runMoe(
   if (call.shared) addShared(call.shared, call.sharedGate, x, tokens, y, scratch);
 }
 
-function runRouted(
-  { layer, spec, plan, experts, residual, tap }: MoeCall,
-  x: Float32Array,
-  tokens: number,
-  y: Float32Array,
-  scratch: Scratch,
-): void {
+function runRouted(call: MoeCall, x: Float32Array, tokens: number, y: Float32Array, scratch: Scratch): void {
+  const { spec, plan, experts, tap, spared } = call;
   const hidden = x.length / tokens;
   const { slots, router, routerRows } = experts;
   const logits = scratch.take("routerLogits", tokens * routerRows);
   linear(x, tokens, router.weight, hidden, routerRows, logits, router.bias);
-  const routing = routeTokens(logits, tokens, spec.router, { plan, correction: router.correction });
+  const routing = routeTokens(logits, tokens, spec.router, { plan, correction: router.correction, spared });
   const { topK } = routing;
   const { scalesInput = false } = spec.router;
 
   const wanted = new Set(tap?.fields);
-  const outputs = wanted.has("expertOutputs")
-    ? scratch.take("expertOutputs", tokens * topK * hidden)
-    : undefined;
-  const norms = wanted.has("expertNorms") ? scratch.take("expertNorms", tokens * topK) : undefined;
-  const peaks = wanted.has("expertPeaks") ? scratch.take("expertPeaks", tokens * topK) : undefined;
+  // Choices that are skipped stay 0.
+  const shown = (field: TapField, size: number) =>
+    wanted.has(field) ? scratch.take(field, tokens * topK * size).fill(0) : undefined;
+  const outputs = shown("expertOutputs", hidden);
+  const norms = shown("expertNorms", 1);
+  const peaks = shown("expertPeaks", 1);
   const sums = new Float64Array(tokens * hidden);
   const { choices, starts } = choicesBySlot(routing, slots.length);
   slots.forEach((expert, slot) => {
@@ -90,20 +90,8 @@ function runRouted(
   });
   y.set(sums);
 
-  if (!tap) return;
-  const shown: { -readonly [K in keyof LayerTap]: LayerTap[K] } = { layer, tokens, topK };
-  if (wanted.has("residual")) shown.residual = residual;
-  if (wanted.has("input")) shown.input = x;
-  if (wanted.has("routerLogits")) shown.routerLogits = logits;
-  if (wanted.has("routing")) {
-    shown.slots = routing.slots;
-    shown.gates = routing.gates;
-  }
-  if (outputs) shown.expertOutputs = outputs;
-  if (norms) shown.expertNorms = norms;
-  if (peaks) shown.expertPeaks = peaks;
-  if (wanted.has("output")) shown.output = y;
-  tap.onLayer(shown);
+  if (tap)
+    showLayer(tap, call, { tokens, input: x, logits, routing, outputs, norms, peaks, output: y }, scratch);
 }
 
 /** Adds the shared expert, times the sigmoid of its own gate where there is one. */
@@ -125,17 +113,21 @@ function addShared(
   }
 }
 
-/** Counting sort: entries `starts[slot]` to `starts[slot + 1]` of `choices` are the (token * k + i) that chose the slot. */
+/**
+ * Counting sort: entries `starts[slot]` to `starts[slot + 1]` of `choices` are the (token * k + i) that chose the slot.
+ * Skipped choices are in none.
+ */
 function choicesBySlot({ slots }: Routing, slotCount: number): { choices: Int32Array; starts: Int32Array } {
   const starts = new Int32Array(slotCount + 1);
-  for (const slot of slots) starts[slot + 1] = (starts[slot + 1] as number) + 1;
+  for (const slot of slots) if (slot !== skipped) starts[slot + 1] = (starts[slot + 1] as number) + 1;
   for (let slot = 0; slot < slotCount; slot++) {
     starts[slot + 1] = (starts[slot + 1] as number) + (starts[slot] as number);
   }
   const next = starts.slice();
-  const choices = new Int32Array(slots.length);
+  const choices = new Int32Array(starts[slotCount] as number);
   for (let choice = 0; choice < slots.length; choice++) {
     const slot = slots[choice] as number;
+    if (slot === skipped) continue;
     const at = next[slot] as number;
     choices[at] = choice;
     next[slot] = at + 1;

@@ -1,4 +1,15 @@
-import { type LayerPlan, type MlpSpec, type MoeSpec, mergeRows, roundToStored } from "@coppice/core";
+import {
+  type LayerPlan,
+  type MlpSpec,
+  type MoeSpec,
+  mergeRows,
+  mergeUnitColumns,
+  mergeUnitRows,
+  type RouterRowValues,
+  roundToStored,
+  storedRouterRows,
+  type UnitSource,
+} from "@coppice/core";
 import { floats } from "./scratch.js";
 import type { Mlp, Router } from "./weights.js";
 
@@ -19,57 +30,80 @@ export function planExperts(
   plan: LayerPlan | undefined,
 ): PlannedExperts {
   if (!plan) return { slots: experts, router, routerRows: experts.length };
-  const { merge } = plan;
-  const slots = merge
-    ? merge.map((row) => mergedExpert(spec, experts, row))
-    : plan.experts.map((expert) => experts[expert] as Mlp);
+  const slots = plan.experts.map((_, slot) => slotExpert(spec, experts, plan, slot));
   if (plan.routerMap) return { slots, router, routerRows: experts.length };
-  const rows = (values: Float32Array): Float32Array => {
-    const size = values.length / experts.length;
-    const kept = floats(plan.experts.length * size);
-    plan.experts.forEach((expert, slot) => {
-      kept.set(values.subarray(expert * size, (expert + 1) * size), slot * size);
-    });
-    return kept;
-  };
+  const own: Partial<RouterRowValues> = plan.router ? storedRouterRows(plan.router, spec.router) : {};
+  const kept = (values: Float32Array) => keptRows(values, experts.length, plan.experts);
   return {
     slots,
     router: {
-      weight: rows(router.weight),
-      bias: router.bias && rows(router.bias),
-      correction: router.correction && rows(router.correction),
+      weight: own.weight ?? kept(router.weight),
+      bias: own.bias ?? (router.bias && kept(router.bias)),
+      correction: own.correction ?? (router.correction && kept(router.correction)),
     },
     routerRows: plan.experts.length,
   };
 }
 
+/** Rows of `values` [experts, ...] that belong to the kept experts. */
+function keptRows(values: Float32Array, experts: number, kept: readonly number[]): Float32Array {
+  const size = values.length / experts;
+  const rows = floats(kept.length * size);
+  kept.forEach((expert, slot) => {
+    rows.set(values.subarray(expert * size, (expert + 1) * size), slot * size);
+  });
+  return rows;
+}
+
 type Part = "gate" | "up" | "down" | "gateBias" | "upBias" | "downBias";
 
 /** Merged and rounded as it is stored, so that it has the bits that an exported checkpoint would have. */
-function mergedExpert(spec: MoeSpec, experts: readonly Mlp[], row: readonly number[]): Mlp {
-  const used = row.flatMap((value, expert) => (value === 0 ? [] : [expert]));
-  const only = used.length === 1 && row[used[0] as number] === 1 ? experts[used[0] as number] : undefined;
-  if (only) return only;
+function slotExpert(spec: MoeSpec, experts: readonly Mlp[], plan: LayerPlan, slot: number): Mlp {
+  const row = plan.merge?.[slot];
+  const units = plan.units?.[slot];
+  const unchanged = row ? onlyExpert(row) : plan.experts[slot];
+  const whole = unchanged === undefined ? undefined : experts[unchanged];
+  if (whole && !units) return whole;
   const first = experts[0] as Mlp;
-  const optional = (part: Part): Float32Array | undefined => {
+  const values = (part: Part): Float32Array | undefined => {
     const ref = (spec.experts[0] as MlpSpec)[part];
     if (!ref) return undefined;
+    const byUnit = part === "downBias" ? undefined : units;
+    if (whole && !byUnit) return whole[part];
     const out = floats((first[part] as Float32Array).length);
-    mergeRows(
-      experts.map((expert) => expert[part] as Float32Array),
-      row,
-      out,
-    );
+    if (byUnit) mergeUnits(experts, byUnit, part, out);
+    else {
+      const sources = experts.map((expert) => expert[part] as Float32Array);
+      mergeRows(sources, row as readonly number[], out);
+    }
     roundToStored(out, ref);
     return out;
   };
   return {
     ...first,
-    gate: optional("gate"),
-    up: optional("up") as Float32Array,
-    down: optional("down") as Float32Array,
-    gateBias: optional("gateBias"),
-    upBias: optional("upBias"),
-    downBias: optional("downBias"),
+    gate: values("gate"),
+    up: values("up") as Float32Array,
+    down: values("down") as Float32Array,
+    gateBias: values("gateBias"),
+    upBias: values("upBias"),
+    downBias: values("downBias"),
   };
+}
+
+function mergeUnits(
+  experts: readonly Mlp[],
+  units: readonly UnitSource[],
+  part: Part,
+  out: Float32Array,
+): void {
+  const { width } = experts[0] as Mlp;
+  const sources = units.map((source) => ({ source, values: experts[source.expert]?.[part] as Float32Array }));
+  if (part === "down") mergeUnitColumns(sources, width, out);
+  else mergeUnitRows(sources, out.length / width, out);
+}
+
+/** The expert that a merge row leaves as it is. */
+function onlyExpert(row: readonly number[]): number | undefined {
+  const used = row.flatMap((value, expert) => (value === 0 ? [] : [expert]));
+  return used.length === 1 && row[used[0] as number] === 1 ? used[0] : undefined;
 }

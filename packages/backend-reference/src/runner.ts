@@ -4,6 +4,7 @@ import {
   checkRunRequest,
   type KvCache,
   type LayerPlan,
+  type LayerRange,
   layerKey,
   type MoeModel,
   type MoeSpec,
@@ -12,7 +13,10 @@ import {
   type Runner,
   type RunRequest,
   type RunResult,
+  skipRuleOf,
+  sparedTokens,
   throwIfAborted,
+  tokenImportance,
 } from "@coppice/core";
 import { attend } from "./attention.js";
 import { runHead } from "./head.js";
@@ -34,6 +38,7 @@ const sliceMs = 50;
  */
 export class ReferenceRunner implements Runner {
   readonly model: MoeModel;
+  readonly #loaded: LayerRange;
   #weights: ModelWeights | undefined;
   /** By layer; undefined where positions do not rotate. */
   readonly #rotaries: (Rotary | undefined)[];
@@ -42,8 +47,9 @@ export class ReferenceRunner implements Runner {
   readonly #validPlans = new WeakSet<Plan>();
   #running = false;
 
-  constructor(model: MoeModel, weights: ModelWeights) {
+  constructor(model: MoeModel, loaded: LayerRange, weights: ModelWeights) {
     this.model = model;
+    this.#loaded = loaded;
     this.#weights = weights;
     const shared = new Map<string, Rotary>();
     this.#rotaries = model.layers.map(({ attention }) => {
@@ -96,8 +102,8 @@ export class ReferenceRunner implements Runner {
 
   async #run(request: RunRequest): Promise<RunResult> {
     const { model } = this;
-    const checked = checkRunRequest(model, request);
-    const { tokens, from, to } = checked;
+    const checked = checkRunRequest(model, request, this.#loaded);
+    const { tokens, from, to, rows, targets } = checked;
     const plans = this.#layerPlans(request.plan);
     const cache = this.#cache(request.cache);
     const hidden = floats(tokens * model.hiddenSize);
@@ -116,9 +122,10 @@ export class ReferenceRunner implements Runner {
       }
       throwIfAborted(request.signal, `running layer ${layer + 1} of ${to}`);
     }
-    const head = runHead(model, this.#alive(), checked, hidden, this.#scratch);
+    const { head } = this.#alive();
+    const shown = head && rows ? runHead(model, head, rows, targets, hidden, this.#scratch) : {};
     cache?.commit(request.sequences);
-    return { ...head, boundaries, tokenLayers: tokens * (to - from) };
+    return { ...shown, boundaries, tokenLayers: tokens * (to - from) };
   }
 
   #runLayer(
@@ -129,7 +136,7 @@ export class ReferenceRunner implements Runner {
     cache: ReferenceCache | undefined,
     hidden: Float32Array,
   ): void {
-    const weights = this.#alive().layers[index] as LayerWeights;
+    const weights = this.#alive().layers.get(index) as LayerWeights;
     const spec = this.model.layers[index] as MoeModel["layers"][number];
     const size = this.model.hiddenSize;
     const scratch = this.#scratch;
@@ -139,21 +146,25 @@ export class ReferenceRunner implements Runner {
     const { residualScale = 1 } = this.model;
     if (spec.attention.kind === "other") throw new TypeError(`layer ${index} is ${spec.attention.name}`);
     const batch = { tokens, starts, cache, layer: index };
-    attend(spec.attention, weights.attention, this.#rotaries[index], batch, normed, added, scratch);
+    const { feedForward } = spec;
+    const spare = (feedForward.kind === "moe" && skipRuleOf(feedForward.router, plan)?.spare) || 0;
+    const received = spare > 0 ? new Float64Array(tokens) : undefined;
+    attend(spec.attention, weights.attention, this.#rotaries[index], batch, normed, added, scratch, received);
     addTo(hidden, residualScale, added);
     normalize(hidden, tokens, size, weights.feedForwardNorm, normed);
-    if (spec.feedForward.kind === "moe") {
-      const experts = this.#experts(index, spec.feedForward, weights, plan);
+    if (feedForward.kind === "moe") {
+      const experts = this.#experts(index, feedForward, weights, plan);
       const { shared, sharedGate } = weights;
       const call = {
         layer: index,
-        spec: spec.feedForward,
+        spec: feedForward,
         plan,
         experts,
         shared,
         sharedGate,
         residual: hidden,
         tap: request.tap,
+        spared: received && spareTokens(received, spare, spec.attention.heads, normed, starts),
       };
       runMoe(call, normed, tokens, added, scratch);
     } else {
@@ -195,7 +206,7 @@ export class ReferenceRunner implements Runner {
   }
 
   #embed(sequences: readonly Int32Array[], hidden: Float32Array): void {
-    const { embedding } = this.#alive();
+    const embedding = this.#alive().embedding as Float32Array;
     const { hiddenSize: size, embeddingScale } = this.model;
     let row = 0;
     for (const sequence of sequences) {
@@ -214,4 +225,23 @@ export class ReferenceRunner implements Runner {
 
 function addTo(sum: Float32Array, scale: number, added: Float32Array): void {
   for (let i = 0; i < sum.length; i++) sum[i] = (sum[i] as number) + scale * (added[i] as number);
+}
+
+/** The tokens that skip nothing, sequence by sequence; none where a sequence runs one token alone. */
+function spareTokens(
+  received: Float64Array,
+  share: number,
+  heads: number,
+  input: Float32Array,
+  starts: Int32Array,
+): Uint8Array {
+  const hidden = input.length / received.length;
+  const spared = new Uint8Array(received.length);
+  for (let s = 0; s + 1 < starts.length; s++) {
+    const [start, end] = [starts[s] as number, starts[s + 1] as number];
+    if (end - start < 2) continue;
+    const inputs = input.subarray(start * hidden, end * hidden);
+    spared.set(sparedTokens(tokenImportance(received.subarray(start, end), heads, inputs), share), start);
+  }
+  return spared;
 }

@@ -1,7 +1,9 @@
 import {
   type ActivationSpec,
   type AttentionSpec,
+  type LayerRange,
   type LinearSpec,
+  type LoadRequest,
   type MlpSpec,
   type MoeModel,
   type NormSpec,
@@ -81,24 +83,35 @@ export interface LayerWeights {
   readonly sharedGate: Float32Array | undefined;
 }
 
-export interface ModelWeights {
-  readonly embedding: Float32Array;
-  readonly layers: readonly LayerWeights[];
-  readonly finalNorm: Norm;
-  readonly head: Float32Array;
-  readonly headBias: Float32Array | undefined;
+export interface Head {
+  readonly norm: Norm;
+  /** [vocab, hidden] */
+  readonly weight: Float32Array;
+  readonly bias: Float32Array | undefined;
 }
 
-/** Reads every weight once, in model order. */
+/** What a runner of some layers needs. */
+export interface ModelWeights {
+  /** Undefined when the first layer is not among them. */
+  readonly embedding: Float32Array | undefined;
+  /** By index of the layer. */
+  readonly layers: ReadonlyMap<number, LayerWeights>;
+  /** Undefined when the last layer is not among them. */
+  readonly head: Head | undefined;
+}
+
+/** Reads the weights of a range of layers, each once, in model order. */
 export async function readWeights(
-  model: MoeModel,
-  reader: WeightReader,
-  signal: AbortSignal | undefined,
+  { model, weights, signal }: LoadRequest,
+  { from, to }: LayerRange,
 ): Promise<ModelWeights> {
-  const read = new ModelReader(reader, signal);
-  const embedding = await read.tensor(model.embedding);
-  const layers: LayerWeights[] = [];
-  for (const { attention, attentionNorm, feedForwardNorm, feedForward } of model.layers) {
+  const read = new ModelReader(weights, signal);
+  const embedding = from === 0 ? await read.tensor(model.embedding) : undefined;
+  const layers = new Map<number, LayerWeights>();
+  for (const { index, attention, attentionNorm, feedForwardNorm, feedForward } of model.layers.slice(
+    from,
+    to,
+  )) {
     const moe = feedForward.kind === "moe" ? feedForward : undefined;
     const specs = moe ? moe.experts : feedForward.kind === "dense" ? [feedForward.mlp] : [];
     const mlps: Mlp[] = [];
@@ -108,7 +121,7 @@ export async function readWeights(
       correction: await read.optional(moe.router.correction),
     };
     for (const spec of specs) mlps.push(await read.mlp(spec));
-    layers.push({
+    layers.set(index, {
       attentionNorm: await read.norm(attentionNorm),
       attention: await read.attention(attention),
       feedForwardNorm: await read.norm(feedForwardNorm),
@@ -118,12 +131,20 @@ export async function readWeights(
       sharedGate: await read.optional(moe?.sharedGate),
     });
   }
+  const head = to === model.layers.length ? await readHead(model, read, embedding) : undefined;
+  return { embedding, layers, head };
+}
+
+async function readHead(
+  model: MoeModel,
+  read: ModelReader,
+  embedding: Float32Array | undefined,
+): Promise<Head> {
+  const tied = model.tied ? embedding : undefined;
   return {
-    embedding,
-    layers,
-    finalNorm: await read.norm(model.finalNorm),
-    head: model.tied ? embedding : await read.tensor(model.head),
-    headBias: await read.optional(model.headBias),
+    norm: await read.norm(model.finalNorm),
+    weight: tied ?? (await read.tensor(model.head)),
+    bias: await read.optional(model.headBias),
   };
 }
 

@@ -1,12 +1,6 @@
 import { moeLayers } from "@coppice/core";
 import { checkPlans } from "./backend-cases-models.js";
-import {
-  allLogits,
-  type BackendSource,
-  type LayerRecord,
-  recordingTap,
-  withRunner,
-} from "./backend-subject.js";
+import { allLogits, type BackendSource, type LayerRecord, tapped, withRunner } from "./backend-subject.js";
 import { expectClose, expectEqual } from "./compare.js";
 import type { ConformanceCase } from "./conformance-case.js";
 import type { FixtureSource } from "./fixture.js";
@@ -67,8 +61,10 @@ export function goldenCases(source: BackendSource, fixture: FixtureSource): Conf
       name: name("the router chooses and weighs as the reference implementation does"),
       async run() {
         const loaded = await fixture.load();
-        const { tap, records } = recordingTap(["routerLogits", "routing"]);
-        await withRunner(source, loaded, (runner) => runner.run({ sequences: loaded.golden.sequences, tap }));
+        const { sequences } = loaded.golden;
+        const records = await withRunner(source, loaded, (runner) =>
+          tapped(runner, { sequences }, ["routerLogits", "routing"]),
+        );
         const layers = moeLayers(loaded.model).map(({ index }) => index);
         expectEqual(
           records.map(({ layer }) => layer),

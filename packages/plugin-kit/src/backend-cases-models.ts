@@ -1,4 +1,4 @@
-import { type MoeModel, moeLayers, type Plan, type Runner } from "@coppice/core";
+import { moeLayers, type Plan, type Runner } from "@coppice/core";
 import { checkCached } from "./backend-cases-run.js";
 import {
   allLogits,
@@ -12,7 +12,15 @@ import type { ConformanceCase } from "./conformance-case.js";
 import type { MemoryModel } from "./memory-model.js";
 import { randomModel } from "./random-model.js";
 import type { RandomModelShape } from "./random-shape.js";
-import { mergedPlan, prunedPlan, topOnePlan } from "./sample-plans.js";
+import {
+  alignedPlan,
+  mergedPlan,
+  prunedPlan,
+  repairedPlan,
+  sampleRules,
+  skippingPlan,
+  topOnePlan,
+} from "./sample-plans.js";
 import { type ModelFeature, sampleShapes } from "./sample-shapes.js";
 import { sliceModel } from "./slice-model.js";
 import { slowForward } from "./slow-model.js";
@@ -60,7 +68,7 @@ export function modelCases(source: BackendSource, unsupported: readonly ModelFea
 export async function checkPlans(source: BackendSource, runner: Runner, loaded: MemoryModel): Promise<void> {
   const { model } = loaded;
   const sequences = randomSequences(model, lengths);
-  for (const [what, plan] of plansOf(model)) {
+  for (const [what, plan] of plansOf(loaded)) {
     const logits = await allLogits(runner, sequences, plan);
     const expected = sequences.flatMap((ids) => slowForward(loaded, [...ids], plan).logits.flat());
     expectClose(logits, expected, tolerance, `logits, ${what}`);
@@ -72,12 +80,19 @@ export async function checkPlans(source: BackendSource, runner: Runner, loaded: 
   }
 }
 
-function plansOf(model: MoeModel): [string, Plan | undefined][] {
+function plansOf(loaded: MemoryModel): [string, Plan | undefined][] {
+  const { model } = loaded;
   const mixes = moeLayers(model).some(({ feedForward }) => feedForward.router.order === "sparsemixer");
   return [
     ["unchanged", undefined],
     ["pruned", prunedPlan(model, 61)],
     ["merged", mergedPlan(model, 62)],
+    ["merged by unit", alignedPlan(model, 63)],
+    ["with other router rows", repairedPlan(loaded, 64)],
+    ...Object.entries(sampleRules).map(([rule, skip]): [string, Plan] => [
+      `skipping by the rule ${rule}`,
+      skippingPlan(model, skip),
+    ]),
     ...(mixes ? [] : [["one expert per token", topOnePlan(model)] satisfies [string, Plan]]),
   ];
 }

@@ -1,16 +1,24 @@
-import { type MoeModel, moeLayers, type Plan, type Runner, type TapField } from "@coppice/core";
+import { moeLayers, type Plan, type TapField } from "@coppice/core";
 import {
   type ArrayField,
   type BackendSource,
   type LayerRecord,
   randomSequences,
-  recordingTap,
+  tapped,
   withRunner,
 } from "./backend-subject.js";
 import { expectClose, expectEqual, expectThat } from "./compare.js";
 import type { ConformanceCase } from "./conformance-case.js";
 import type { MemoryModel } from "./memory-model.js";
-import { acceptsMaps, mappedPlan, mergedPlan, topOnePlan } from "./sample-plans.js";
+import {
+  acceptsMaps,
+  everythingPlan,
+  mappedPlan,
+  mergedPlan,
+  sampleRules,
+  skippingPlan,
+  topOnePlan,
+} from "./sample-plans.js";
 import { type SlowLayer, slowForward } from "./slow-model.js";
 
 const tolerance = 1e-4;
@@ -25,18 +33,20 @@ const arraysOf: Record<TapField, readonly ArrayField[]> = {
   expertNorms: ["expertNorms"],
   expertPeaks: ["expertPeaks"],
   output: ["output"],
+  everyOutput: ["everyRows", "everyOutput"],
+  everyUnit: ["everyRows", "everyUnit"],
 };
 const allFields = Object.keys(arraysOf) as TapField[];
 
 /** What taps show, against the formula and against itself. */
 export function tapCases(source: BackendSource, name: string, loaded: MemoryModel): ConformanceCase[] {
-  const test = (what: string, make: (model: MoeModel) => Plan | undefined): ConformanceCase => ({
+  const { model } = loaded;
+  const test = (what: string, plan?: Plan): ConformanceCase => ({
     name: `${name}: taps agree with the formula and with each other, ${what}`,
     async run() {
-      const plan = make(loaded.model);
-      const sequences = randomSequences(loaded.model, lengths);
+      const sequences = randomSequences(model, lengths);
       const records = await withRunner(source, loaded, (runner) =>
-        tapped(runner, sequences, allFields, plan),
+        tapped(runner, { sequences, ...(plan && { plan }) }, allFields),
       );
       const slow = sequences.map((ids) => slowForward(loaded, [...ids], plan).layers);
       const layers = moeLayers(loaded.model);
@@ -50,6 +60,7 @@ export function tapCases(source: BackendSource, name: string, loaded: MemoryMode
         const layerPlan = plan?.layers.find(({ layer }) => layer === record.layer);
         const kept = layerPlan && !layerPlan.routerMap ? layerPlan.experts : undefined;
         checkAgainstFormula(record, parts, kept);
+        checkEvery(record, parts);
         checkAgainstItself(
           record,
           loaded.model.hiddenSize,
@@ -59,17 +70,46 @@ export function tapCases(source: BackendSource, name: string, loaded: MemoryMode
     },
   });
   return [
-    test("without a plan", () => undefined),
-    test("merged", (model) => mergedPlan(model, 41)),
-    ...(acceptsMaps(loaded.model) ? [test("under a router map", (model) => mappedPlan(model, 42))] : []),
-    test("with a lower top-k", topOnePlan),
+    test("without a plan"),
+    test("merged", mergedPlan(model, 41)),
+    ...(acceptsMaps(model) ? [test("under a router map", mappedPlan(model, 42))] : []),
+    test("with a lower top-k", topOnePlan(model)),
+    ...Object.entries(sampleRules).map(([rule, skip]) =>
+      test(`where tokens skip experts by the rule ${rule}`, skippingPlan(model, skip)),
+    ),
+    test("merged by unit, with other router rows and skipped experts", everythingPlan(loaded, 43)),
+    {
+      name: `${name}: a tap sees what all experts compute of the tokens that it asks for`,
+      async run() {
+        const sequences = randomSequences(model, lengths);
+        const tokens = sequences.flatMap((ids) => [...ids]).length;
+        const slow = sequences.map((ids) => slowForward(loaded, [...ids]).layers);
+        const masks = [
+          Uint8Array.from({ length: tokens }, (_, row) => (row % 3 === 1 ? 1 : 0)),
+          Uint8Array.from({ length: tokens }, (_, row) => (row === tokens - 1 ? 1 : 0)),
+          new Uint8Array(tokens),
+        ];
+        await withRunner(source, loaded, async (runner) => {
+          for (const mask of masks) {
+            const records = await tapped(runner, { sequences }, ["everyOutput", "everyUnit"], mask);
+            records.forEach((record, i) => {
+              checkEvery(
+                record,
+                slow.map((result) => result[i] as SlowLayer),
+                mask,
+              );
+            });
+          }
+        });
+      },
+    },
     {
       name: `${name}: a tap sees the fields asked for, in the layers that run`,
       async run() {
         const sequences = randomSequences(loaded.model, lengths);
         await withRunner(source, loaded, async (runner) => {
           for (const field of allFields) {
-            const records = await tapped(runner, sequences, [field]);
+            const records = await tapped(runner, { sequences }, [field]);
             for (const { layer, arrays } of records) {
               const present = Object.entries(arrays).flatMap(([key, values]) =>
                 values.length > 0 ? [key] : [],
@@ -83,8 +123,8 @@ export function tapCases(source: BackendSource, name: string, loaded: MemoryMode
           }
           const last = loaded.model.layers.length - 1;
           const { boundaries } = await runner.run({ sequences, to: last, boundaries: [last] });
-          const { tap, records } = recordingTap(["routing"]);
-          await runner.run({ sequences, from: last, hidden: boundaries.get(last) as Float32Array, tap });
+          const hidden = boundaries.get(last) as Float32Array;
+          const records = await tapped(runner, { sequences, from: last, hidden }, ["routing"]);
           expectEqual(
             records.map(({ layer }) => layer),
             [last],
@@ -94,20 +134,6 @@ export function tapCases(source: BackendSource, name: string, loaded: MemoryMode
       },
     },
   ];
-}
-
-async function tapped(
-  runner: Runner,
-  sequences: readonly Int32Array[],
-  fields: readonly TapField[],
-  plan?: Plan,
-): Promise<LayerRecord[]> {
-  const { tap, records } = recordingTap(fields);
-  await runner.run({ sequences, tap, ...(plan && { plan }) });
-  const tokens = sequences.reduce((sum, sequence) => sum + sequence.length, 0);
-  for (const record of records)
-    expectEqual([record.tokens], [tokens], `tokens shown of layer ${record.layer}`);
-  return records;
 }
 
 function checkAgainstFormula(
@@ -148,12 +174,33 @@ function checkAgainstFormula(
   );
 }
 
+/** All slots of the tokens that the mask asks for, of all without one. */
+function checkEvery({ layer, arrays }: LayerRecord, parts: readonly SlowLayer[], mask?: Uint8Array): void {
+  const tokens = parts.flatMap((part) => part.input.map((_, token) => () => part.every(token)));
+  const wanted = [...tokens.keys()].filter((row) => mask?.[row] ?? 1);
+  const all = wanted.flatMap((row) => tokens[row]?.() ?? []);
+  const where = (what: string) => `${what} of all experts of layer ${layer}`;
+  expectEqual(arrays.everyRows, wanted, where("tokens"));
+  expectClose(
+    arrays.everyOutput,
+    all.flatMap(({ output }) => output),
+    tolerance,
+    where("outputs"),
+  );
+  expectClose(
+    arrays.everyUnit,
+    all.flatMap(({ units }) => units),
+    tolerance,
+    where("hidden units"),
+  );
+}
+
 /**
  * Peaks and norms are those of the expert outputs, and output = Σ gate · expert output, or Σ expert output when gate
  * weights scale the inputs.
  */
 function checkAgainstItself(
-  { layer, tokens, topK, arrays }: LayerRecord,
+  { layer, rows: { length: tokens }, topK, arrays }: LayerRecord,
   hidden: number,
   scalesInput: boolean,
 ): void {

@@ -8,9 +8,11 @@ import {
   Rng,
   type Runner,
   type RunRequest,
+  type Tap,
   type TapField,
   type WeightReader,
 } from "@coppice/core";
+import { expectEqual, expectThat } from "./compare.js";
 
 /** A backend plugin, configured or not, or a function that makes a backend. */
 export type BackendSource = Registrable | (() => Backend | Promise<Backend>);
@@ -66,8 +68,10 @@ export function randomSequences(model: MoeModel, lengths: readonly number[], see
 /** What a tap showed of one layer, internal batches joined. */
 export interface LayerRecord {
   readonly layer: number;
-  tokens: number;
   readonly topK: number;
+  /** Places of the tokens in the packed order of the request. */
+  readonly rows: number[];
+  /** `everyRows` are places in the packed order, too. */
   readonly arrays: Record<ArrayField, number[]>;
 }
 
@@ -81,26 +85,68 @@ const arrayFields = [
   "expertNorms",
   "expertPeaks",
   "output",
+  "everyRows",
+  "everyOutput",
+  "everyUnit",
 ] as const satisfies readonly (keyof LayerTap)[];
 export type ArrayField = (typeof arrayFields)[number];
 
 /** Records copies of what a tap is shown, one record per layer in the order of the layers. */
-export function recordingTap(fields: readonly TapField[]): {
-  tap: NonNullable<RunRequest["tap"]>;
-  records: LayerRecord[];
-} {
+export function recordingTap(
+  fields: readonly TapField[],
+  every?: Uint8Array,
+): { tap: Tap; records: LayerRecord[] } {
   const records: LayerRecord[] = [];
   const onLayer = (shown: LayerTap) => {
-    let record = records.find(({ layer }) => layer === shown.layer);
+    const { layer, topK, tokens, rows } = shown;
+    let record = records.find((one) => one.layer === layer);
     if (!record) {
       const arrays = Object.fromEntries(arrayFields.map((field) => [field, [] as number[]]));
-      record = { layer: shown.layer, tokens: 0, topK: shown.topK, arrays: arrays as LayerRecord["arrays"] };
+      record = { layer, topK, rows: [], arrays: arrays as LayerRecord["arrays"] };
       records.push(record);
     }
-    record.tokens += shown.tokens;
+    expectThat(rows.length === tokens, `layer ${layer} shows ${tokens} tokens with ${rows.length} rows`);
+    record.rows.push(...rows);
     for (const field of arrayFields) {
-      for (const value of shown[field] ?? []) record.arrays[field].push(value);
+      const values = shown[field] ?? [];
+      for (const value of values)
+        record.arrays[field].push(field === "everyRows" ? (rows[value] as number) : value);
     }
   };
-  return { tap: { fields, onLayer }, records };
+  return { tap: { fields, ...(every && { every }), onLayer }, records };
+}
+
+/**
+ * What a run shows to a tap, tokens in packed order whatever batches the backend makes; fails unless every layer shows
+ * every token once.
+ */
+export async function tapped(
+  runner: Runner,
+  request: Omit<RunRequest, "tap">,
+  fields: readonly TapField[],
+  every?: Uint8Array,
+): Promise<LayerRecord[]> {
+  const { tap, records } = recordingTap(fields, every);
+  await runner.run({ ...request, tap });
+  const tokens = request.sequences.reduce((sum, { length }) => sum + length, 0);
+  return records.map(({ layer, topK, rows, arrays }) => {
+    const all = Array.from({ length: tokens }, (_, row) => row);
+    expectEqual(
+      rows.toSorted((a, b) => a - b),
+      all,
+      `rows shown of layer ${layer}`,
+    );
+    const sorted = arrayFields.map((field) => {
+      const places = field.startsWith("every") ? arrays.everyRows : rows;
+      return [field, inOrder(arrays[field], places)];
+    });
+    return { layer, topK, rows: all, arrays: Object.fromEntries(sorted) };
+  });
+}
+
+/** `values` [places, ...] by ascending place. */
+function inOrder(values: readonly number[], places: readonly number[]): number[] {
+  const size = values.length / places.length;
+  const order = [...places.keys()].sort((a, b) => (places[a] as number) - (places[b] as number));
+  return order.flatMap((at) => values.slice(at * size, (at + 1) * size));
 }

@@ -21,4 +21,10 @@ export {
   toyModel,
 } from "./search-toys.js";
 export { sliceModel } from "./slice-model.js";
-export { type SlowChoice, type SlowLayer, type SlowResult, slowForward } from "./slow-model.js";
+export {
+  type SlowChoice,
+  type SlowExpert,
+  type SlowLayer,
+  type SlowResult,
+  slowForward,
+} from "./slow-model.js";

@@ -79,7 +79,8 @@ export interface RandomLatent {
 }
 
 /** What differs from softmax over all experts. */
-export interface RandomRouter extends Pick<RouterSpec, "scale" | "groups" | "scalesInput" | "jitter"> {
+export interface RandomRouter
+  extends Pick<RouterSpec, "scale" | "groups" | "scalesInput" | "jitter" | "skip"> {
   readonly order?: RouterSpec["order"];
   readonly bias?: boolean;
   readonly correction?: boolean;

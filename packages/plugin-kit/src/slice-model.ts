@@ -8,15 +8,15 @@ import {
   type MoeSpec,
   type Plan,
   type RouterSpec,
-  roundToStored,
   type TensorRef,
 } from "@coppice/core";
 import { type MemoryModel, memoryModel } from "./memory-model.js";
+import { mlpParts, routerValues, slotValues } from "./slow-plan.js";
 
 /**
  * The smaller model that `plan` describes, made by really cutting the router's rows, biases, corrections and groups and
  * the experts, and really summing merged weights and biases: what a backend must compute when it runs the plan on the
- * whole model. Experts of routers with groups are put in ascending order, as groups are consecutive experts.
+ * whole model. Its router brings the plan's rule for skipped experts along. Experts of routers with groups are put in ascending order, as groups are consecutive experts.
  * @throws Error for a router map, which no smaller model can express
  * @throws COPPICE_PLAN_GROUPS when the groups that are left differ in size
  */
@@ -32,8 +32,6 @@ export function sliceModel(source: MemoryModel, plan: Plan): MemoryModel {
   return memoryModel({ ...source.model, fingerprint, layers }, tensors);
 }
 
-const mlpParts = ["gate", "up", "down", "gateBias", "upBias", "downBias"] as const;
-
 function sliceLayer(spec: MoeSpec, plan: LayerPlan, tensors: Map<string, Float32Array>): MoeSpec {
   if (plan.routerMap) throw new Error(`layer ${plan.layer} has a router map, which cannot be sliced`);
   const values = (ref: TensorRef) => tensors.get(ref.name) as Float32Array;
@@ -41,25 +39,21 @@ function sliceLayer(spec: MoeSpec, plan: LayerPlan, tensors: Map<string, Float32
   if (spec.router.groups) order.sort((a, b) => (plan.experts[a] as number) - (plan.experts[b] as number));
   const kept = order.map((slot) => plan.experts[slot] as number);
 
-  const rowsOf = (ref: TensorRef): TensorRef => {
+  const rowsOf = (ref: TensorRef, all: Float32Array): TensorRef => {
     const { dtype, file, begin } = ref;
-    const size = values(ref).length / spec.experts.length;
-    const data = kept.flatMap((expert) => [...values(ref).subarray(expert * size, (expert + 1) * size)]);
+    const size = all.length / spec.experts.length;
+    const data = kept.flatMap((expert) => [...all.subarray(expert * size, (expert + 1) * size)]);
     const shape = [kept.length, ...ref.shape.slice(1)];
     const name = `${ref.name}.sliced`;
     tensors.set(name, Float32Array.from(data));
     return { name, dtype, shape, file, begin, end: begin + elementCount(shape) * dtypeBytes[dtype] };
   };
-  const merged = (slot: number, row: readonly number[]): MlpSpec => {
+  const merged = (slot: number): MlpSpec => {
     const first = spec.experts[0] as MlpSpec;
     const parts = mlpParts.flatMap((part): [string, TensorRef][] => {
       const ref = first[part];
-      if (!ref) return [];
-      const sources = spec.experts.map((expert) => values(expert[part] as TensorRef));
-      const sums = Float32Array.from(values(ref), (_, i) =>
-        row.reduce((sum, factor, j) => sum + factor * (sources[j]?.[i] as number), 0),
-      );
-      roundToStored(sums, ref);
+      const sums = slotValues(spec, plan, slot, part, values);
+      if (!ref || !sums) return [];
       const name = `${ref.name}.merged.${slot}`;
       tensors.set(name, sums);
       return [[part, { ...ref, name }]];
@@ -69,17 +63,19 @@ function sliceLayer(spec: MoeSpec, plan: LayerPlan, tensors: Map<string, Float32
 
   const { groups: _, ...rest } = spec.router;
   const groups = groupsAfter(spec.router, kept, plan.layer);
+  const rows = routerValues(rest, plan, values);
+  const skip = plan.skip ?? rest.skip;
   const router: RouterSpec = {
     ...rest,
-    weight: rowsOf(rest.weight),
-    ...(rest.bias && { bias: rowsOf(rest.bias) }),
-    ...(rest.correction && { correction: rowsOf(rest.correction) }),
+    weight: rowsOf(rest.weight, rows.weight),
+    ...(rest.bias && rows.bias && { bias: rowsOf(rest.bias, rows.bias) }),
+    ...(rest.correction && rows.correction && { correction: rowsOf(rest.correction, rows.correction) }),
     ...(groups && { groups }),
     topK: plan.topK ?? rest.topK,
+    ...(skip && { skip }),
   };
-  const experts = order.map((slot) => {
-    const row = plan.merge?.[slot];
-    return row ? merged(slot, row) : (spec.experts[plan.experts[slot] as number] as MlpSpec);
-  });
+  const experts = order.map((slot) =>
+    plan.merge || plan.units?.[slot] ? merged(slot) : (spec.experts[plan.experts[slot] as number] as MlpSpec),
+  );
   return { ...spec, router, experts };
 }

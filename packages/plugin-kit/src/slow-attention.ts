@@ -24,17 +24,30 @@ interface Heads {
   readonly values: Vector[][];
 }
 
-/** Attention of one sequence, [tokens][hidden] to [tokens][hidden]. */
-export function slowAttention(spec: AttentionSpec, xs: Vector[], weights: SlowWeights): Vector[] {
+export interface SlowAttention {
+  /** [tokens][hidden] */
+  readonly attended: Vector[];
+  /** [tokens], attention that each gets from itself and later tokens of its run, averaged over heads and these tokens. */
+  readonly received: Vector;
+}
+
+/** Attention of one sequence, whose tokens are [tokens][hidden]. */
+export function slowAttention(spec: AttentionSpec, xs: Vector[], weights: SlowWeights): SlowAttention {
   if (spec.kind === "other") throw new Error(`there is no formula for ${spec.name}`);
   const heads = spec.kind === "gqa" ? groupedHeads(spec, xs, weights) : latentHeads(spec, xs, weights);
   const sinks = spec.kind === "gqa" && spec.sinks ? weights.values(spec.sinks) : undefined;
-  return xs.map((_, t) => {
+  const received: Vector = xs.map(() => 0);
+  const attended = xs.map((_, t) => {
     const seen = range(0, t + 1).filter((s) => sees(spec, t, s));
     const mixed = (heads.queries[t] as Vector[]).flatMap((query, head) => {
       const shared = Math.floor((head * (heads.keys[t] as Vector[]).length) / spec.heads);
       const scores = seen.map((s) => spec.scale * inner(query, heads.keys[s]?.[shared] as Vector));
       const shares = softmax(sinks ? [...scores, sinks[head] as number] : scores);
+      seen.forEach((s, k) => {
+        const queries = spec.heads * (weights.lengthAt(s) - s);
+        const inRun = weights.lengthAt(s) === weights.lengthAt(t);
+        if (inRun) received[s] = (received[s] as number) + (shares[k] as number) / queries;
+      });
       const own = heads.values[t] as Vector[];
       return (own[shared] as Vector).map((_, i) =>
         total(seen.map((s, k) => (shares[k] as number) * (heads.values[s]?.[shared]?.[i] as number))),
@@ -42,6 +55,7 @@ export function slowAttention(spec: AttentionSpec, xs: Vector[], weights: SlowWe
     });
     return applyLinear(spec.output, mixed, weights);
   });
+  return { attended, received };
 }
 
 function sees(spec: GroupedQueryAttentionSpec | LatentAttentionSpec, t: number, s: number): boolean {

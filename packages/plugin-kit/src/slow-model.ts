@@ -1,23 +1,25 @@
-import {
-  type ActivationSpec,
-  type LayerPlan,
-  type MlpSpec,
-  type MoeSpec,
-  type Plan,
-  roundToStored,
-  type TensorRef,
-} from "@coppice/core";
+import type { ActivationSpec, LayerPlan, MlpSpec, MoeSpec, Plan, SkipRule, TensorRef } from "@coppice/core";
 import type { MemoryModel } from "./memory-model.js";
 import { applyNorm, type SlowWeights, slowAttention } from "./slow-attention.js";
-import { plus, product, sigmoid, times, type Vector } from "./slow-math.js";
-import { chooseSlots } from "./slow-routing.js";
+import { plus, product, range, sigmoid, times, total, type Vector } from "./slow-math.js";
+import { mlpParts, routerValues, slotValues, type Values } from "./slow-plan.js";
+import { chooseSlots, gateIfChosen } from "./slow-routing.js";
 
 /** One chosen slot of one token. */
 export interface SlowChoice {
+  /** -1 for a choice that is skipped. */
   readonly slot: number;
   readonly gate: number;
-  /** Unweighted expert output f(x), or f(gate · x) when the gate weight scales the input, [hidden]. */
+  /** Unweighted expert output f(x), or f(gate · x) when the gate weight scales the input, [hidden]; 0 where skipped. */
   readonly output: readonly number[];
+}
+
+/** What one slot computes from one token. */
+export interface SlowExpert {
+  /** [hidden], as in `SlowChoice`, with the gate weight that the slot has when it is chosen. */
+  readonly output: readonly number[];
+  /** [width], hidden units: what down multiplies. */
+  readonly units: readonly number[];
 }
 
 /** What one MoE layer did, token by token. */
@@ -27,10 +29,12 @@ export interface SlowLayer {
   readonly residual: readonly (readonly number[])[];
   /** [tokens][hidden], input of the MoE block after its norm. */
   readonly input: readonly (readonly number[])[];
-  /** [tokens][experts], router logits of all original experts. */
+  /** [tokens][experts], router logits of all original experts; those of kept experts by the plan's router rows. */
   readonly routerLogits: readonly (readonly number[])[];
   /** [tokens][k], by descending selection score. */
   readonly choices: readonly (readonly SlowChoice[])[];
+  /** All slots of one token, whether it chose them or not. */
+  every(token: number): SlowExpert[];
 }
 
 export interface SlowResult {
@@ -74,7 +78,7 @@ export function slowForward(
   });
   for (const layer of model.layers) {
     hidden.push(xs);
-    const attended = slowAttention(
+    const { attended, received } = slowAttention(
       layer.attention,
       xs.map((x) => applyNorm(layer.attentionNorm, x, weights)),
       weights,
@@ -85,10 +89,13 @@ export function slowForward(
     if (feedForward.kind === "other") throw new Error(`layer ${layer.index} has no formula`);
     if (feedForward.kind === "dense") {
       const dense = mlpValues(feedForward.mlp, values);
-      xs = xs.map((x, t) => residual(x, applyMlp(dense, input[t] as Vector)));
+      xs = xs.map((x, t) => residual(x, applyMlp(dense, input[t] as Vector).output));
       continue;
     }
-    const { added, ...shown } = slowExperts(feedForward, plans.get(layer.index), input, values);
+    const layerPlan = plans.get(layer.index);
+    const rule = layerPlan?.skip ?? feedForward.router.skip;
+    const spared = sparedBy(rule, received, input, weights);
+    const { added, ...shown } = slowExperts(feedForward, layerPlan, input, spared, values);
     layers.push({ layer: layer.index, residual: xs, input, ...shown });
     xs = xs.map((x, t) => residual(x, added[t] as Vector));
   }
@@ -101,20 +108,31 @@ export function slowForward(
   return { logits, layers, hidden };
 }
 
-type Values = (ref: TensorRef) => Float32Array;
-
-function slowExperts(spec: MoeSpec, plan: LayerPlan | undefined, input: Vector[], values: Values) {
+function slowExperts(
+  spec: MoeSpec,
+  plan: LayerPlan | undefined,
+  input: Vector[],
+  spared: readonly boolean[],
+  values: Values,
+) {
   const { router, shared, sharedGate } = spec;
   const slots = slotWeights(spec, plan, values);
-  const correction = router.correction && values(router.correction);
-  const bias = router.bias && values(router.bias);
-  const routerLogits = input.map((x) => product(values(router.weight), x, bias));
-  const choices = input.map((x, t) =>
-    chooseSlots(routerLogits[t] as Vector, router, plan, correction).map(({ slot, gate }): SlowChoice => {
-      const expert = slots[slot] as MlpValues;
-      return { slot, gate, output: applyMlp(expert, router.scalesInput ? times(gate, x) : x) };
-    }),
-  );
+  const { weight, bias, correction } = routerValues(router, plan, values);
+  const routerLogits = input.map((x) => product(weight, x, bias));
+  const choices = input.map((x, t) => {
+    const chosen = chooseSlots(routerLogits[t] as Vector, router, plan, correction, spared[t] as boolean);
+    return chosen.map(({ slot, gate }): SlowChoice => {
+      if (slot < 0) return { slot, gate, output: x.map(() => 0) };
+      return { slot, gate, ...applyMlp(slots[slot] as MlpValues, router.scalesInput ? times(gate, x) : x) };
+    });
+  });
+  const every = (token: number) =>
+    slots.map((mlp, slot): SlowExpert => {
+      const x = input[token] as Vector;
+      if (!router.scalesInput) return applyMlp(mlp, x);
+      const logit = routerLogits[token]?.[plan?.experts[slot] ?? slot] as number;
+      return applyMlp(mlp, times(gateIfChosen(logit, router), x));
+    });
   const sharedValues = shared && mlpValues(shared, values);
   const added = input.map((x, t) => {
     let sum: Vector = x.map(() => 0);
@@ -123,12 +141,10 @@ function slowExperts(spec: MoeSpec, plan: LayerPlan | undefined, input: Vector[]
     }
     if (!sharedValues) return sum;
     const share = sharedGate ? sigmoid(product(values(sharedGate), x)[0] as number) : 1;
-    return plus(sum, times(share, applyMlp(sharedValues, x)));
+    return plus(sum, times(share, applyMlp(sharedValues, x).output));
   });
-  return { routerLogits, choices, added };
+  return { routerLogits, choices, every, added };
 }
-
-const mlpParts = ["gate", "up", "down", "gateBias", "upBias", "downBias"] as const;
 
 type MlpValues = { readonly activation: ActivationSpec } & {
   readonly [part in (typeof mlpParts)[number]]?: Float32Array;
@@ -139,11 +155,11 @@ function mlpValues(spec: MlpSpec, values: Values): MlpValues {
   return { ...Object.fromEntries(parts), activation: spec.activation };
 }
 
-function applyMlp({ activation, gate, up, down, ...biases }: MlpValues, x: Vector): Vector {
+function applyMlp({ activation, gate, up, down, ...biases }: MlpValues, x: Vector) {
   const ups = product(up as Float32Array, x, biases.upBias);
   const gates = gate ? product(gate, x, biases.gateBias) : ups;
-  const inner = ups.map((u, i) => activate(activation, gates[i] as number, u));
-  return product(down as Float32Array, inner, biases.downBias);
+  const units = ups.map((u, i) => activate(activation, gates[i] as number, u));
+  return { units, output: product(down as Float32Array, units, biases.downBias) };
 }
 
 function activate(activation: ActivationSpec, gate: number, up: number): number {
@@ -160,20 +176,33 @@ function activate(activation: ActivationSpec, gate: number, up: number): number 
   }
 }
 
-/** Σ_j merge[i][j] · θ_j, rounded to what the checkpoint would store. */
 function slotWeights(spec: MoeSpec, plan: LayerPlan | undefined, values: Values): MlpValues[] {
-  const experts = spec.experts.map((expert) => mlpValues(expert, values));
-  if (!plan?.merge) return plan ? plan.experts.map((expert) => experts[expert] as MlpValues) : experts;
-  return plan.merge.map((row) => {
-    const parts = mlpParts.flatMap((part) => {
-      const ref = spec.experts[0]?.[part];
-      if (!ref) return [];
-      const sums = Float32Array.from(values(ref), (_, i) =>
-        row.reduce((sum, factor, j) => sum + factor * (experts[j]?.[part]?.[i] as number), 0),
-      );
-      roundToStored(sums, ref);
-      return [[part, sums]];
+  if (!plan) return spec.experts.map((expert) => mlpValues(expert, values));
+  const { activation } = spec.experts[0] as MlpSpec;
+  return plan.experts.map((_, slot) => {
+    const parts = mlpParts.map((part) => [part, slotValues(spec, plan, slot, part, values)]);
+    return { ...Object.fromEntries(parts), activation };
+  });
+}
+
+/**
+ * Tokens that skip nothing: of each run of several tokens, the share with the largest importance (`SkipRule.spare`), which
+ * is the attention received times the L1 norm of the input.
+ */
+function sparedBy(
+  rule: SkipRule | undefined,
+  received: Vector,
+  input: readonly Vector[],
+  { lengthAt }: SlowWeights,
+): boolean[] {
+  const importance = received.map((share, t) => share * total((input[t] as Vector).map(Math.abs)));
+  return received.map((_, t) => {
+    const run = range(0, received.length).filter((other) => lengthAt(other) === lengthAt(t));
+    if (run.length === 1) return false;
+    const ahead = run.filter((other) => {
+      const lead = (importance[other] as number) - (importance[t] as number);
+      return lead > 0 || (lead === 0 && other < t);
     });
-    return { ...(experts[0] as MlpValues), ...Object.fromEntries(parts) };
+    return ahead.length < Math.ceil((rule?.spare ?? 0) * run.length);
   });
 }

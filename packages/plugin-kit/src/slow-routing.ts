@@ -1,21 +1,32 @@
-import type { LayerPlan, RouterSpec } from "@coppice/core";
+import type { LayerPlan, RouterSpec, SkipRule } from "@coppice/core";
 import { inner, range, sigmoid, softmax, total, type Vector } from "./slow-math.js";
 
 /**
  * Chosen slots of one token and their gate weights, by descending selection score, written from the formulas of the
- * families. Dropped experts are masked: in a softmax their logit is -1e9, and they cannot be chosen.
+ * families. Dropped experts are masked: in a softmax their logit is -1e9, and they cannot be chosen. Choices that the
+ * plan or the router skips have the slot -1 and the gate weight 0.
  * @param logits of all original experts, the router's bias included
  * @param correction of all original experts
+ * @param spared true for a token that skips nothing
  */
 export function chooseSlots(
   logits: Vector,
   router: RouterSpec,
   plan: LayerPlan | undefined,
   correction: ArrayLike<number> | undefined,
+  spared: boolean,
 ): { slot: number; gate: number }[] {
   const kept = plan?.experts ?? range(0, logits.length);
   const topK = plan?.topK ?? router.topK;
-  if (router.order === "sparsemixer") return mixSparsely(logits, kept, topK, router.jitter ?? 0);
+  const rule = spared ? undefined : (plan?.skip ?? router.skip);
+  if (router.order === "sparsemixer") {
+    const chosen = mixSparsely(logits, kept, topK, router.jitter ?? 0);
+    const runs = runningChoices(
+      chosen.map(({ gate }) => gate),
+      rule,
+    );
+    return chosen.map((choice, i) => (runs[i] ? choice : { slot: -1, gate: 0 }));
+  }
 
   const map = plan?.routerMap;
   const masked = logits.map((z, expert) => (map || kept.includes(expert) ? z : -1e9));
@@ -34,11 +45,35 @@ export function chooseSlots(
   let gates = chosen.map(scoreOf);
   if (router.order === "topk-softmax") gates = softmax(gates);
   if (router.order === "topk-sigmoid") gates = gates.map(sigmoid);
-  const divisor = map ? total(gates) : divisorOf(gates, router);
+  const runs = runningChoices(gates, rule);
+  gates = gates.map((gate, i) => (runs[i] ? gate : 0));
+  // A softmax over those that are left has the same ratios and the sum 1.
+  const divisor = map || (rule && router.order === "topk-softmax") ? total(gates) : divisorOf(gates, router);
   return chosen.map((slot, i) => ({
-    slot,
+    slot: runs[i] ? slot : -1,
     gate: ((gates[i] as number) / divisor) * (router.scale ?? 1),
   }));
+}
+
+/** The gate weight that a slot has when it is chosen, of routers whose gate weights do not depend on one another. */
+export function gateIfChosen(logit: number, { order, normalize, scale = 1 }: RouterSpec): number {
+  if (normalize || (order !== "sigmoid-topk" && order !== "topk-sigmoid"))
+    throw new Error(`gate weights of ${order} depend on which experts are chosen together`);
+  return scale * sigmoid(logit);
+}
+
+/** Which choices run under the rule, by gate weights before they are divided; ties are in favour of the first. */
+function runningChoices(gates: Vector, rule: SkipRule | undefined): boolean[] {
+  if (!rule) return gates.map(() => true);
+  const most = Math.max(...gates);
+  const order = best(range(0, gates.length), gates, gates.length);
+  return gates.map((gate, i) => {
+    const rank = order.indexOf(i);
+    if (rank === 0) return true;
+    if (rule.rule === "ratio") return gate >= rule.threshold * most;
+    const before = order.slice(0, rank).map((choice) => gates[choice] as number);
+    return total(before) < rule.threshold * total(gates);
+  });
 }
 
 function divisorOf(gates: Vector, { normalize }: RouterSpec): number {
