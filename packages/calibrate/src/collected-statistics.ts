@@ -4,13 +4,18 @@ import {
   elementCount,
   extraFields,
   extrasOf,
+  type LayerSample,
   type LayerSizes,
   type LayerStatistics,
+  type SampleField,
   type Statistics,
   type StatisticsField,
+  sampleFieldsOf,
+  sampleShape,
   statisticsFields,
   statisticsShape,
 } from "@coppice/core";
+import { type MergedSample, mergeSamples, pickSample } from "./token-sample.js";
 
 /**
  * What the tokens are: pieces of `text`, `prompts` alone, prompts with the `answers` of the data behind them, or with
@@ -56,13 +61,12 @@ export function mergeStatistics(a: CollectedStatistics, b: CollectedStatistics):
         `and "${b.model}" with ${shape(b)}`,
     );
   }
-  const [extras, others] = [extrasOf(a), extrasOf(b)];
-  if (extras.join() !== others.join()) {
-    const named = (fields: readonly string[]) => fields.join(", ") || "nothing";
+  const [content, other] = [contentOf(a), contentOf(b)];
+  if (content !== other) {
     throw new CoppiceError(
       "COPPICE_USAGE",
-      `one of the statistics has ${named(extras)} of what is collected on demand, the other ${named(others)}`,
-      { hint: "collect the same of both" },
+      `one of the statistics has ${content} of what is collected on demand, the other ${other}`,
+      { hint: "collect the same of both: equal extras, and a sample with equal fields or none" },
     );
   }
   const twice = a.sources.find(({ hash }) => b.sources.some((source) => source.hash === hash));
@@ -75,12 +79,22 @@ export function mergeStatistics(a: CollectedStatistics, b: CollectedStatistics):
     );
   }
   return {
-    model: a.model,
-    tokens: a.tokens + b.tokens,
+    ...addStatistics(a, b),
     sources: [...a.sources, ...b.sources].sort(
       (one, other) => compare(one.name, other.name) || compare(one.hash, other.hash),
     ),
-    layers: a.layers.map((layer, i) => addLayers(layer, b.layers[i] as LayerStatistics)),
+  };
+}
+
+/** Adds statistics that are known to be alike, with the sources of the first. */
+export function addStatistics(a: CollectedStatistics, b: CollectedStatistics): CollectedStatistics {
+  const merged = a.sample && b.sample && mergeSamples(a.sample, b.sample);
+  return {
+    model: a.model,
+    tokens: a.tokens + b.tokens,
+    sources: a.sources,
+    layers: a.layers.map((layer, i) => addLayers(layer, b.layers[i] as LayerStatistics, merged)),
+    ...(merged && { sample: merged.sample }),
   };
 }
 
@@ -92,31 +106,33 @@ export function scaleStatistics(statistics: CollectedStatistics, weight: number)
   if (!(weight > 0 && weight < Number.POSITIVE_INFINITY)) {
     throw new CoppiceError("COPPICE_USAGE", `the weight is ${weight}, expected a finite number above 0`);
   }
+  const { sample } = statistics;
   return {
     model: statistics.model,
     tokens: statistics.tokens * weight,
     sources: statistics.sources.map((source) => ({ ...source, weight: source.weight * weight })),
     layers: statistics.layers.map((layer) => {
-      const scaled = emptyLike(layer);
-      scaled.tokens = layer.tokens * weight;
-      for (const field of [...statisticsFields, ...extraFields]) {
+      const sums = [...statisticsFields, ...extraFields].flatMap((field) => {
         // A largest value is no sum.
         const factor = field === "peak" ? 1 : weight;
-        scaled[field]?.set((layer[field] as Float64Array).map((value) => value * factor));
-      }
-      return scaled;
+        return layer[field] ? [[field, layer[field].map((value) => value * factor)] as const] : [];
+      });
+      return { ...layer, ...Object.fromEntries(sums), tokens: layer.tokens * weight };
     }),
+    ...(sample && { sample: { ...sample, priorities: sample.priorities.map((value) => value / weight) } }),
   };
 }
 
 /**
  * Statistics of one layer over no tokens.
  * @param extras what is collected on demand
+ * @param sample fields of a sample, empty without one, and its tokens
  */
 export function emptyLayer(
   layer: number,
   sizes: LayerSizes,
-  extras: readonly ExtraField[] = [],
+  extras: readonly ExtraField[],
+  sample: { readonly fields: readonly SampleField[]; readonly tokens: number },
 ): LayerStatistics {
   const sums = Object.fromEntries(
     [...statisticsFields, ...extras].map((field) => [
@@ -124,43 +140,68 @@ export function emptyLayer(
       new Float64Array(elementCount(statisticsShape(field, sizes))),
     ]),
   );
-  return { layer, tokens: 0, ...(sums as Record<StatisticsField, Float64Array>) };
-}
-
-/** Statistics of no tokens with the fields and sizes of another. */
-function emptyLike(layer: LayerStatistics): LayerStatistics {
-  const extras = extrasOf({ model: "", tokens: 0, layers: [layer] });
-  return emptyLayer(layer.layer, sizesOf(layer), extras);
-}
-
-/** Sizes as far as the fields of a layer show them, else 0. */
-export function sizesOf({ count, ...sums }: LayerStatistics): LayerSizes {
-  const experts = count.length;
-  const perExpert = (values?: ArrayLike<number>) => (values ? values.length / experts : 0);
+  const rows = Object.fromEntries(
+    sample.fields.map((field) => [
+      field,
+      new Float32Array(elementCount(sampleShape(field, sample.tokens, sizes))),
+    ]),
+  );
   return {
-    experts,
-    hidden: perExpert(sums.outputSum ?? sums.everyOutputSum),
-    width: perExpert(sums.unitSquares),
+    layer,
+    tokens: 0,
+    ...(sums as Record<StatisticsField, Float64Array>),
+    ...(sample.fields.length > 0 && { sample: rows as unknown as LayerSample }),
   };
 }
 
-function addLayers(a: LayerStatistics, b: LayerStatistics): LayerStatistics {
-  const sum = emptyLike(a);
-  sum.tokens = a.tokens + b.tokens;
+/** Sizes as far as the fields of a layer show them, else 0. */
+export function sizesOf({ count, sample, ...sums }: LayerStatistics): LayerSizes {
+  const experts = count.length;
+  const tokens = sample ? sample.logits.length / experts : 0;
+  const [units, inputs] = [sample?.units, sample?.inputs];
+  const perExpert = (values: Float64Array | undefined) => (values ? values.length / experts : undefined);
+  return {
+    experts,
+    hidden:
+      perExpert(sums.outputSum ?? sums.everyOutputSum) ?? (inputs && tokens ? inputs.length / tokens : 0),
+    width: perExpert(sums.unitSquares) ?? (units && tokens ? units.length / (tokens * experts) : 0),
+  };
+}
+
+function addLayers(
+  a: LayerStatistics,
+  b: LayerStatistics,
+  merged: MergedSample | undefined,
+): LayerStatistics {
+  const sums: Record<string, Float64Array> = {};
   for (const field of [...statisticsFields, ...extraFields]) {
-    const out = sum[field];
-    if (!out) continue;
-    const [one, other] = [a[field] as Float64Array, b[field] as Float64Array];
-    for (let i = 0; i < out.length; i++) {
+    const [one, other] = [a[field], b[field]];
+    if (!one || !other) continue;
+    const sum = new Float64Array(one.length);
+    for (let i = 0; i < sum.length; i++) {
       const [x, y] = [one[i] as number, other[i] as number];
-      out[i] = field === "peak" ? Math.max(x, y) : x + y;
+      sum[i] = field === "peak" ? Math.max(x, y) : x + y;
     }
+    sums[field] = sum;
   }
-  return sum;
+  const sample = merged && a.sample && b.sample && pickSample(merged, a.sample, b.sample);
+  return {
+    layer: a.layer,
+    tokens: a.tokens + b.tokens,
+    ...(sums as Record<StatisticsField, Float64Array>),
+    ...(sample && { sample }),
+  };
 }
 
 function compare(a: string, b: string): number {
   return a < b ? -1 : a > b ? 1 : 0;
+}
+
+/** "change, a sample of logits, inputs" */
+function contentOf(statistics: Statistics): string {
+  const fields = sampleFieldsOf(statistics);
+  const sample = fields.length > 0 ? [`a sample of ${fields.join(", ")}`] : [];
+  return [...extrasOf(statistics), ...sample].join(", ") || "nothing";
 }
 
 function shape({ layers }: Statistics): string {

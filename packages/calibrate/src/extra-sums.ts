@@ -1,11 +1,6 @@
-import {
-  CoppiceError,
-  type ExtraField,
-  type LayerStatistics,
-  type LayerTap,
-  type TapField,
-} from "@coppice/core";
+import type { ExtraField, LayerStatistics, LayerTap, SampleField, TapField } from "@coppice/core";
 import type { CollectorSettings } from "./layer-collector.js";
+import { required } from "./shown-field.js";
 
 /** What a tap must show for each of the sums that are collected on demand. */
 export const extraTapFields: Readonly<Record<ExtraField, readonly TapField[]>> = {
@@ -19,35 +14,51 @@ export const extraTapFields: Readonly<Record<ExtraField, readonly TapField[]>> =
   outputCosine: ["everyOutput"],
 };
 
-/** Adds what a tap shows of one layer to those of its sums that were asked for. */
+/** What a tap must show for each field of a sample. */
+export const sampleTapFields: Readonly<Record<SampleField, readonly TapField[]>> = {
+  logits: [],
+  inputs: ["input"],
+  grams: ["everyOutput"],
+  units: ["everyUnit"],
+};
+
+/** Adds what a tap shows of the chosen experts of one layer to those of its sums that were asked for. */
 export function addExtras(
   sums: LayerStatistics,
   shown: LayerTap,
   { scalesInput, residualScale }: CollectorSettings,
 ): void {
-  const { tokens, topK, slots, gates, expertNorms, residual, output, expertPeaks, expertOutputs } = shown;
+  const { tokens, topK, slots, gates, expertNorms } = shown;
   const { change, peak, outputSum, outputNorm2 } = sums;
   if (!slots || !gates || !expertNorms) return;
   if (change) {
-    const changes = tokenChanges(required(residual, shown), required(output, shown), tokens, residualScale);
+    const changes = tokenChanges(
+      required(shown, "residual"),
+      required(shown, "output"),
+      tokens,
+      residualScale,
+    );
     for (let choice = 0; choice < tokens * topK; choice++) {
       const expert = slots[choice] as number;
+      if (expert < 0) continue;
       const added = (scalesInput ? 1 : (gates[choice] as number)) * (expertNorms[choice] as number);
       change[expert] = (change[expert] as number) + (changes[Math.floor(choice / topK)] as number) * added;
     }
   }
   if (peak) {
-    const peaks = required(expertPeaks, shown);
+    const peaks = required(shown, "expertPeaks");
     for (let choice = 0; choice < tokens * topK; choice++) {
       const expert = slots[choice] as number;
+      if (expert < 0) continue;
       peak[expert] = Math.max(peak[expert] as number, peaks[choice] as number);
     }
   }
   if (outputSum || outputNorm2) {
-    const outputs = required(expertOutputs, shown);
+    const outputs = required(shown, "expertOutputs");
     const hidden = outputs.length / (tokens * topK);
     for (let choice = 0; choice < tokens * topK; choice++) {
       const expert = slots[choice] as number;
+      if (expert < 0) continue;
       const output = outputs.subarray(choice * hidden, (choice + 1) * hidden);
       if (outputSum) addTo(outputSum.subarray(expert * hidden, (expert + 1) * hidden), output);
       if (outputNorm2) outputNorm2[expert] = (outputNorm2[expert] as number) + squares(output);
@@ -84,12 +95,4 @@ function tokenChanges(h: Float32Array, y: Float32Array, tokens: number, scale: n
     }
     return before === 0 || after === 0 ? 1 : Math.max(0, 1 - both / Math.sqrt(before * after));
   });
-}
-
-function required(values: Float32Array | undefined, { layer }: LayerTap): Float32Array {
-  if (values) return values;
-  throw new CoppiceError(
-    "COPPICE_BACKEND_FAILED",
-    `the backend did not show all that was asked for of layer ${layer}`,
-  );
 }

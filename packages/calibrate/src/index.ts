@@ -1,4 +1,4 @@
-export { type CollectOptions, collectStatistics } from "./collect.js";
+export { type CollectOptions, collectParts, collectStatistics } from "./collect.js";
 export {
   type CollectedStatistics,
   type DataKind,
@@ -8,7 +8,12 @@ export {
   type StatisticsSource,
   scaleStatistics,
 } from "./collected-statistics.js";
+export type { CollectionOptions } from "./collection.js";
+export { partRanges } from "./data-parts.js";
 export { type DroppedPoint, type DroppedProbability, droppedProbability } from "./dropped-probability.js";
+export { type CollectedPart, PartSum } from "./part-sum.js";
 export { rankCorrelation } from "./rank-correlation.js";
 export { hashSequences } from "./sequence-hash.js";
 export { decodeStatistics, encodeStatistics, statisticsVersion } from "./statistics-file.js";
+export { type StatisticsContent, statisticsBytes, statisticsLimit } from "./statistics-size.js";
+export type { SampleOptions } from "./token-sample.js";

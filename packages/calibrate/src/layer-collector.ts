@@ -1,6 +1,15 @@
-import { CoppiceError, type LayerStatistics, type LayerTap } from "@coppice/core";
+import {
+  CoppiceError,
+  extraFields,
+  type LayerStatistics,
+  type LayerTap,
+  sampleFields,
+  statisticsFields,
+} from "@coppice/core";
+import { EveryExpert, type EveryFields } from "./every-expert.js";
 import { addExtras } from "./extra-sums.js";
 import { GramSum } from "./gram-sum.js";
+import { required } from "./shown-field.js";
 
 /** What sums depend on beside what a tap shows. */
 export interface CollectorSettings {
@@ -17,36 +26,57 @@ export class LayerCollector {
   /** Unnormalised probabilities of one token. */
   readonly #parts: Float64Array;
   readonly #settings: CollectorSettings;
+  readonly #every: EveryExpert;
 
-  /** @param sums of no tokens yet; of what is collected on demand, what it has is collected */
+  /** @param sums of no tokens yet; of what is collected on demand and of samples, what it has is collected */
   constructor(sums: LayerStatistics, settings: CollectorSettings) {
     const experts = sums.count.length;
     this.#sums = sums;
     this.#gram = new GramSum(sums.logitGram, experts);
     this.#settings = settings;
     this.#parts = new Float64Array(experts);
+    this.#every = new EveryExpert(sums);
   }
 
-  /** The sums of all that was added; nothing may be added after it. */
+  /**
+   * The sums of all that was added; nothing may be added after it.
+   * @throws COPPICE_BACKEND_FAILED naming the layer and the expert of a sum that is not finite
+   */
   finish(): LayerStatistics {
     this.#gram.finish();
-    return this.#sums;
+    const sums = this.#sums;
+    for (const field of [...statisticsFields, ...extraFields]) {
+      if (sums[field]) this.#checkFinite(`a sum of ${field}`, sums[field], 1);
+    }
+    for (const field of sampleFields) {
+      const values = sums.sample?.[field];
+      if (values && field !== "inputs") this.#checkFinite(`sampled ${field}`, values, this.#sampleSize);
+    }
+    return sums;
   }
 
-  /** @throws COPPICE_BACKEND_FAILED naming the layer and the expert of a value that is not finite */
-  add(shown: LayerTap): void {
-    const { tokens, topK, routerLogits, slots, gates, expertNorms } = shown;
-    if (!routerLogits || !slots || !gates || !expertNorms) {
-      throw new CoppiceError(
-        "COPPICE_BACKEND_FAILED",
-        `the backend did not show routing, router logits and expert norms of layer ${this.#sums.layer}`,
-      );
-    }
+  get #sampleSize(): number {
+    return (this.#sums.sample?.logits.length ?? 0) / this.#sums.count.length;
+  }
+
+  /**
+   * @param every what the tap asked for of all experts
+   * @param sampled [tokens of the run], row of each token in the sample, -1 for those not in it; absent: none is
+   * @throws COPPICE_BACKEND_FAILED naming the layer and the expert of a value that is not finite
+   */
+  add(shown: LayerTap, every: EveryFields, sampled?: Int32Array): void {
+    const { tokens, topK } = shown;
+    const routerLogits = required(shown, "routerLogits");
+    const slots = required(shown, "slots");
+    const gates = required(shown, "gates");
+    const expertNorms = required(shown, "expertNorms");
     this.#addLogits(routerLogits, tokens);
     const sums = this.#sums;
     const experts = sums.count.length;
     for (let choice = 0; choice < tokens * topK; choice++) {
       const expert = slots[choice] as number;
+      // A choice that the router's own rule skips.
+      if (expert < 0) continue;
       const g = gates[choice] as number;
       const f = expertNorms[choice] as number;
       if (!Number.isFinite(f)) throw this.#notFinite("an output of norm", expert, f);
@@ -66,7 +96,32 @@ export class LayerCollector {
       add(sums.routedLogit, expert, routerLogits[token * experts + expert] as number);
     }
     addExtras(sums, shown, this.#settings);
+    if (sampled) this.#addSampled(shown, sampled);
+    this.#every.add(shown, every, sampled);
     sums.tokens += tokens;
+  }
+
+  #addSampled(shown: LayerTap, sampled: Int32Array): void {
+    const { sample } = this.#sums;
+    if (!sample) return;
+    const { tokens, rows } = shown;
+    const logits = required(shown, "routerLogits");
+    const inputs = sample.inputs && required(shown, "input");
+    for (let token = 0; token < tokens; token++) {
+      const row = sampled[rows[token] as number] ?? -1;
+      if (row < 0) continue;
+      copyRow(logits, token, tokens, sample.logits, row);
+      if (sample.inputs && inputs) copyRow(inputs, token, tokens, sample.inputs, row);
+    }
+  }
+
+  /** @param values [rows, experts, ...] */
+  #checkFinite(what: string, values: Float32Array | Float64Array, rows: number): void {
+    const bad = values.findIndex((value) => !Number.isFinite(value));
+    if (bad < 0) return;
+    const size = values.length / rows;
+    const expert = Math.floor((bad % size) / (size / this.#sums.count.length));
+    throw this.#notFinite(what, expert, values[bad] as number);
   }
 
   /** Softmax over all experts in float64, the largest logit, and the Gram matrix. */
@@ -110,6 +165,11 @@ export class LayerCollector {
       },
     );
   }
+}
+
+function copyRow(from: Float32Array, token: number, tokens: number, to: Float32Array, row: number): void {
+  const size = from.length / tokens;
+  to.set(from.subarray(token * size, (token + 1) * size), row * size);
 }
 
 function add(sums: Float64Array, at: number, value: number): void {

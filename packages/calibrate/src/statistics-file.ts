@@ -4,33 +4,56 @@ import {
   type ExtraField,
   extraFields,
   isCoppiceError,
+  type LayerSample,
+  type LayerSizes,
   type LayerStatistics,
+  type SampleField,
   type StatisticsField,
+  sampleFields,
+  sampleShape,
   statisticsFields,
   statisticsShape,
+  type TokenSample,
 } from "@coppice/core";
-import { type CollectedStatistics, emptyLayer, sizesOf } from "./collected-statistics.js";
+import { type CollectedStatistics, sizesOf } from "./collected-statistics.js";
+import { decodeFloats, encodeFloats } from "./float-tensors.js";
 import { encodeSources, isCount, parseSources, show } from "./source-record.js";
 
-/** Version of the statistics file that this package writes and reads. Version 1 had fewer sums. */
-export const statisticsVersion = 2;
+/** Version of the statistics file that this package writes. */
+export const statisticsVersion = 3;
+
+/** Versions that it reads: 2 is 3 without samples; 1 had fewer sums. */
+const readVersions: readonly (string | undefined)[] = ["2", "3"];
 
 const format = "coppice.statistics";
 
+const prioritiesName = "sample.priorities";
+
 /**
  * A safetensors file: per MoE layer and field one F64 tensor `layers.<index>.<field>` of the shape that
- * `statisticsShape` gives, and in `__metadata__` the format, its version, the model's fingerprint and the sources. Equal
- * statistics give equal bytes.
+ * `statisticsShape` gives, and in `__metadata__` the format, its version, the model's fingerprint and the sources. With
+ * a sample also F64 `sample.priorities` [S], per layer and field one F32 tensor `layers.<index>.sample.<field>` of the
+ * shape that `sampleShape` gives, and `sampleLimit`. Equal statistics give equal bytes.
  */
 export function encodeStatistics(statistics: CollectedStatistics): Uint8Array {
   const tensors = new Map<string, TensorBytes>();
+  const { sample } = statistics;
+  if (sample) {
+    tensors.set(prioritiesName, encodeFloats("F64", sample.priorities, [sample.priorities.length]));
+  }
   for (const layer of statistics.layers) {
     const sizes = sizesOf(layer);
     for (const field of [...statisticsFields, ...extraFields]) {
       const sums = layer[field];
       if (!sums) continue;
       const shape = statisticsShape(field, sizes);
-      tensors.set(tensorName(layer.layer, field), float64Tensor(sums, shape));
+      tensors.set(tensorName(layer.layer, field), encodeFloats("F64", sums, shape));
+    }
+    for (const field of sampleFields) {
+      const values = layer.sample?.[field];
+      if (!values || !sample) continue;
+      const shape = sampleShape(field, sample.priorities.length, sizes);
+      tensors.set(sampleName(layer.layer, field), encodeFloats("F32", values, shape));
     }
   }
   const metadata = {
@@ -39,6 +62,7 @@ export function encodeStatistics(statistics: CollectedStatistics): Uint8Array {
     model: statistics.model,
     tokens: String(statistics.tokens),
     sources: encodeSources(statistics.sources),
+    ...(sample && { sampleLimit: String(sample.limit) }),
   };
   return serializeSafetensors(tensors, new Map(Object.entries(metadata)));
 }
@@ -60,9 +84,9 @@ export async function decodeStatistics(bytes: Uint8Array, file: string): Promise
   if (metadata.get("format") !== format) {
     throw fail(`its format is ${show(metadata.get("format"))}, expected "${format}"`);
   }
-  if (metadata.get("version") !== String(statisticsVersion)) {
+  if (!readVersions.includes(metadata.get("version"))) {
     throw fail(
-      `its version is ${show(metadata.get("version"))}, this release reads version ${statisticsVersion}`,
+      `its version is ${show(metadata.get("version"))}, this release reads the versions ${readVersions.join(" and ")}`,
     );
   }
   const model = metadata.get("model");
@@ -77,7 +101,10 @@ export async function decodeStatistics(bytes: Uint8Array, file: string): Promise
   if (scaled ? Math.abs(counted - tokens) > slack * counted : counted !== tokens) {
     throw fail(`it has ${tokens} tokens, its sources have ${counted}`);
   }
-  return { model, tokens, sources, layers: parseLayers(tensors, { tokens, scaled }, fail) };
+  const all = sources.reduce((sum, source) => sum + source.tokens, 0);
+  const sample = parseSample(tensors.get(prioritiesName), metadata.get("sampleLimit"), all, fail);
+  const layers = parseLayers(tensors, { tokens, scaled }, sample, fail);
+  return { model, tokens, sources, layers, ...(sample && { sample }) };
 }
 
 /** What rounding may make of a count that was scaled, relatively. */
@@ -91,9 +118,32 @@ interface Counting {
   readonly scaled: boolean;
 }
 
+function parseSample(
+  tensor: TensorBytes | undefined,
+  limitText: string | undefined,
+  tokens: number,
+  fail: Fail,
+): TokenSample | undefined {
+  if (tensor === undefined && limitText === undefined) return undefined;
+  const limit = Number(limitText);
+  if (!isCount(limit) || limit < 1) throw fail(`its sample's limit is ${show(limitText)}, expected a count`);
+  const size = Math.min(limit, tokens);
+  if (tensor?.dtype !== "F64" || tensor.shape.join() !== String(size)) {
+    throw fail(`${prioritiesName} is ${describe(tensor)}, expected F64 of shape [${size}]`);
+  }
+  const priorities = decodeFloats("F64", tensor);
+  const bad = priorities.findIndex(
+    (value, i) => !(value > 0 && value >= (priorities[i - 1] ?? 0) && value <= Number.MAX_VALUE),
+  );
+  if (bad >= 0)
+    throw fail(`${prioritiesName}[${bad}] is ${priorities[bad]}, expected ascending numbers above 0`);
+  return { limit, priorities };
+}
+
 function parseLayers(
   tensors: ReadonlyMap<string, TensorBytes>,
   counting: Counting,
+  sample: TokenSample | undefined,
   fail: Fail,
 ): LayerStatistics[] {
   const indices = [...tensors.keys()].flatMap((name) => {
@@ -101,36 +151,55 @@ function parseLayers(
     return index === undefined ? [] : [Number(index)];
   });
   indices.sort((a, b) => a - b);
-  const extras = extraFields.filter((field) => tensors.has(tensorName(indices[0] ?? 0, field)));
+  const first = indices[0] ?? 0;
+  const extras = extraFields.filter((field) => tensors.has(tensorName(first, field)));
+  const sampled = sample
+    ? sampleFields.filter((field) => field === "logits" || tensors.has(sampleName(first, field)))
+    : [];
   const fields = [...statisticsFields, ...extras];
-  if (tensors.size !== indices.length * fields.length) {
-    throw fail(`it has ${tensors.size} tensors for ${indices.length} layers of ${fields.length} fields`);
+  const expected = indices.length * (fields.length + sampled.length) + (sample ? 1 : 0);
+  if (tensors.size !== expected) {
+    throw fail(`it has ${tensors.size} tensors, expected ${expected} for ${indices.length} layers`);
   }
   return indices.map((index) => {
-    const experts = tensors.get(tensorName(index, "count"))?.shape[0] ?? 0;
-    const columns = (field: ExtraField) => tensors.get(tensorName(index, field))?.shape[1];
-    const sizes = {
-      experts,
-      hidden: columns("outputSum") ?? columns("everyOutputSum") ?? 0,
-      width: columns("unitSquares") ?? 0,
-    };
-    const read = (field: StatisticsField | ExtraField): Float64Array => {
-      const name = tensorName(index, field);
+    const sizes = layerSizesIn(tensors, index);
+    const read = <D extends "F64" | "F32">(name: string, dtype: D, shape: readonly number[]) => {
       const tensor = tensors.get(name);
-      const shape = statisticsShape(field, sizes);
-      if (tensor?.dtype !== "F64" || tensor.shape.join() !== shape.join() || !experts) {
-        throw fail(`${name} is ${describe(tensor)}, expected F64 of shape [${shape.join(", ")}]`);
+      if (tensor?.dtype !== dtype || tensor.shape.join() !== shape.join() || shape.slice(1).includes(0)) {
+        throw fail(`${name} is ${describe(tensor)}, expected ${dtype} of shape [${shape.join(", ")}]`);
       }
-      return float64Values(tensor.bytes);
+      return decodeFloats(dtype, tensor);
     };
-    // Checked before anything is allocated by the number of experts that the file claims.
-    const values = new Map(fields.map((field) => [field, read(field)]));
-    const layer = emptyLayer(index, sizes, extras);
-    layer.tokens = counting.tokens;
-    for (const [field, sums] of values) layer[field]?.set(sums);
+    if (!sizes.experts) throw fail(`layer ${index} has no experts`);
+    const sums = fields.map((field) => [
+      field,
+      read(tensorName(index, field), "F64", statisticsShape(field, sizes)),
+    ]);
+    const size = sample?.priorities.length ?? 0;
+    const rows = sampled.map((field) => [
+      field,
+      read(sampleName(index, field), "F32", sampleShape(field, size, sizes)),
+    ]);
+    const layer: LayerStatistics = {
+      layer: index,
+      tokens: counting.tokens,
+      ...(Object.fromEntries(sums) as Record<StatisticsField, Float64Array>),
+      ...(sample && { sample: Object.fromEntries(rows) as LayerSample }),
+    };
     checkLayer(layer, counting, fail);
     return layer;
   });
+}
+
+/** Sizes as the shapes of a layer's tensors claim them; each tensor is compared with them afterwards. */
+function layerSizesIn(tensors: ReadonlyMap<string, TensorBytes>, index: number): LayerSizes {
+  const shapeOf = (name: string) => tensors.get(name)?.shape ?? [];
+  const column = (field: ExtraField) => shapeOf(tensorName(index, field))[1];
+  return {
+    experts: shapeOf(tensorName(index, "count"))[0] ?? 0,
+    hidden: column("outputSum") ?? column("everyOutputSum") ?? shapeOf(sampleName(index, "inputs"))[1] ?? 0,
+    width: column("unitSquares") ?? shapeOf(sampleName(index, "units"))[2] ?? 0,
+  };
 }
 
 /** Sums of logits and outputs may be negative; the others are sums of what is not. */
@@ -139,7 +208,12 @@ const signedFields: ReadonlySet<StatisticsField | ExtraField> = new Set([
   "routedLogit",
   "logitGram",
   "outputSum",
+  "everyOutputSum",
+  "outputGram",
+  "outputCosine",
 ]);
+
+const symmetricFields = ["logitGram", "outputGram", "outputCosine"] as const;
 
 function checkLayer(layer: LayerStatistics, { tokens, scaled }: Counting, fail: Fail): void {
   for (const field of [...statisticsFields, ...extraFields]) {
@@ -150,36 +224,46 @@ function checkLayer(layer: LayerStatistics, { tokens, scaled }: Counting, fail: 
     const expected = least === 0 ? "a finite sum of at least 0" : "a finite sum";
     throw fail(`${tensorName(layer.layer, field)}[${bad}] is ${values[bad]}, expected ${expected}`);
   }
-  const bad = layer.count.findIndex((count) =>
+  const uncounted = layer.count.findIndex((count) =>
     scaled ? count > tokens * (1 + slack) : !isCount(count) || count > tokens,
   );
-  if (bad >= 0) {
-    throw fail(`expert ${bad} of layer ${layer.layer} served ${layer.count[bad]} of ${tokens} tokens`);
+  if (uncounted >= 0) {
+    throw fail(
+      `expert ${uncounted} of layer ${layer.layer} served ${layer.count[uncounted]} of ${tokens} tokens`,
+    );
   }
   const experts = layer.count.length;
-  const skew = layer.logitGram.findIndex((value, at) => {
-    const mirrored = (at % experts) * experts + Math.floor(at / experts);
-    return value !== layer.logitGram[mirrored];
-  });
-  if (skew >= 0) throw fail(`${tensorName(layer.layer, "logitGram")} is not symmetric`);
+  for (const field of symmetricFields) {
+    if (layer[field] && !isSymmetric(layer[field], experts)) {
+      throw fail(`${tensorName(layer.layer, field)} is not symmetric`);
+    }
+  }
+  for (const field of sampleFields) {
+    const values = layer.sample?.[field];
+    const wrong = values?.findIndex((value) => !Number.isFinite(value)) ?? -1;
+    if (wrong < 0) continue;
+    throw fail(`${sampleName(layer.layer, field)}[${wrong}] is ${values?.[wrong]}, expected a finite number`);
+  }
+  const { grams } = layer.sample ?? {};
+  for (let at = 0; grams && at < grams.length; at += experts ** 2) {
+    if (isSymmetric(grams.subarray(at, at + experts ** 2), experts)) continue;
+    throw fail(`${sampleName(layer.layer, "grams")} has one that is not symmetric`);
+  }
+}
+
+function isSymmetric(values: Float64Array | Float32Array, size: number): boolean {
+  for (let i = 0; i < size; i++) {
+    for (let j = i + 1; j < size; j++) if (values[i * size + j] !== values[j * size + i]) return false;
+  }
+  return true;
 }
 
 function tensorName(layer: number, field: string): string {
   return `layers.${layer}.${field}`;
 }
 
-// Through DataView, because files are little-endian whatever the machine is.
-function float64Tensor(values: Float64Array, shape: number[]): TensorBytes {
-  const view = new DataView(new ArrayBuffer(values.length * 8));
-  values.forEach((value, i) => {
-    view.setFloat64(i * 8, value, true);
-  });
-  return { dtype: "F64", shape, bytes: new Uint8Array(view.buffer) };
-}
-
-function float64Values(bytes: Uint8Array): Float64Array {
-  const view = new DataView(bytes.buffer, bytes.byteOffset, bytes.length);
-  return Float64Array.from({ length: bytes.length / 8 }, (_, i) => view.getFloat64(i * 8, true));
+function sampleName(layer: number, field: SampleField): string {
+  return tensorName(layer, `sample.${field}`);
 }
 
 function describe(tensor: TensorBytes | undefined): string {

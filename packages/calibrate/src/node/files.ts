@@ -4,9 +4,10 @@ import { basename, dirname, join } from "node:path";
 import { CoppiceError, type ErrorCode, throwIfAborted } from "@coppice/core";
 import type { CollectedStatistics } from "../collected-statistics.js";
 import { decodeStatistics, encodeStatistics } from "../statistics-file.js";
+import { statisticsLimit } from "../statistics-size.js";
 
-/** Largest statistics file that is read: 94 layers of 512 experts take 200 MB, nearly all of it Gram matrices. */
-const fileLimit = 512 * 2 ** 20;
+/** Largest statistics file that is read: the values, and room for the header with its sources. */
+const fileLimit = statisticsLimit + 2 ** 26;
 
 export interface WriteStatisticsOptions {
   /** Replace a file of that name. @default false */
