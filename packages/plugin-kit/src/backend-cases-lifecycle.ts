@@ -166,6 +166,10 @@ function unusable(sequences: Int32Array[], hidden: number, layers: number): Reco
     "a position beyond its sequence": { sequences, positions: [Int32Array.of(99), Int32Array.of(0)] },
     "descending positions": { sequences, positions: [Int32Array.of(2, 1), Int32Array.of(0)] },
     "positions without the last layer": { sequences, positions, to: layers - 1 },
+    "a tap's mask for other tokens": {
+      sequences,
+      tap: { fields: ["everyOutput"], every: new Uint8Array(tokens - 1), onLayer() {} },
+    },
     "targets without positions": { sequences, targets: positions },
     "targets of another number": { sequences, positions, targets: [Int32Array.of(1, 2), Int32Array.of(1)] },
     "a target beyond the vocabulary": {

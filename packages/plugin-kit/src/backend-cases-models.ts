@@ -1,5 +1,5 @@
 import { moeLayers, type Plan, type Runner } from "@coppice/core";
-import { checkCached } from "./backend-cases-run.js";
+import { checkCached, checkPieces } from "./backend-cases-run.js";
 import {
   allLogits,
   type BackendSource,
@@ -55,7 +55,7 @@ export function modelCases(source: BackendSource, unsupported: readonly ModelFea
         withRunner(source, loaded, async (runner) => {
           await checkPlans(source, runner, loaded);
           const sequences = randomSequences(loaded.model, lengths);
-          if (followsLength(shape)) await checkGrowingLength(runner, loaded, sequences);
+          if (dependsOnPieces(shape)) await checkPieces(runner, loaded, sequences, pieces);
           else
             for (const plan of [undefined, mergedPlan(loaded.model, 62)])
               await checkCached(runner, sequences, pieces, plan);
@@ -97,37 +97,10 @@ function plansOf(loaded: MemoryModel): [string, Plan | undefined][] {
   ];
 }
 
-function followsLength({ scaling }: RandomModelShape): boolean {
-  return scaling?.kind === "dynamic" || scaling?.kind === "longrope";
-}
-
-/** Frequencies follow the length that is known in each run of the cache; earlier keys keep their rotation. */
-async function checkGrowingLength(
-  runner: Runner,
-  loaded: MemoryModel,
-  sequences: readonly Int32Array[],
-): Promise<void> {
-  const vocab = loaded.model.vocabSize;
-  const expected = sequences.map((ids, s) =>
-    slowForward(
-      loaded,
-      [...ids],
-      undefined,
-      pieces.map((piece) => piece[s] as number),
-    ).logits.flat(),
-  );
-  const cache = runner.createCache(sequences.length);
-  for (const piece of pieces) {
-    const starts = [...cache.lengths];
-    const part = sequences.map((ids, s) =>
-      ids.subarray(starts[s] as number, (starts[s] as number) + (piece[s] as number)),
-    );
-    const logits = await allLogits(runner, part, undefined, { cache });
-    const wanted = expected.flatMap((values, s) => {
-      const start = starts[s] as number;
-      return values.slice(start * vocab, (start + (piece[s] as number)) * vocab);
-    });
-    expectClose(logits, wanted, tolerance, `logits with a cache that grew to ${cache.lengths.join(", ")}`);
-  }
-  cache.dispose();
+/**
+ * Whether a run depends on how many tokens come at once: rotary frequencies follow the length known in each run, while
+ * earlier keys keep their rotation; and only tokens that come together are spared.
+ */
+function dependsOnPieces({ scaling, router }: RandomModelShape): boolean {
+  return scaling?.kind === "dynamic" || scaling?.kind === "longrope" || router?.skip?.spare !== undefined;
 }

@@ -9,7 +9,7 @@ import {
 import { expectClose, expectEqual, expectThat } from "./compare.js";
 import type { ConformanceCase } from "./conformance-case.js";
 import type { MemoryModel } from "./memory-model.js";
-import { mergedPlan } from "./sample-plans.js";
+import { mergedPlan, sampleRules, skippingPlan } from "./sample-plans.js";
 import { slowForward } from "./slow-model.js";
 
 const tolerance = 1e-4;
@@ -137,9 +137,25 @@ export function runCases(source: BackendSource, name: string, loaded: MemoryMode
         [1, 1, 1],
         [3, 2, 6],
       ];
-      for (const plan of [undefined, mergedPlan(loaded.model, 35)]) {
+      const { model } = loaded;
+      const { ratio, "top-p": topP } = sampleRules;
+      for (const plan of [
+        undefined,
+        mergedPlan(model, 35),
+        skippingPlan(model, ratio),
+        skippingPlan(model, topP),
+      ])
         await checkCached(runner, ids, pieces, plan);
-      }
+    }),
+    test("tokens are spared among those that come together, and none that comes alone", async (runner, loaded) => {
+      const ids = randomSequences(loaded.model, [11, 9, 14], 37);
+      const pieces = [
+        [4, 1, 6],
+        [1, 1, 2],
+        [5, 1, 1],
+        [1, 6, 5],
+      ];
+      await checkPieces(runner, loaded, ids, pieces, skippingPlan(loaded.model, sampleRules.spare));
     }),
     test("two caches of one runner do not mix", async (runner, loaded) => {
       const [a, b] = randomSequences(loaded.model, [6, 8], 36) as [Int32Array, Int32Array];
@@ -190,6 +206,35 @@ export async function checkCached(
       done[s] = (done[s] as number) + tokens.length;
     });
     expectEqual(cache.lengths, done, `cache lengths after piece ${i}`);
+  }
+  cache.dispose();
+}
+
+/** Feeds `ids` to a cache piece by piece and compares all logits with the formula, which may depend on the pieces. */
+export async function checkPieces(
+  runner: Runner,
+  loaded: MemoryModel,
+  ids: readonly Int32Array[],
+  pieces: readonly (readonly number[])[],
+  plan?: Plan,
+): Promise<void> {
+  const vocab = loaded.model.vocabSize;
+  const expected = ids.map((sequence, s) => {
+    const lengths = pieces.map((piece) => piece[s] as number);
+    return slowForward(loaded, [...sequence], plan, lengths).logits.flat();
+  });
+  const cache = runner.createCache(ids.length);
+  for (const piece of pieces) {
+    const starts = [...cache.lengths];
+    const part = ids.map((sequence, s) =>
+      sequence.subarray(starts[s] as number, (starts[s] as number) + (piece[s] as number)),
+    );
+    const logits = await allLogits(runner, part, plan, { cache });
+    const wanted = expected.flatMap((values, s) => {
+      const start = starts[s] as number;
+      return values.slice(start * vocab, (start + (piece[s] as number)) * vocab);
+    });
+    expectClose(logits, wanted, tolerance, `logits with a cache that grew to ${cache.lengths.join(", ")}`);
   }
   cache.dispose();
 }

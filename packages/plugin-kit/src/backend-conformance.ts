@@ -1,5 +1,6 @@
 import { goldenCases } from "./backend-cases-golden.js";
 import { lifecycleCases } from "./backend-cases-lifecycle.js";
+import { loadCases } from "./backend-cases-load.js";
 import { modelCases } from "./backend-cases-models.js";
 import { planCases } from "./backend-cases-plan.js";
 import { runCases } from "./backend-cases-run.js";
@@ -26,6 +27,16 @@ const suiteModels: readonly ModelFeature[] = [
   "scaled-inputs",
 ];
 
+/** Models that are loaded whole and in part: biases, three layers, a dense layer, tied and biased heads. */
+const loadModels: readonly ModelFeature[] = [
+  "attention-sinks",
+  "low-rank-queries",
+  "shared-expert-gate",
+  "sparsemixer",
+  "tied-head",
+  "ungated-experts",
+];
+
 /**
  * What every backend must do, as cases for any test runner. Each case loads its own runner and disposes it.
  * Logits must be within 2e-4 of the reference implementation's and within 1e-4 of a slow float64 formula.
@@ -38,19 +49,18 @@ export function backendConformance(
   options: BackendConformanceOptions,
 ): ConformanceCase[] {
   const { fixtures, unsupported = [] } = options;
-  return [
-    ...fixtures.flatMap((fixture) => goldenCases(source, fixture)),
-    ...modelCases(source, unsupported),
-    ...suiteModels
+  const casesOf = (features: readonly ModelFeature[], ...makers: (typeof planCases)[]) =>
+    features
       .filter((feature) => !unsupported.includes(feature))
       .flatMap((feature) => {
         const loaded = randomModel(sampleShapes[feature]);
-        return [
-          ...planCases(source, feature, loaded),
-          ...runCases(source, feature, loaded),
-          ...tapCases(source, feature, loaded),
-        ];
-      }),
+        return makers.flatMap((make) => make(source, feature, loaded));
+      });
+  return [
+    ...fixtures.flatMap((fixture) => goldenCases(source, fixture)),
+    ...modelCases(source, unsupported),
+    ...casesOf(suiteModels, planCases, runCases, tapCases),
+    ...casesOf(loadModels, loadCases),
     ...lifecycleCases(source),
   ];
 }

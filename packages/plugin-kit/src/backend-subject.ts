@@ -2,6 +2,7 @@ import {
   type Backend,
   createRegistry,
   type LayerTap,
+  type LoadRequest,
   type MoeModel,
   type Plan,
   type Registrable,
@@ -10,7 +11,6 @@ import {
   type RunRequest,
   type Tap,
   type TapField,
-  type WeightReader,
 } from "@coppice/core";
 import { expectEqual, expectThat } from "./compare.js";
 
@@ -26,14 +26,14 @@ export async function createBackend(source: BackendSource): Promise<Backend> {
   return registry.create("backend", plugin.pluginName, {}, undefined);
 }
 
-/** Loads the model, lets `work` use the runner, and disposes it whatever happens. */
+/** Loads the model, or layers of it, lets `work` use the runner, and disposes it whatever happens. */
 export async function withRunner<T>(
   source: BackendSource,
-  loaded: { readonly model: MoeModel; readonly weights: WeightReader },
+  { model, weights, layers }: Pick<LoadRequest, "model" | "weights" | "layers">,
   work: (runner: Runner) => Promise<T>,
 ): Promise<T> {
   const backend = await createBackend(source);
-  const runner = await backend.load({ model: loaded.model, weights: loaded.weights });
+  const runner = await backend.load({ model, weights, ...(layers && { layers }) });
   try {
     return await work(runner);
   } finally {

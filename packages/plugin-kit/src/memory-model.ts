@@ -1,6 +1,7 @@
 import {
   attentionTensors,
   CoppiceError,
+  type DecoderLayer,
   elementCount,
   type MoeModel,
   mlpTensors,
@@ -55,18 +56,33 @@ export async function intoMemory(model: MoeModel, weights: WeightReader): Promis
 
 /** Every tensor that the description names, in model order; a tied head is the embedding once more. */
 export function modelTensors(model: MoeModel): TensorRef[] {
-  const tensors = [model.embedding];
-  for (const { attention, attentionNorm, feedForwardNorm, feedForward } of model.layers) {
-    tensors.push(...normTensors(attentionNorm), ...attentionTensors(attention));
-    tensors.push(...normTensors(feedForwardNorm));
-    if (feedForward.kind === "dense") tensors.push(...mlpTensors(feedForward.mlp));
-    if (feedForward.kind !== "moe") continue;
-    const { experts, shared, sharedGate } = feedForward;
-    tensors.push(...routerTensors(feedForward), ...experts.flatMap(mlpTensors));
-    if (shared) tensors.push(...mlpTensors(shared));
-    if (sharedGate) tensors.push(sharedGate);
-  }
-  tensors.push(...normTensors(model.finalNorm), model.head);
-  if (model.headBias) tensors.push(model.headBias);
-  return [...tensors, ...(model.undescribed ?? [])];
+  return [
+    model.embedding,
+    ...model.layers.flatMap(layerTensors),
+    ...headTensors(model),
+    ...(model.undescribed ?? []),
+  ];
+}
+
+/** Every tensor of one layer. */
+export function layerTensors({
+  attention,
+  attentionNorm,
+  feedForwardNorm,
+  feedForward,
+}: DecoderLayer): TensorRef[] {
+  const tensors = [...normTensors(attentionNorm), ...attentionTensors(attention)];
+  tensors.push(...normTensors(feedForwardNorm));
+  if (feedForward.kind === "dense") tensors.push(...mlpTensors(feedForward.mlp));
+  if (feedForward.kind !== "moe") return tensors;
+  const { experts, shared, sharedGate } = feedForward;
+  tensors.push(...routerTensors(feedForward), ...experts.flatMap(mlpTensors));
+  if (shared) tensors.push(...mlpTensors(shared));
+  if (sharedGate) tensors.push(sharedGate);
+  return tensors;
+}
+
+/** What makes logits of the last layer's output. */
+export function headTensors({ finalNorm, head, headBias }: MoeModel): TensorRef[] {
+  return [...normTensors(finalNorm), head, ...(headBias ? [headBias] : [])];
 }

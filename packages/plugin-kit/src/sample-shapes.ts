@@ -175,6 +175,13 @@ export const sampleShapes = {
     experts: 6,
     normalize: { power: 2 },
   },
+  /** A checkpoint that brings along a rule by which tokens skip experts. */
+  "skipped-experts": {
+    seed: 73,
+    experts: 6,
+    topK: 3,
+    router: { skip: { rule: "top-p", threshold: 0.6, spare: 0.3 } },
+  },
 } as const satisfies Record<string, RandomModelShape>;
 
 /** A property of models that a backend may refuse, when its author says so. */

@@ -25,6 +25,8 @@ const optional = new Set([
   "groups",
   "scalesInput",
   "jitter",
+  "skip",
+  "spare",
   "shared",
   "sharedGate",
   "embeddingScale",
