@@ -20,14 +20,25 @@ export interface AttentionRequest {
   readonly cache: LayerCache | undefined;
   /** Rows whose result is wanted; absent: all. */
   readonly selected: Int32Array | undefined;
+  /** Whether the attention that positions receive is wanted. */
+  readonly received: boolean;
 }
 
-/** `normed` and `residual` [rows, hidden] for the feed-forward block, and in an MoE layer the router's `logits`. */
+export interface Attended {
+  /** [rows, hidden], what the feed-forward block reads and what it adds to. */
+  readonly normed: Tensor;
+  readonly residual: Tensor;
+  /** [rows, slots], in an MoE layer. */
+  readonly logits: Tensor | undefined;
+  /** [pieces, positions], on request: what tokens of the unit give each position, summed over heads. */
+  readonly received: Tensor | undefined;
+}
+
 export async function runAttention(
   { Tensor }: Runtime,
   sessions: Sessions,
   request: AttentionRequest,
-): Promise<{ normed: Tensor; residual: Tensor; logits: Tensor | undefined }> {
+): Promise<Attended> {
   const { layer, hidden, weights, router, unit, cache, selected } = request;
   const shape = paddedShape(layer, hidden.dims[1] as number);
   const feeds: Record<string, Tensor> = {
@@ -38,7 +49,13 @@ export async function runAttention(
     ...positionFeeds(request, shape),
   };
   const masked = feeds.mask !== undefined;
-  const options = { cache: cache !== undefined, select: selected !== undefined, masked };
+  const options = {
+    cache: cache !== undefined,
+    select: selected !== undefined,
+    masked,
+    ...(request.received && { received: true as const }),
+  };
+  if (request.received) feeds.queries = unit.queries();
   if (selected) {
     const unpad = unit.feeds.unpad?.data as Int32Array;
     const padded = selected.map((row) => unpad[row] as number);
@@ -49,14 +66,14 @@ export async function runAttention(
     feeds.pastKey = cache.key;
     feeds.pastValue = cache.value;
   }
-  const { normed, residual, logits } = await sessions.run(
+  const { normed, residual, logits, received } = await sessions.run(
     `attention ${JSON.stringify({ ...shape, ...options })}`,
     () => attentionGraph(shape, options),
     feeds,
     // The very arrays that hold the past: the operator then writes behind it instead of copying it elsewhere.
     cache && { presentKey: cache.key, presentValue: cache.value },
   );
-  return { normed: normed as Tensor, residual: residual as Tensor, logits };
+  return { normed: normed as Tensor, residual: residual as Tensor, logits, received };
 }
 
 /** What depends on the positions of the rows. */

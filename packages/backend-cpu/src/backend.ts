@@ -1,5 +1,6 @@
 import {
   type Backend,
+  checkLoadRange,
   checkSupported,
   type LoadRequest,
   type SupportedKinds,
@@ -18,11 +19,14 @@ export function createCpuBackend(settings: CpuSettings): Backend {
   return {
     name: "cpu",
     capabilities: { blocking: true, sharesWeights: false },
-    async load({ model, weights, signal }: LoadRequest) {
+    async load(request: LoadRequest) {
+      const { model, weights, signal } = request;
       throwIfAborted(signal, "loading a model");
       checkSupported(model, "cpu", kinds);
+      const loaded = checkLoadRange(request);
       const runtime = await loadRuntime();
-      return new CpuRunner(runtime, model, await readWeights(runtime, model, weights, signal), settings);
+      const read = await readWeights(runtime, model, weights, loaded, signal);
+      return new CpuRunner(runtime, model, loaded, read, settings);
     },
   };
 }

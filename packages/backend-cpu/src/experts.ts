@@ -1,6 +1,7 @@
-import { type MoeSpec, routeTokens, type Tap } from "@coppice/core";
+import { type MoeSpec, type Routing, routeTokens, skipRuleOf, type Tap, throwIfAborted } from "@coppice/core";
 import { type MlpShape, type MoeGraphOptions, moeGraph } from "@coppice/onnx";
 import type { Tensor } from "onnxruntime-node";
+import { everyParts, runEvery } from "./every-expert.js";
 import { groupTokens, type TokenGroups } from "./group-tokens.js";
 import type { PlannedExperts } from "./planned-layers.js";
 import type { Runtime, Sessions } from "./sessions.js";
@@ -20,9 +21,14 @@ export interface ExpertsRequest {
   /** What the experts are added to, [N, hidden]: the stream, and the shared expert where there is one. */
   readonly residual: Tensor;
   readonly logits: Tensor;
+  /** [N], 1 for rows that skip no expert; absent: none. */
+  readonly spared: Uint8Array | undefined;
   readonly tap: Tap | undefined;
   /** [N], place of each row in the packed order of the request; read by the tap alone. */
   readonly places: Int32Array;
+  /** Bytes of what all experts compute from some tokens at once. */
+  readonly everyBytes: number;
+  readonly signal: AbortSignal | undefined;
 }
 
 /**
@@ -32,23 +38,53 @@ export interface ExpertsRequest {
 export async function runExperts(
   runtime: Runtime,
   sessions: Sessions,
-  {
-    layer,
-    spec,
-    experts,
-    shape,
-    residualScale,
-    normed,
-    stream,
-    residual,
-    logits,
-    tap,
-    places,
-  }: ExpertsRequest,
+  request: ExpertsRequest,
 ): Promise<Tensor> {
+  const { spec, experts, normed, logits, spared, tap, everyBytes, signal } = request;
   const [tokens = 0, hidden = 0] = normed.dims;
-  const values = logits.data as Float32Array;
-  const routing = routeTokens(values, tokens, spec.router, experts);
+  const routing = routeTokens(logits.data as Float32Array, tokens, spec.router, { ...experts, spared });
+  const ends = tap ? everyParts({ ...request, tap }, everyBytes) : [];
+  if (ends.length <= 1) return runRouted(runtime, sessions, request, routing);
+  const results = new Float32Array(tokens * hidden);
+  let from = 0;
+  for (const to of ends) {
+    throwIfAborted(signal, "running all experts");
+    const part = await runRouted(runtime, sessions, ...rowsOf(runtime, request, routing, from, to));
+    results.set(part.data as Float32Array, from * hidden);
+    from = to;
+  }
+  return new runtime.Tensor("float32", results, [tokens, hidden]);
+}
+
+/** Some rows of a request. */
+function rowsOf(
+  { Tensor }: Runtime,
+  request: ExpertsRequest,
+  { topK, slots, gates }: Routing,
+  from: number,
+  to: number,
+): [ExpertsRequest, Routing] {
+  const cut = ({ data, dims }: Tensor) => {
+    const size = dims[1] as number;
+    return new Tensor("float32", (data as Float32Array).subarray(from * size, to * size), [to - from, size]);
+  };
+  const { normed, stream, residual, logits, places } = request;
+  const some = { normed: cut(normed), stream: cut(stream), residual: cut(residual), logits: cut(logits) };
+  return [
+    { ...request, ...some, places: places.subarray(from, to) },
+    { topK, slots: slots.subarray(from * topK, to * topK), gates: gates.subarray(from * topK, to * topK) },
+  ];
+}
+
+async function runRouted(
+  runtime: Runtime,
+  sessions: Sessions,
+  request: ExpertsRequest,
+  routing: Routing,
+): Promise<Tensor> {
+  const { layer, spec, experts, shape, residualScale, normed, stream, residual, logits, tap, places } =
+    request;
+  const [tokens = 0, hidden = 0] = normed.dims;
   const groups = groupTokens(routing, experts.slots.length);
   const wanted = new Set(tap?.fields);
   const expertOutputs = outputFields.some((field) => wanted.has(field));
@@ -60,6 +96,7 @@ export async function runExperts(
     expertOutputs,
     ...(scalesInput && { scalesInput }),
     ...(residualScale !== undefined && { residualScale }),
+    ...(skipRuleOf(spec.router, experts.plan) && { skips: true as const }),
   };
   const { result, expertOutputs: outputs } = await sessions.run(
     `moe ${JSON.stringify({ ...shape, ...options })}`,
@@ -67,22 +104,20 @@ export async function runExperts(
     { normed, residual, ...feedsOf(runtime, groups, experts.slots, options) },
   );
   if (tap) {
-    const sorted = outputs?.data as Float32Array | undefined;
-    const input = normed.data as Float32Array;
-    const before = stream.data as Float32Array;
-    const seen = {
+    reportLayer(tap, wanted, {
       layer,
       tokens,
       hidden,
       rows: places,
-      residual: before,
-      input,
-      logits: values,
+      residual: stream.data as Float32Array,
+      input: normed.data as Float32Array,
+      logits: logits.data as Float32Array,
       routing,
+      scalesInput: scalesInput === true,
       groups,
-      sorted,
-    };
-    reportLayer(tap, wanted, { ...seen, scalesInput: scalesInput === true });
+      sorted: outputs?.data as Float32Array | undefined,
+      every: await runEvery(runtime, sessions, { ...request, tap }),
+    });
   }
   return result as Tensor;
 }
@@ -106,10 +141,10 @@ function feedsOf(
 ): Record<string, Tensor> {
   const feeds: Record<string, Tensor> = {
     rows: new Tensor("int32", rows, [rows.length]),
-    places: new Tensor("int32", places, [topK, rows.length / topK]),
+    places: new Tensor("int32", places, [topK, places.length / topK]),
     gates: scalesInput
-      ? new Tensor("float32", inOrderOfRows(gates, places), [rows.length, 1])
-      : new Tensor("float32", gates, [topK, rows.length / topK, 1]),
+      ? new Tensor("float32", inOrderOfRows(gates, places, rows.length), [rows.length, 1])
+      : new Tensor("float32", gates, [topK, places.length / topK, 1]),
     sizes: new Tensor(
       "int64",
       BigInt64Array.from({ length: slots }, (_, i) => BigInt(sizes[i] ?? 0)),
@@ -124,8 +159,8 @@ function feedsOf(
   return feeds;
 }
 
-function inOrderOfRows(gates: Float32Array, places: Int32Array): Float32Array {
-  const sorted = new Float32Array(gates.length);
-  for (const [choice, place] of places.entries()) sorted[place] = gates[choice] as number;
+function inOrderOfRows(gates: Float32Array, places: Int32Array, rows: number): Float32Array {
+  const sorted = new Float32Array(rows);
+  for (const [choice, place] of places.entries()) if (place < rows) sorted[place] = gates[choice] as number;
   return sorted;
 }

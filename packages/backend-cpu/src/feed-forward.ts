@@ -17,9 +17,14 @@ export interface FeedForwardRequest {
   readonly residual: Tensor;
   /** [N, slots]; undefined in a dense layer. */
   readonly logits: Tensor | undefined;
+  /** [N], 1 for rows that skip no expert; absent: none. */
+  readonly spared: Uint8Array | undefined;
   readonly tap: Tap | undefined;
   /** [N], place of each row in the packed order of the request; read by the tap alone. */
   readonly places: Int32Array;
+  /** Bytes of what all experts compute from some tokens at once. */
+  readonly everyBytes: number;
+  readonly signal: AbortSignal | undefined;
 }
 
 /** The output of a decoder layer, [N, hidden]: residual, shared expert and experts, or residual and dense MLP. */
@@ -28,7 +33,7 @@ export async function runFeedForward(
   sessions: Sessions,
   request: FeedForwardRequest,
 ): Promise<Tensor> {
-  const { layer, weights, experts, residualScale, normed, residual, logits, tap, places } = request;
+  const { layer, weights, experts, residualScale, normed, residual, logits } = request;
   const { feedForward } = layer;
   const hidden = normed.dims[1] as number;
   const dense = async (mlp: MlpSpec, feeds: Feeds): Promise<Tensor> => {
@@ -46,17 +51,14 @@ export async function runFeedForward(
   const { shared } = feedForward;
   const base = shared && weights.shared ? await dense(shared, weights.shared) : residual;
   return runExperts(runtime, sessions, {
+    ...request,
     layer: layer.index,
     spec: feedForward,
     experts,
     // Experts of a layer are alike in shape.
     shape: mlpShape(feedForward.experts[0] as MlpSpec, hidden),
-    residualScale,
-    normed,
     stream: residual,
     residual: base,
     logits,
-    tap,
-    places,
   });
 }

@@ -1,13 +1,16 @@
-import type { Routing } from "@coppice/core";
+import { type Routing, skipped } from "@coppice/core";
 
-/** The choices of all tokens, sorted by slot and within a slot by token. N tokens choose k slots each. */
+/**
+ * The choices of all tokens that run, sorted by slot and within a slot by token. N tokens choose k slots each; M of the
+ * choices run.
+ */
 export interface TokenGroups {
   /** Slots that some token chose, ascending, and how many did. */
   readonly used: readonly number[];
   readonly sizes: readonly number[];
-  /** [N k], token of every choice. */
+  /** [M], token of every choice. */
   readonly rows: Int32Array;
-  /** [k, N], where in `rows` a token's choices are. */
+  /** [k, N], where in `rows` a token's choices are; M for one that is skipped. */
   readonly places: Int32Array;
   /** [k, N], their gate weights. */
   readonly gates: Float32Array;
@@ -15,7 +18,7 @@ export interface TokenGroups {
 
 export function groupTokens({ slots, gates, topK }: Routing, slotCount: number): TokenGroups {
   const next = new Int32Array(slotCount);
-  for (const slot of slots) next[slot] = (next[slot] as number) + 1;
+  for (const slot of slots) if (slot !== skipped) next[slot] = (next[slot] as number) + 1;
   const used: number[] = [];
   const sizes: number[] = [];
   let at = 0;
@@ -28,13 +31,14 @@ export function groupTokens({ slots, gates, topK }: Routing, slotCount: number):
     sizes.push(size);
   }
   const tokens = slots.length / topK;
-  const rows = new Int32Array(slots.length);
-  const places = new Int32Array(slots.length);
+  const rows = new Int32Array(at);
+  const places = new Int32Array(slots.length).fill(at);
   const byRank = new Float32Array(slots.length);
   for (let token = 0; token < tokens; token++) {
     for (let rank = 0; rank < topK; rank++) {
       const choice = token * topK + rank;
       const slot = slots[choice] as number;
+      if (slot === skipped) continue;
       const place = next[slot] as number;
       next[slot] = place + 1;
       rows[place] = token;

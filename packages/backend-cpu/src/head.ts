@@ -1,7 +1,6 @@
 import type { MoeModel } from "@coppice/core";
 import { type HeadShape, headGraph, normShape } from "@coppice/onnx";
-import type { Runtime, Sessions } from "./sessions.js";
-import type { ModelWeights } from "./weights.js";
+import type { Feeds, Runtime, Sessions } from "./sessions.js";
 
 /** Values of logits computed at once; 64 MiB, enough rows that reading the head's weights does not dominate. */
 const mostLogits = 2 ** 24;
@@ -27,7 +26,7 @@ export async function runHead(
   runtime: Runtime,
   sessions: Sessions,
   model: MoeModel,
-  weights: ModelWeights,
+  weights: Feeds,
   rows: Float32Array,
   wanted: readonly { readonly index: number; readonly row: number }[],
   targets: Int32Array | undefined,
@@ -60,7 +59,7 @@ export async function runHead(
     }
     const results = await sessions.run(key, () => headGraph(shape, { score }), {
       hidden: new Tensor("float32", rows.subarray(from * hidden, to * hidden), [to - from, hidden]),
-      ...weights.head,
+      ...weights,
       ...(score && { picks: new Tensor("int64", picks, [here.length, 2]) }),
     });
     const logits = results.logits?.data as Float32Array | undefined;

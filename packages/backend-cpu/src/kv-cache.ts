@@ -1,4 +1,4 @@
-import { CoppiceError, type KvCache, type MoeModel } from "@coppice/core";
+import { CoppiceError, type KvCache, type LayerRange, type MoeModel } from "@coppice/core";
 import { operatorHeads } from "@coppice/onnx";
 import type { Tensor } from "onnxruntime-node";
 import { paddedShape } from "./head-layout.js";
@@ -22,15 +22,19 @@ export class CacheGroup {
   readonly first: number;
   readonly count: number;
   readonly #runtime: Runtime;
-  readonly #sizes: readonly HeadSizes[];
+  readonly #sizes: ReadonlyMap<number, HeadSizes>;
   #capacity = 0;
-  #layers: LayerArrays[] = [];
+  #layers: ReadonlyMap<number, LayerArrays> = new Map();
 
-  constructor(runtime: Runtime, model: MoeModel, first: number, count: number) {
+  /** @param range layers that run */
+  constructor(runtime: Runtime, model: MoeModel, { from, to }: LayerRange, first: number, count: number) {
     this.first = first;
     this.count = count;
     this.#runtime = runtime;
-    this.#sizes = model.layers.map((layer) => operatorHeads(paddedShape(layer, model.hiddenSize)));
+    const layers = model.layers.slice(from, to);
+    this.#sizes = new Map(
+      layers.map((layer) => [layer.index, operatorHeads(paddedShape(layer, model.hiddenSize))]),
+    );
   }
 
   /**
@@ -40,9 +44,9 @@ export class CacheGroup {
   reserve(positions: number): void {
     if (positions <= this.#capacity) return;
     const capacity = Math.ceil(positions / 8) * 9;
-    this.#layers = this.#sizes.map(({ kvHeads, size: headSize }, layer) => {
+    const grown = Array.from(this.#sizes, ([layer, { kvHeads, size: headSize }]) => {
       const heads = this.count * kvHeads;
-      const old = this.#layers[layer];
+      const old = this.#layers.get(layer);
       const grow = (values: Float32Array | undefined) => {
         const larger = new Float32Array(heads * capacity * headSize);
         const size = this.#capacity * headSize;
@@ -51,15 +55,16 @@ export class CacheGroup {
         }
         return larger;
       };
-      return { key: grow(old?.key), value: grow(old?.value) };
+      return [layer, { key: grow(old?.key), value: grow(old?.value) }] as const;
     });
+    this.#layers = new Map(grown);
     this.#capacity = capacity;
   }
 
   /** Views of all sequences of the group, or of the one that is `only`-th in it. */
   layer(index: number, only?: number): LayerCache {
-    const { kvHeads, size: headSize } = this.#sizes[index] as HeadSizes;
-    const { key, value } = this.#layers[index] as LayerArrays;
+    const { kvHeads, size: headSize } = this.#sizes.get(index) as HeadSizes;
+    const { key, value } = this.#layers.get(index) as LayerArrays;
     const size = kvHeads * this.#capacity * headSize;
     const from = (only ?? 0) * size;
     const count = only === undefined ? this.count : 1;

@@ -1,8 +1,28 @@
-import { type MlpSpec, mergeRows, roundToStored, type TensorRef } from "@coppice/core";
+import { createHash } from "node:crypto";
+import {
+  type MlpSpec,
+  mergeRows,
+  mergeUnitColumns,
+  mergeUnitRows,
+  roundToStored,
+  type TensorRef,
+  type UnitSource,
+} from "@coppice/core";
 import { type MlpPart, mlpParts } from "@coppice/onnx";
 import type { Tensor } from "onnxruntime-node";
 import type { Runtime } from "./sessions.js";
 import type { MlpWeights } from "./weights.js";
+
+/** What a slot is made of. */
+export interface SlotSource {
+  /** Coefficients of all experts. */
+  readonly row: readonly number[];
+  /** Where the slot is put together unit by unit; `row` then describes its down bias alone. */
+  readonly units?: readonly UnitSource[] | null | undefined;
+}
+
+/** Keys longer than this are hashed. */
+const mostKeyLength = 256;
 
 /**
  * Merged experts by what they are merged from, least recently used first, within a number of bytes.
@@ -13,6 +33,8 @@ export class MergeCache {
   readonly #runtime: Runtime;
   readonly #limit: number;
   readonly #entries = new Map<string, MlpWeights>();
+  /** Plans do not change, so the units of one that runs often are written out once. */
+  readonly #unitKeys = new WeakMap<readonly UnitSource[], string>();
   #bytes = 0;
 
   constructor(runtime: Runtime, limit: number) {
@@ -24,21 +46,16 @@ export class MergeCache {
     return this.#bytes;
   }
 
-  /**
-   * The expert with weights Σ_j `row[j]` times expert j, biases too, rounded as they would be stored, so that it
-   * equals the exported one.
-   */
+  /** The expert that `source` describes, rounded as it would be stored, so that it equals the exported one. */
   merged(
     layer: number,
-    row: readonly number[],
+    source: SlotSource,
     specs: readonly MlpSpec[],
     experts: readonly MlpWeights[],
   ): MlpWeights {
-    const single = row.findIndex((value) => value !== 0);
-    if (single >= 0 && row[single] === 1 && row.every((value, j) => j === single || value === 0)) {
-      return experts[single] as MlpWeights;
-    }
-    const key = `${layer}:${row.join(",")}`;
+    const single = onlyExpert(source.row);
+    if (single !== undefined && !source.units) return experts[single] as MlpWeights;
+    const key = this.#keyOf(layer, source);
     const known = this.#entries.get(key);
     if (known) {
       this.#entries.delete(key);
@@ -49,26 +66,39 @@ export class MergeCache {
     const entry = Object.fromEntries(
       mlpParts
         .filter((part) => first[part] !== undefined)
-        .map((part) => [part, this.#merge(part, row, specs, experts)]),
+        .map((part) => [part, this.#merge(part, source, specs, experts)]),
     ) as unknown as MlpWeights;
     this.#add(key, entry);
     return entry;
   }
 
+  #keyOf(layer: number, { row, units }: SlotSource): string {
+    const key = `${layer}:${row.join(",")}:${units ? this.#unitKey(units) : ""}`;
+    return key.length > mostKeyLength ? hashed(key) : key;
+  }
+
+  #unitKey(units: readonly UnitSource[]): string {
+    const known = this.#unitKeys.get(units);
+    if (known !== undefined) return known;
+    const key = hashed(
+      JSON.stringify(units.map(({ expert, to, rows, columns }) => [expert, to, rows, columns])),
+    );
+    this.#unitKeys.set(units, key);
+    return key;
+  }
+
   #merge(
     part: MlpPart,
-    row: readonly number[],
+    { row, units }: SlotSource,
     specs: readonly MlpSpec[],
     experts: readonly MlpWeights[],
   ): Tensor {
     const tensors = experts.map((expert) => expert[part] as Tensor);
     const first = tensors[0] as Tensor;
     const values = new Float32Array(first.size);
-    mergeRows(
-      tensors.map(({ data }) => data as Float32Array),
-      row,
-      values,
-    );
+    const arrays = tensors.map(({ data }) => data as Float32Array);
+    if (units && part !== "downBias") mergeUnits(part, units, arrays, specs[0]?.width as number, values);
+    else mergeRows(arrays, row, values);
     roundToStored(values, specs[0]?.[part] as TensorRef);
     return new this.#runtime.Tensor("float32", values, first.dims);
   }
@@ -84,6 +114,30 @@ export class MergeCache {
     this.#entries.set(key, entry);
     this.#bytes += bytes;
   }
+}
+
+/** @param arrays the part of every expert */
+function mergeUnits(
+  part: MlpPart,
+  units: readonly UnitSource[],
+  arrays: readonly Float32Array[],
+  width: number,
+  out: Float32Array,
+): void {
+  const sources = units.map((source) => ({ source, values: arrays[source.expert] as Float32Array }));
+  if (part === "down") mergeUnitColumns(sources, width, out);
+  else mergeUnitRows(sources, out.length / width, out);
+}
+
+/** The expert that a row leaves as it is. */
+function onlyExpert(row: readonly number[]): number | undefined {
+  const single = row.findIndex((value) => value !== 0);
+  const only = row[single] === 1 && row.every((value, j) => j === single || value === 0);
+  return only ? single : undefined;
+}
+
+function hashed(text: string): string {
+  return createHash("sha256").update(text).digest("base64");
 }
 
 function bytesOf(weights: MlpWeights): number {

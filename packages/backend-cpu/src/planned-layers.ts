@@ -1,4 +1,13 @@
-import { type LayerPlan, type MoeModel, type Plan, throwIfAborted } from "@coppice/core";
+import {
+  type LayerPlan,
+  type LayerRange,
+  type MoeModel,
+  type MoeSpec,
+  type Plan,
+  type RouterRowValues,
+  storedRouterRows,
+  throwIfAborted,
+} from "@coppice/core";
 import type { MergeCache } from "./merge-cache.js";
 import type { Feeds, Runtime } from "./sessions.js";
 import type { LayerWeights, MlpWeights, ModelWeights, RouterWeights } from "./weights.js";
@@ -14,43 +23,74 @@ export interface PlannedExperts {
   readonly slots: readonly MlpWeights[];
 }
 
-/** Experts of layers `from` to `to` under `plan`, by layer; dense layers are absent. Merges what is not in the cache. */
-export function planLayers(
-  runtime: Runtime,
-  model: MoeModel,
-  weights: ModelWeights,
-  merges: MergeCache,
-  range: { readonly from: number; readonly to: number },
-  plan: Plan | undefined,
-  signal: AbortSignal | undefined,
-): Map<number, PlannedExperts> {
-  const plans = new Map(plan?.layers.map((layer) => [layer.layer, layer]));
-  const planned = new Map<number, PlannedExperts>();
-  for (const layer of model.layers.slice(range.from, range.to)) {
-    const { feedForward, index } = layer;
-    if (feedForward.kind !== "moe") continue;
-    throwIfAborted(signal, "merging experts");
-    const { router, mlps } = weights.layers[index] as LayerWeights & { router: RouterWeights };
-    const layerPlan = plans.get(index);
-    const kept = layerPlan?.experts ?? mlps.map((_, expert) => expert);
-    const rows = (values: Float32Array, size: number) =>
-      layerPlan && !layerPlan.routerMap ? keepRows(values, kept, size) : values;
-    const weight = rows(router.weight, model.hiddenSize);
-    const bias = router.bias && rows(router.bias, 1);
-    const merge = layerPlan?.merge;
-    planned.set(index, {
-      plan: layerPlan,
+/** Works out what layers compute under plans. */
+export class LayerPlanner {
+  readonly #runtime: Runtime;
+  readonly #model: MoeModel;
+  readonly #weights: ModelWeights;
+  readonly #merges: MergeCache;
+  /** Plans do not change, so the router rows of one that runs often are unpacked once. */
+  readonly #routers = new WeakMap<LayerPlan, RouterRowValues>();
+
+  constructor(runtime: Runtime, model: MoeModel, weights: ModelWeights, merges: MergeCache) {
+    this.#runtime = runtime;
+    this.#model = model;
+    this.#weights = weights;
+    this.#merges = merges;
+  }
+
+  /** Experts of the layers of a range, by layer; dense layers are absent. Merges what is not in the cache. */
+  plan(
+    { from, to }: LayerRange,
+    plan: Plan | undefined,
+    signal: AbortSignal | undefined,
+  ): Map<number, PlannedExperts> {
+    const plans = new Map(plan?.layers.map((layer) => [layer.layer, layer]));
+    const planned = new Map<number, PlannedExperts>();
+    for (const { feedForward, index } of this.#model.layers.slice(from, to)) {
+      if (feedForward.kind !== "moe") continue;
+      throwIfAborted(signal, "merging experts");
+      planned.set(index, this.#layer(index, feedForward, plans.get(index)));
+    }
+    return planned;
+  }
+
+  #layer(index: number, spec: MoeSpec, plan: LayerPlan | undefined): PlannedExperts {
+    const { Tensor } = this.#runtime;
+    const { hiddenSize } = this.#model;
+    const { router, mlps } = this.#weights.layers.get(index) as LayerWeights & { router: RouterWeights };
+    const { weight, bias, correction } = this.#router(spec, router, plan);
+    return {
+      plan,
       router: {
-        router: new runtime.Tensor("float32", weight, [weight.length / model.hiddenSize, model.hiddenSize]),
-        ...(bias && { routerBias: new runtime.Tensor("float32", bias, [bias.length]) }),
+        router: new Tensor("float32", weight, [weight.length / hiddenSize, hiddenSize]),
+        ...(bias && { routerBias: new Tensor("float32", bias, [bias.length]) }),
       },
-      correction: router.correction && rows(router.correction, 1),
-      slots: merge
-        ? merge.map((row) => merges.merged(index, row, feedForward.experts, mlps))
-        : kept.map((expert) => mlps[expert] as MlpWeights),
+      correction,
+      slots: plan ? this.#slots(spec, mlps, plan) : mlps,
+    };
+  }
+
+  #router(spec: MoeSpec, router: RouterWeights, plan: LayerPlan | undefined): RouterWeights {
+    if (!plan || plan.routerMap) return router;
+    const own = plan.router && (this.#routers.get(plan) ?? storedRouterRows(plan.router, spec.router));
+    if (own) this.#routers.set(plan, own);
+    const kept = (values: Float32Array, size: number) => keepRows(values, plan.experts, size);
+    return {
+      weight: own?.weight ?? kept(router.weight, this.#model.hiddenSize),
+      bias: own?.bias ?? (router.bias && kept(router.bias, 1)),
+      correction: own?.correction ?? (router.correction && kept(router.correction, 1)),
+    };
+  }
+
+  #slots(spec: MoeSpec, mlps: readonly MlpWeights[], plan: LayerPlan): readonly MlpWeights[] {
+    const { layer, experts, merge, units } = plan;
+    return experts.map((expert, slot) => {
+      if (!merge && !units?.[slot]) return mlps[expert] as MlpWeights;
+      const row = merge?.[slot] ?? mlps.map((_, other) => (other === expert ? 1 : 0));
+      return this.#merges.merged(layer, { row, units: units?.[slot] }, spec.experts, mlps);
     });
   }
-  return planned;
 }
 
 /** Rows of `size` values, one per expert. */

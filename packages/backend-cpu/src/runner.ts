@@ -4,6 +4,7 @@ import {
   checkRunRequest,
   type DecoderLayer,
   type KvCache,
+  type LayerRange,
   type MoeModel,
   type Runner,
   type RunRequest,
@@ -11,18 +12,28 @@ import {
   throwIfAborted,
 } from "@coppice/core";
 import type { Tensor } from "onnxruntime-node";
-import { runAttention } from "./attention.js";
+import { type Attended, runAttention } from "./attention.js";
 import type { CpuSettings } from "./backend.js";
 import { runFeedForward } from "./feed-forward.js";
 import { allocateOutputs, type HeadOutputs, runHead } from "./head.js";
 import { CpuCache } from "./kv-cache.js";
 import { MergeCache } from "./merge-cache.js";
 import { type PackedRows, packRows } from "./packed-rows.js";
-import { type PlannedExperts, planLayers } from "./planned-layers.js";
+import { LayerPlanner, type PlannedExperts } from "./planned-layers.js";
 import { RotaryTables } from "./rotary-table.js";
-import { type Runtime, Sessions } from "./sessions.js";
+import { type Feeds, type Runtime, Sessions } from "./sessions.js";
+import { sparedRows, spareShare } from "./spared-rows.js";
 import { UnitInputs } from "./unit-inputs.js";
-import { splitCached, splitSequences, type Unit, type UnitLimits, unitLimits } from "./units.js";
+import { gatherRows, placesOf, spreadRows, type WantedRows, wantedRows } from "./unit-rows.js";
+import {
+  bundleUnits,
+  type Piece,
+  splitCached,
+  splitSequences,
+  type Unit,
+  type UnitLimits,
+  unitLimits,
+} from "./units.js";
 import type { LayerWeights, ModelWeights } from "./weights.js";
 
 /** What one call of `run` computes, over all its units. */
@@ -30,25 +41,45 @@ interface Work {
   readonly request: RunRequest;
   readonly checked: CheckedRunRequest;
   readonly experts: ReadonlyMap<number, PlannedExperts>;
+  /** Some layer spares tokens that it compares with the rest of their sequence. */
+  readonly spares: boolean;
   readonly outputs: HeadOutputs;
   /** Layer index -> [T, hidden]. */
   readonly boundaries: ReadonlyMap<number, Float32Array>;
+}
+
+/** A unit on its way through the layers. */
+interface Passage {
+  readonly unit: Unit;
+  readonly packed: PackedRows;
+  readonly wanted: WantedRows;
+  readonly inputs: UnitInputs;
+  /** [N], place of each row in the packed order of the request, when there is a tap. */
+  readonly places: Int32Array;
+  /** Input of the next layer, [N, hidden]. */
+  hidden: Tensor;
+}
+
+/** What is let go when the runner is disposed. */
+interface Loaded {
+  readonly weights: ModelWeights;
+  readonly planner: LayerPlanner;
 }
 
 /** A model in ONNX Runtime: one session per layer shape, whose weights are inputs. */
 export class CpuRunner implements Runner {
   readonly model: MoeModel;
   readonly #runtime: Runtime;
-  readonly #weights: ModelWeights;
+  readonly #range: LayerRange;
   readonly #limits: UnitLimits;
   readonly #sessions: Sessions;
-  readonly #merges: MergeCache;
   readonly #rotary: RotaryTables;
-  #disposed = false;
+  #loaded: Loaded | undefined;
 
   constructor(
     runtime: Runtime,
     model: MoeModel,
+    range: LayerRange,
     weights: ModelWeights,
     settings: CpuSettings,
     sessions = new Sessions(runtime, settings.threads),
@@ -56,49 +87,45 @@ export class CpuRunner implements Runner {
   ) {
     this.model = model;
     this.#runtime = runtime;
-    this.#weights = weights;
+    this.#range = range;
     this.#limits = limits;
     this.#sessions = sessions;
     this.#rotary = new RotaryTables(runtime);
-    this.#merges = new MergeCache(runtime, settings.mergeCacheBytes);
+    const merges = new MergeCache(runtime, settings.mergeCacheBytes);
+    this.#loaded = { weights, planner: new LayerPlanner(runtime, model, weights, merges) };
   }
 
   createCache(sequences: number): KvCache {
-    this.#requireLive();
+    this.#live();
     return new CpuCache(this, sequences);
   }
 
   async run(request: RunRequest): Promise<RunResult> {
-    this.#requireLive();
+    const { planner } = this.#live();
     const { signal, plan, tap, sequences } = request;
     throwIfAborted(signal, "starting a run");
-    const checked = checkRunRequest(this.model, request);
+    const checked = checkRunRequest(this.model, request, this.#range);
     const cache = this.#ownCache(request.cache);
     const { hiddenSize, vocabSize } = this.model;
     const { rows, targets } = checked;
-    const to = lastLayer(request, checked);
+    const needed = { ...checked, to: lastLayer(request, checked) };
+    const experts = planner.plan(needed, plan, signal);
     const work: Work = {
       request,
-      checked: { ...checked, to },
-      experts: planLayers(
-        this.#runtime,
-        this.model,
-        this.#weights,
-        this.#merges,
-        { ...checked, to },
-        plan,
-        signal,
-      ),
+      checked: needed,
+      experts,
+      spares: this.model.layers.some((layer) => spareShare(layer, experts.get(layer.index)) > 0),
       outputs: rows ? allocateOutputs(rows.length, vocabSize, targets !== undefined) : {},
       boundaries: new Map(
         request.boundaries?.map((layer) => [layer, new Float32Array(checked.tokens * hiddenSize)]),
       ),
     };
-    const limits = this.#limits;
+    // Probabilities of attention are as large as its scores.
+    const limits = { ...this.#limits, scores: this.#limits.scores / (work.spares ? 2 : 1) };
     const units = cache
-      ? splitCached(this.#runtime, this.model, checked, limits, cache)
-      : splitSequences(this.#runtime, this.model, checked, limits, tap !== undefined);
-    for (const unit of units) await this.#runUnit(unit, work);
+      ? splitCached(this.#runtime, this.model, needed, limits, cache)
+      : splitSequences(this.#runtime, this.model, needed, limits, tap !== undefined);
+    for (const bundle of bundleUnits(units, work.spares)) await this.#runBundle(bundle, work);
     cache?.commit(sequences);
     // What was asked for, not what shared beginnings and unwanted last rows left of it: the count of every backend.
     const tokenLayers = checked.tokens * (checked.to - checked.from);
@@ -106,7 +133,7 @@ export class CpuRunner implements Runner {
   }
 
   async dispose(): Promise<void> {
-    this.#disposed = true;
+    this.#loaded = undefined;
     await this.#sessions.dispose();
   }
 
@@ -114,29 +141,63 @@ export class CpuRunner implements Runner {
     return this.dispose();
   }
 
-  /** Takes one unit through all layers. */
-  async #runUnit(unit: Unit, work: Work): Promise<void> {
-    const { request, checked, boundaries } = work;
-    const { hiddenSize, vocabSize, layers } = this.model;
-    const { sequences, hidden: given, tap, signal } = request;
-    const share = !unit.cache && !tap;
+  /** Takes units through all layers, layer by layer. */
+  async #runBundle(units: readonly Unit[], work: Work): Promise<void> {
+    const passages = units.map((unit) => this.#enter(unit, work));
+    for (let index = work.checked.from; index < work.checked.to; index++) {
+      await this.#runLayer(index, passages, work);
+    }
+    for (const { hidden, wanted } of passages) {
+      if (wanted.rows.length === 0) continue;
+      throwIfAborted(work.request.signal, "computing logits");
+      const rows = hidden.data as Float32Array;
+      const picked =
+        hidden.dims[0] === wanted.rows.length ? rows : gatherRows(rows, wanted.rows, this.model.hiddenSize);
+      const { checked, outputs } = work;
+      const head = this.#live().weights.head as Feeds;
+      const { targets } = checked;
+      await runHead(this.#runtime, this.#sessions, this.model, head, picked, wanted.picks, targets, outputs);
+    }
+  }
+
+  /** A unit before the first layer. */
+  #enter(unit: Unit, { request, checked, spares }: Work): Passage {
+    const { sequences, hidden: given, tap } = request;
+    const { hiddenSize, vocabSize } = this.model;
+    // Tokens that begin alike are not spared alike: what they receive depends on what follows.
+    const share = !unit.cache && !tap && !spares;
     const input = given && { values: given, size: hiddenSize };
     const packed = packRows(unit.pieces, sequences, checked, vocabSize, share, input);
-    const wanted = wantedRows(unit, packed, checked);
-    const inputs = new UnitInputs(this.#runtime, unit.pieces, packed);
-    const places = placesOf(unit, checked);
-    let hidden = this.#inputRows(unit, packed, request, checked);
-    for (let index = checked.from; index < checked.to; index++) {
-      throwIfAborted(signal, `running layer ${index}`);
-      const layer = layers[index] as DecoderLayer;
-      const last = index + 1 === layers.length && !boundaries.has(index + 1) && !tap;
-      const selected = last ? wanted.rows : undefined;
+    return {
+      unit,
+      packed,
+      wanted: wantedRows(unit, packed, checked),
+      inputs: new UnitInputs(this.#runtime, unit.pieces, packed),
+      places: tap ? placesOf(unit, checked) : new Int32Array(0),
+      hidden: this.#inputRows(unit, packed, request, checked),
+    };
+  }
+
+  async #runLayer(index: number, passages: readonly Passage[], work: Work): Promise<void> {
+    const { boundaries } = work;
+    const { signal, tap } = work.request;
+    const { layers, residualScale, hiddenSize } = this.model;
+    const layer = layers[index] as DecoderLayer;
+    const weights = this.#live().weights.layers.get(index) as LayerWeights;
+    const experts = work.experts.get(index);
+    const several = passages.some(({ unit }) => unit.pieces.some(({ end }) => end > 1));
+    const spare = several ? spareShare(layer, experts) : 0;
+    // Behind the last layer only rows whose logits are wanted matter; what is spared depends on all of them.
+    const last = index + 1 === layers.length && !boundaries.has(index + 1) && !tap;
+    const attended: (Attended & { readonly passage: Passage; readonly pieces: readonly Piece[] })[] = [];
+    for (const passage of passages) {
+      const { unit, wanted, inputs, hidden } = passage;
       const cache = unit.cache?.(index);
       // Only the cache may still want something of a last layer without wanted rows: its keys and values.
-      if (selected?.length === 0 && !cache) break;
-      const weights = this.#weights.layers[index] as LayerWeights;
-      const experts = work.experts.get(index);
-      const { normed, residual, logits } = await runAttention(this.#runtime, this.#sessions, {
+      if (last && wanted.rows.length === 0 && !cache) continue;
+      throwIfAborted(signal, `running layer ${index}`);
+      const selected = wanted.rows.length > 0 ? wanted.rows : Int32Array.of(0);
+      const result = await runAttention(this.#runtime, this.#sessions, {
         layer,
         hidden,
         weights: weights.attention,
@@ -145,47 +206,40 @@ export class CpuRunner implements Runner {
         length: unit.length,
         rotary: this.#rotary,
         cache,
-        selected: selected?.length === 0 ? Int32Array.of(0) : selected,
+        selected: last && spare === 0 ? selected : undefined,
+        received: spare > 0,
       });
-      if (selected?.length === 0) break;
-      hidden = await runFeedForward(this.#runtime, this.#sessions, {
+      attended.push({ ...result, passage, pieces: unit.pieces });
+    }
+    const spared = spare > 0 ? sparedRows(attended, layer, spare) : undefined;
+    for (const [i, { passage, normed, residual, logits }] of attended.entries()) {
+      const { unit, packed, places, wanted } = passage;
+      if (last && wanted.rows.length === 0) continue;
+      throwIfAborted(signal, `running layer ${index}`);
+      passage.hidden = await runFeedForward(this.#runtime, this.#sessions, {
         layer,
         weights,
         experts,
-        residualScale: this.model.residualScale,
+        residualScale,
         normed,
         residual,
         logits,
+        spared: spared?.[i],
         tap,
         places,
+        everyBytes: this.#limits.everyBytes,
+        signal,
       });
       const boundary = boundaries.get(index + 1);
-      if (boundary) spreadRows(unit, packed, checked, hidden.data as Float32Array, hiddenSize, boundary);
-    }
-    if (wanted.rows.length > 0) {
-      throwIfAborted(signal, "computing logits");
-      const values = hidden.data as Float32Array;
-      const picked =
-        hidden.dims[0] === wanted.rows.length ? values : gatherRows(values, wanted.rows, hiddenSize);
-      const { targets } = checked;
-      const { outputs } = work;
-      await runHead(
-        this.#runtime,
-        this.#sessions,
-        this.model,
-        this.#weights,
-        picked,
-        wanted.picks,
-        targets,
-        outputs,
-      );
+      const values = passage.hidden.data as Float32Array;
+      if (boundary) spreadRows(unit, packed, work.checked, values, hiddenSize, boundary);
     }
   }
 
   /** Input rows of the first layer to run: embeddings, or what the request gives. */
   #inputRows(unit: Unit, packed: PackedRows, request: RunRequest, { starts }: CheckedRunRequest): Tensor {
     const { hiddenSize, embeddingScale } = this.model;
-    const { embedding } = this.#weights;
+    const source = request.hidden ?? (this.#live().weights.embedding as Float32Array);
     const { hidden: given, sequences } = request;
     const rows = new Float32Array(packed.count * hiddenSize);
     for (const [p, { sequence, begin, end }] of unit.pieces.entries()) {
@@ -195,7 +249,7 @@ export class CpuRunner implements Runner {
         const row = packed.rowOf[token] as number;
         if (packed.tokenOf[row] !== token) continue;
         const from = (given ? (starts[sequence] as number) + i : (ids[i] as number)) * hiddenSize;
-        rows.set((given ?? embedding).subarray(from, from + hiddenSize), row * hiddenSize);
+        rows.set(source.subarray(from, from + hiddenSize), row * hiddenSize);
       }
     }
     if (!given && embeddingScale !== undefined) {
@@ -212,8 +266,9 @@ export class CpuRunner implements Runner {
     });
   }
 
-  #requireLive(): void {
-    if (this.#disposed) throw new CoppiceError("COPPICE_BACKEND_DISPOSED", "the runner was disposed");
+  #live(): Loaded {
+    if (this.#loaded) return this.#loaded;
+    throw new CoppiceError("COPPICE_BACKEND_DISPOSED", "the runner was disposed");
   }
 }
 
@@ -224,69 +279,4 @@ function lastLayer(
 ): number {
   if (positions || tap || cache) return checked.to;
   return Math.max(checked.from, ...boundaries);
-}
-
-/** Rows of a unit whose logits are wanted, ascending and each once, and the wanted positions that they serve. */
-function wantedRows({ pieces }: Unit, packed: PackedRows, { rows, starts }: CheckedRunRequest) {
-  const found: { index: number; row: number }[] = [];
-  for (const [p, { sequence, begin, end }] of rows ? pieces.entries() : []) {
-    const start = starts[sequence] as number;
-    const offset = (packed.offsets[p] as number) - begin - start;
-    for (
-      let index = lowerBound(rows as Int32Array, start + begin);
-      index < (rows as Int32Array).length;
-      index++
-    ) {
-      const at = (rows as Int32Array)[index] as number;
-      if (at >= start + end) break;
-      found.push({ index, row: packed.rowOf[offset + at] as number });
-    }
-  }
-  const distinct = Int32Array.from(new Set(found.map(({ row }) => row))).sort();
-  const order = new Map(Array.from(distinct, (row, i) => [row, i]));
-  const picks = found.map(({ index, row }) => ({ index, row: order.get(row) as number }));
-  return { rows: distinct, picks: picks.sort((a, b) => a.row - b.row || a.index - b.index) };
-}
-
-/** First index of an ascending array whose value is at least `least`. */
-function lowerBound(values: Int32Array, least: number): number {
-  let low = 0;
-  let high = values.length;
-  while (low < high) {
-    const middle = (low + high) >>> 1;
-    if ((values[middle] as number) < least) low = middle + 1;
-    else high = middle;
-  }
-  return low;
-}
-
-/** Places of the tokens of a unit in the packed order of the request. */
-function placesOf({ pieces }: Unit, { starts }: CheckedRunRequest): Int32Array {
-  const places = pieces.map(({ sequence, begin, end }) =>
-    Int32Array.from({ length: end - begin }, (_, i) => (starts[sequence] as number) + begin + i),
-  );
-  return Int32Array.from(places.flatMap((of) => Array.from(of)));
-}
-
-/** Copies the row of every token of a unit to its place in the packed order of the request. */
-function spreadRows(
-  { pieces }: Unit,
-  { offsets, rowOf }: PackedRows,
-  { starts }: CheckedRunRequest,
-  rows: Float32Array,
-  size: number,
-  out: Float32Array,
-): void {
-  for (const [p, { sequence, begin, end }] of pieces.entries()) {
-    for (let i = begin; i < end; i++) {
-      const row = rowOf[(offsets[p] as number) + i - begin] as number;
-      out.set(rows.subarray(row * size, (row + 1) * size), ((starts[sequence] as number) + i) * size);
-    }
-  }
-}
-
-function gatherRows(rows: Float32Array, wanted: Int32Array, size: number): Float32Array {
-  const picked = new Float32Array(wanted.length * size);
-  for (const [i, row] of wanted.entries()) picked.set(rows.subarray(row * size, (row + 1) * size), i * size);
-  return picked;
 }

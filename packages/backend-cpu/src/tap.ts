@@ -1,4 +1,5 @@
 import type { LayerTap, Routing, Tap, TapField } from "@coppice/core";
+import type { EveryShown } from "./every-expert.js";
 import type { TokenGroups } from "./group-tokens.js";
 
 interface TappedLayer {
@@ -14,15 +15,20 @@ interface TappedLayer {
   /** True when gate weights are part of what experts read, and so of their outputs. */
   readonly scalesInput: boolean;
   readonly groups: TokenGroups;
-  /** [tokens * k, hidden], unweighted expert outputs in the order of `groups`; present when a field needs them. */
+  /**
+   * Unweighted expert outputs in the order of `groups`, [M, hidden], and zeros behind them where choices are skipped;
+   * present when a field needs them.
+   */
   readonly sorted: Float32Array | undefined;
+  /** What all slots compute from some tokens, as far as it was asked for. */
+  readonly every: EveryShown;
 }
 
 /** Shows a layer to a tap: the fields it asked for, and no others. */
 export function reportLayer(tap: Tap, wanted: ReadonlySet<TapField>, seen: TappedLayer): void {
   const { layer, tokens, rows, residual, input, logits, routing, sorted } = seen;
   const { topK, slots, gates } = routing;
-  let shown: LayerTap = { layer, tokens, topK, rows };
+  let shown: LayerTap = { layer, tokens, topK, rows, ...seen.every };
   if (wanted.has("residual")) shown = { ...shown, residual };
   if (wanted.has("input")) shown = { ...shown, input };
   if (wanted.has("routerLogits")) shown = { ...shown, routerLogits: logits };
@@ -52,7 +58,7 @@ function eachChoice(
 }
 
 function byToken({ hidden, groups, routing }: TappedLayer, sorted: Float32Array): Float32Array {
-  const outputs = new Float32Array(sorted.length);
+  const outputs = new Float32Array(groups.places.length * hidden);
   eachChoice(groups, routing, hidden, (choice, from) => {
     outputs.set(sorted.subarray(from, from + hidden), choice * hidden);
   });

@@ -69,6 +69,18 @@ export class UnitInputs {
     });
   }
 
+  /** [pieces, 1, S, 1], false behind the last token of a piece. */
+  queries(): Tensor {
+    return this.#once("queries", () => {
+      const { longest } = this.#packed;
+      const real = new Uint8Array(this.#pieces.length * longest);
+      for (const [p, { begin, end }] of this.#pieces.entries()) {
+        real.fill(1, p * longest, p * longest + end - begin);
+      }
+      return new this.#runtime.Tensor("bool", real, [this.#pieces.length, 1, longest, 1]);
+    });
+  }
+
   #positionsOfRows(): Int32Array {
     // Tokens of a unit are counted piece by piece.
     const ofToken = this.#pieces.flatMap(({ begin, end, past }) =>

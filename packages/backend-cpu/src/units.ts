@@ -19,6 +19,8 @@ export interface Unit {
   readonly length: number;
   /** Where keys and values of a layer are kept, when they are. */
   readonly cache?: (layer: number) => LayerCache;
+  /** The next unit goes on with the same sequence. */
+  readonly continued?: true;
 }
 
 /** How much goes through the layers at once; depends on the model alone, so that equal requests split equally. */
@@ -26,10 +28,14 @@ export interface UnitLimits {
   readonly tokens: number;
   /** Attention scores of one head, [sequences, queries, keys] values. */
   readonly scores: number;
+  /** Bytes of what all experts of a layer compute from some tokens at once (`Tap.every`). */
+  readonly everyBytes: number;
 }
 
 /** Bytes of activations, and of attention scores, that one unit may take: each much larger than a cache. */
 const unitBytes = 2 ** 28;
+/** Some tens of tokens at once in the widest models, which is when their experts' weights no longer dominate. */
+const everyBytes = 2 ** 27;
 /** More tokens at once gain nothing once every expert has some hundreds. */
 const mostTokens = 4096;
 
@@ -55,6 +61,7 @@ export function unitLimits(model: MoeModel): UnitLimits {
   return {
     tokens: Math.max(1, Math.min(mostTokens, Math.floor(unitBytes / Math.max(1, bytes)))),
     scores: unitBytes / 4 / matrices,
+    everyBytes,
   };
 }
 
@@ -76,7 +83,7 @@ function rotaryRegimes({ layers }: MoeModel): (length: number) => string {
 export function* splitSequences(
   runtime: Runtime,
   model: MoeModel,
-  { starts }: CheckedRunRequest,
+  { starts, from, to }: CheckedRunRequest,
   limits: UnitLimits,
   keepOrder: boolean,
 ): Generator<Unit> {
@@ -96,7 +103,7 @@ export function* splitSequences(
     const end = length(sequence);
     if (!fits(1, end, limits)) {
       yield* flush();
-      const group = new CacheGroup(runtime, model, sequence, 1);
+      const group = new CacheGroup(runtime, model, { from, to }, sequence, 1);
       yield* chunks(group, sequence, end, 0, limits);
       continue;
     }
@@ -158,6 +165,7 @@ function* chunks(
       pieces: [{ sequence, begin, end, past: past + begin }],
       length: past + length,
       cache: (layer) => group.layer(layer, sequence - group.first),
+      ...(end < length && { continued: true }),
     };
   }
 }
@@ -170,19 +178,31 @@ function makeGroups(
   limits: UnitLimits,
 ): CacheGroup[] {
   const groups: CacheGroup[] = [];
+  const all = { from: 0, to: model.layers.length };
   let first = 0;
   let longest = 0;
   for (let s = 0; s < count; s++) {
     const next = Math.max(longest, length(s));
     if (s > first && !fits(s - first + 1, next, limits)) {
-      groups.push(new CacheGroup(runtime, model, first, s - first));
+      groups.push(new CacheGroup(runtime, model, all, first, s - first));
       first = s;
       longest = 0;
     }
     longest = Math.max(longest, length(s));
   }
-  groups.push(new CacheGroup(runtime, model, first, count - first));
+  groups.push(new CacheGroup(runtime, model, all, first, count - first));
   return groups;
+}
+
+/** Units one by one, or when `together` those of one sequence at once. */
+export function* bundleUnits(units: Iterable<Unit>, together: boolean): Generator<readonly Unit[]> {
+  let bundle: Unit[] = [];
+  for (const unit of units) {
+    bundle.push(unit);
+    if (together && unit.continued) continue;
+    yield bundle;
+    bundle = [];
+  }
 }
 
 function fits(sequences: number, longest: number, limits: UnitLimits): boolean {

@@ -1,6 +1,7 @@
 import {
   type DecoderLayer,
   elementCount,
+  type LayerRange,
   type MlpSpec,
   type MoeModel,
   type NormSpec,
@@ -36,11 +37,14 @@ export interface LayerWeights {
   readonly shared: Feeds | undefined;
 }
 
+/** What a runner of some layers needs. */
 export interface ModelWeights {
-  readonly embedding: Float32Array;
-  readonly layers: readonly LayerWeights[];
-  /** Inputs of the head's graph. */
-  readonly head: Feeds;
+  /** Undefined when the first layer is not among them. */
+  readonly embedding: Float32Array | undefined;
+  /** By index of the layer. */
+  readonly layers: ReadonlyMap<number, LayerWeights>;
+  /** Inputs of the head's graph; undefined when the last layer is not among them. */
+  readonly head: Feeds | undefined;
 }
 
 /** Reads tensors as values or as inputs of graphs. */
@@ -52,28 +56,33 @@ export interface TensorSource {
   norm(name: string, spec: NormSpec, size: number): Promise<Feeds>;
 }
 
-/** Reads every weight once, in model order, as float32. ONNX Runtime works on these very arrays, without a copy. */
+/** Reads the weights of a range of layers, each once and in model order, as float32. ONNX Runtime works on these very arrays, without a copy. */
 export async function readWeights(
   runtime: Runtime,
   model: MoeModel,
   reader: WeightReader,
+  { from, to }: LayerRange,
   signal: AbortSignal | undefined,
 ): Promise<ModelWeights> {
   const source = tensorSource(runtime, reader, signal);
-  const { values, tensor, norm } = source;
-  const embedding = await values(model.embedding);
-  const layers: LayerWeights[] = [];
-  for (const layer of model.layers) layers.push(await layerWeights(source, model, layer));
+  const embedding = from === 0 ? await source.values(model.embedding) : undefined;
+  const layers = new Map<number, LayerWeights>();
+  for (const layer of model.layers.slice(from, to)) {
+    layers.set(layer.index, await layerWeights(source, model, layer));
+  }
+  const head = to === model.layers.length ? await headWeights(source, model, embedding) : undefined;
+  return { embedding, layers, head };
+}
+
+async function headWeights(
+  { runtime, norm, tensor }: TensorSource,
+  { finalNorm, hiddenSize, head, headBias, tied }: MoeModel,
+  embedding: Float32Array | undefined,
+): Promise<Feeds> {
   return {
-    embedding,
-    layers,
-    head: {
-      ...(await norm("norm", model.finalNorm, model.hiddenSize)),
-      head: model.tied
-        ? new runtime.Tensor("float32", embedding, [...model.embedding.shape])
-        : await tensor(model.head),
-      ...(model.headBias && { headBias: await tensor(model.headBias) }),
-    },
+    ...(await norm("norm", finalNorm, hiddenSize)),
+    head: tied && embedding ? new runtime.Tensor("float32", embedding, [...head.shape]) : await tensor(head),
+    ...(headBias && { headBias: await tensor(headBias) }),
   };
 }
 

@@ -9,10 +9,17 @@ async function setUp(slots: number) {
   const { model, weights } = randomModel({ layers: 1, experts: 3, topK: 1, dtype: "BF16", mlpBias: true });
   const runtime = await loadRuntime();
   const specs = moeLayers(model)[0]?.feedForward.experts ?? [];
-  const experts = (await readWeights(runtime, model, weights, undefined)).layers[0]?.mlps ?? [];
+  const range = { from: 0, to: 1 };
+  const read = await readWeights(runtime, model, weights, range, undefined);
+  const experts = read.layers.get(0)?.mlps ?? [];
   const bytes = 4 * Object.values(experts[0] ?? {}).reduce((sum, tensor) => sum + tensor.size, 0);
   const cache = new MergeCache(runtime, slots * bytes);
-  return { bytes, cache, experts, merge: (row: readonly number[]) => cache.merged(0, row, specs, experts) };
+  return {
+    bytes,
+    cache,
+    experts,
+    merge: (row: readonly number[]) => cache.merged(0, { row }, specs, experts),
+  };
 }
 
 test("merged weights and biases are the sum, rounded as they would be stored", async () => {

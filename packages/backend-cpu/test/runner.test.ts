@@ -9,13 +9,14 @@ import { readWeights } from "../src/weights.js";
 import { maxDifference } from "./max-difference.js";
 
 const settings = { threads: 1, mergeCacheBytes: 2 ** 20 };
-const tiny: UnitLimits = { tokens: 6, scores: 24 };
+const tiny: UnitLimits = { tokens: 6, scores: 24, everyBytes: 1 };
 
 async function open({ model, weights }: MemoryModel, limits?: UnitLimits) {
   const runtime = await loadRuntime();
   const sessions = new Sessions(runtime, 1);
-  const read = await readWeights(runtime, model, weights, undefined);
-  return { sessions, runner: new CpuRunner(runtime, model, read, settings, sessions, limits) };
+  const range = { from: 0, to: model.layers.length };
+  const read = await readWeights(runtime, model, weights, range, undefined);
+  return { sessions, runner: new CpuRunner(runtime, model, range, read, settings, sessions, limits) };
 }
 
 const sequences = [[5, 3, 8, 1, 2, 9, 4, 4, 7, 1, 3], [5, 3, 8, 2], [1], [5, 3, 8, 1, 2, 6], [9, 9]].map(
