@@ -1,6 +1,6 @@
-import { definePlugin, type ExtraField } from "@coppice/core";
+import { definePlugin } from "@coppice/core";
 import * as v from "valibot";
-import { requireExtras, statisticsCriterion } from "./layer-statistics.js";
+import { extrasCriterion } from "./layer-statistics.js";
 
 /** The EASY-EP criterion has no options. */
 export type EasyEpOptions = Record<never, never>;
@@ -10,8 +10,6 @@ declare module "@coppice/core" {
     "easy-ep": EasyEpOptions;
   }
 }
-
-const extras: readonly ExtraField[] = ["change"];
 
 /**
  * EASY-EP (arXiv 2504.06792): `s_j = Σ_{t routed to j} c_t g_tj ‖f_j(x_t)‖₂` with `c_t = max(0, 1 - cos(h_t, h_t + y_t))`,
@@ -26,8 +24,5 @@ export const easyEp = definePlugin({
   reference: "https://arxiv.org/abs/2504.06792",
   options: v.strictObject({}),
   create: () =>
-    statisticsCriterion((layer) => {
-      const [change] = requireExtras(layer, extras, "easy-ep") as [Float64Array];
-      return change.slice();
-    }, extras),
+    extrasCriterion("easy-ep", ["change"], (layers) => layers.map(({ change }) => change.slice())),
 });

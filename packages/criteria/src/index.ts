@@ -6,6 +6,7 @@ export { type ManOptions, man } from "./man.js";
 export { type MomentsOptions, moments } from "./moments.js";
 export { type MoneOptions, mone } from "./mone.js";
 export { type MsanOptions, msan } from "./msan.js";
+export { type NaeeOptions, naee } from "./naee.js";
 export { type RandomOptions, random } from "./random.js";
 export { type ReapOptions, reap } from "./reap.js";
 export { type SoftActivationOptions, softActivation } from "./soft-activation.js";

@@ -1,55 +1,52 @@
 import {
-  CoppiceError,
   type Criterion,
+  checkCollected,
   type ExtraField,
   type LayerStatistics,
   matchingStatistics,
+  type ScoreRequest,
+  type Statistics,
   throwIfAborted,
 } from "@coppice/core";
 
-/**
- * A criterion that scores each layer from its statistics alone.
- * @param extras what it needs of what is collected on demand
- */
-export function statisticsCriterion(
-  scoreLayer: (statistics: LayerStatistics) => Float64Array,
-  extras: readonly ExtraField[] = [],
-): Criterion {
-  return modelCriterion((layers) => layers.map(scoreLayer), extras);
+/** Statistics of a layer that have these of what is collected on demand. */
+export type LayerWith<F extends ExtraField> = LayerStatistics & Required<Pick<LayerStatistics, F>>;
+
+/** A criterion that scores each layer from its statistics alone. */
+export function statisticsCriterion(scoreLayer: (statistics: LayerStatistics) => Float64Array): Criterion {
+  return extrasCriterion("", [], (layers) => layers.map(scoreLayer));
 }
 
-/** A criterion that scores all layers together from their statistics. */
-export function modelCriterion(
-  score: (layers: readonly LayerStatistics[]) => Float64Array[],
-  extras: readonly ExtraField[],
+/**
+ * A criterion that scores all layers from their statistics.
+ * @param name of the criterion, for messages about `extras`
+ * @param extras what it needs of what is collected on demand
+ */
+export function extrasCriterion<F extends ExtraField>(
+  name: string,
+  extras: readonly F[],
+  score: (layers: readonly LayerWith<F>[]) => Float64Array[],
 ): Criterion {
+  const needs = { statistics: true, weights: false, extras };
   return {
-    needs: { statistics: true, weights: false, extras },
+    needs,
     async score(request) {
       throwIfAborted(request.signal, "scoring experts");
-      return score(matchingStatistics(request));
+      return score(collectedLayers(request, needs, name) as readonly LayerWith<F>[]);
     },
   };
 }
 
 /**
- * What is collected on demand, in the order of `fields`.
- * @throws COPPICE_STATS_MISSING when some of it was not
+ * The statistics of every MoE layer, which have what `needs` lists of what is collected on demand.
+ * @throws COPPICE_STATS_MISSING, COPPICE_STATS_MODEL
  */
-export function requireExtras(
-  statistics: LayerStatistics,
-  fields: readonly ExtraField[],
-  criterion: string,
-): Float64Array[] {
-  const found = fields.map((field) => statistics[field]).filter((sums) => sums !== undefined);
-  if (found.length === fields.length) return found;
-  const missing = fields.filter((field) => !statistics[field]);
-  throw new CoppiceError(
-    "COPPICE_STATS_MISSING",
-    `the criterion ${criterion} needs ${missing.join(" and ")}, which these statistics do not have`,
-    {
-      hint: `collect them with \`coppice calibrate --with ${fields.join(",")}\``,
-      details: { criterion, fields: missing },
-    },
-  );
+export function collectedLayers(
+  request: ScoreRequest,
+  needs: Criterion["needs"],
+  name: string,
+): readonly LayerStatistics[] {
+  const layers = matchingStatistics(request);
+  checkCollected(request.statistics as Statistics, needs, name);
+  return layers;
 }

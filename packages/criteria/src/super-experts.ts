@@ -1,6 +1,6 @@
-import { definePlugin, type ExtraField } from "@coppice/core";
+import { definePlugin } from "@coppice/core";
 import * as v from "valibot";
-import { modelCriterion, requireExtras } from "./layer-statistics.js";
+import { extrasCriterion } from "./layer-statistics.js";
 import { scaledMoment } from "./scaled-moment.js";
 
 export interface SuperExpertsOptions {
@@ -25,8 +25,6 @@ declare module "@coppice/core" {
 const power = v.optional(v.picklist([0, 1, 2]), 1);
 const share = v.pipe(v.number(), v.minValue(0), v.maxValue(1));
 
-const extras: readonly ExtraField[] = ["peak"];
-
 /**
  * Protects super experts (arXiv 2507.23279): those whose outputs hold values far beyond all others, and without which
  * models break. They are the experts whose peak, the largest |f| of any routed token, exceeds both the 99.5th
@@ -49,9 +47,9 @@ export const superExperts = definePlugin({
     depth: v.optional(share, 0.75),
   }),
   create: ({ quantile, share, depth, ...powers }) =>
-    modelCriterion((layers) => {
+    extrasCriterion("super-experts", ["peak"], (layers) => {
       const scores = layers.map((layer) => scaledMoment(layer, powers));
-      const peaks = layers.flatMap((layer) => requireExtras(layer, extras, "super-experts"));
+      const peaks = layers.map(({ peak }) => peak);
       const bar = threshold(peaks, quantile, share);
       const top = largest(scores);
       const scale = (top || 1) / (largest(peaks) || 1);
@@ -61,7 +59,7 @@ export const superExperts = definePlugin({
         });
       });
       return scores;
-    }, extras),
+    }),
 });
 
 /** The quantile between the two nearest values, as `torch.quantile` has it, or a share of the largest. */

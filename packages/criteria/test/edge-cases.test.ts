@@ -12,10 +12,14 @@ function layerOf(index: number, values: Partial<Record<keyof LayerStatistics, nu
         field,
         Float64Array.from(
           values[field] ??
-            Array<number>(statisticsShape(field, 8).reduce((product, size) => product * size)).fill(0),
+            Array<number>(
+              statisticsShape(field, { experts: 8, hidden: 64, width: 32 }).reduce(
+                (product, size) => product * size,
+              ),
+            ).fill(0),
         ),
       ]),
-    ) as Omit<LayerStatistics, "layer" | "tokens">),
+    ) as unknown as Omit<LayerStatistics, "layer" | "tokens">),
   };
 }
 
