@@ -1,8 +1,20 @@
 import type { Plan } from "./plan.js";
 
+/** Fewer samples than this per part of a race tell too little. */
+const leastPartSamples = 8;
+
+/**
+ * Parts in which samples are evaluated where poor plans are stopped early: sample i belongs to part i modulo their number,
+ * which depends on nothing but the number of samples. Parts are about as mixed as the whole, because samples are in no
+ * order of difficulty.
+ */
+export function raceParts(samples: number): number {
+  return samples >= 4 * leastPartSamples ? 4 : 1;
+}
+
 /** What evaluating one plan gave. */
 export interface PlanScores {
-  /** Fitness per sample, in sample order. */
+  /** Fitness per sample that was evaluated, in sample order. */
   readonly scores: Float64Array;
   /** 1 where a sample is answered right, else 0; absent for text without right answers. */
   readonly correct?: Uint8Array;
@@ -20,8 +32,16 @@ export interface WorkCounters {
 export interface Executor extends AsyncDisposable {
   /** How many plans to pass at once so that every worker has something to do. */
   readonly preferredBatch: number;
-  /** Results in the order of `plans`. Results do not depend on the number of workers. */
-  evaluate(plans: readonly Plan[], options?: { signal?: AbortSignal }): Promise<PlanScores[]>;
+  /** `raceParts` of its samples, when they can be evaluated in parts; absent: only all at once. */
+  readonly parts?: number;
+  /**
+   * Results in the order of `plans`, of all samples or of those of one part. Results do not depend on the number of
+   * workers.
+   */
+  evaluate(
+    plans: readonly Plan[],
+    options?: { readonly signal?: AbortSignal; readonly part?: number },
+  ): Promise<PlanScores[]>;
   work(): WorkCounters;
   dispose(): Promise<void>;
 }

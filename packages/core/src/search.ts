@@ -14,6 +14,12 @@ export interface Candidate {
    * for; it costs an evaluation and is never a result of the search.
    */
   readonly probe?: boolean;
+  /**
+   * Key of a plan that this one must beat to matter, told before with the scores of all samples. A run that races stops
+   * evaluating the candidate when it is unlikely to; see `Scored.samples`. A strategy that needs the fitness of every
+   * plan as it is names none.
+   */
+  readonly rival?: string;
 }
 
 /** A candidate with its result. */
@@ -21,12 +27,17 @@ export interface Scored {
   readonly candidate: Candidate;
   /** Canonical identity of the plan; two candidates with the same key compute the same. */
   readonly key: string;
-  /** Mean of `scores`; the larger, the better. NaN never occurs: a failed candidate has -Infinity. */
+  /**
+   * Mean of `scores`; the larger, the better. NaN never occurs: a failed candidate has -Infinity. One that lost a race has
+   * its rival's fitness plus the mean difference to the rival on the samples that it was evaluated on.
+   */
   readonly fitness: number;
-  /** Fitness of every sample, in sample order; empty when the candidate failed. */
+  /** Fitness of every sample, in sample order; empty when the candidate failed or lost a race. */
   readonly scores: Float64Array;
-  /** Share of samples answered right, where the task has right answers, else undefined. */
+  /** Share of samples answered right, where the task has right answers and all were evaluated, else undefined. */
   readonly accuracy?: number;
+  /** Present when the candidate lost a race: samples that it was evaluated on. It is never a result of the search. */
+  readonly samples?: number;
   /** True when the result came from memory and cost no evaluation. */
   readonly cached: boolean;
 }

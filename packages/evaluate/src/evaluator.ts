@@ -9,8 +9,14 @@ import {
 } from "@coppice/core";
 import type { EncodedTask } from "./encode-task.js";
 import { runBatch } from "./evidence.js";
-import { type MicroBatch, microBatches } from "./micro-batch.js";
-import { checkObjective, defaultObjective, type Objective, sampleFitness } from "./objective.js";
+import { type MicroBatch, partBatches } from "./micro-batch.js";
+import {
+  checkObjective,
+  defaultObjective,
+  type Objective,
+  type SampleFitness,
+  sampleFitness,
+} from "./objective.js";
 import { PrefixCache, prefixKeys } from "./prefix-cache.js";
 
 /** 256 MB, some 100 boundaries of 1,000 tokens in a model of hidden size 640. */
@@ -24,21 +30,26 @@ export interface EvaluatorOptions {
   readonly objective?: Objective;
   /** Memory for activations at layer boundaries; 0 turns reuse off. Default 256 MB. */
   readonly prefixCacheBytes?: number;
-  /** The batches that this evaluator owns, some of `microBatches(task)`. Default: all of them. */
-  readonly batches?: readonly MicroBatch[];
+  /** The batches that this evaluator owns of every part, some of `partBatches(task)`. Default: all of them. */
+  readonly parts?: readonly (readonly MicroBatch[])[];
 }
 
 /** Scores plans on one task, as searches need it: hundreds of plans, most of them alike in their first layers. */
 export interface Evaluator {
   /** Indices of the samples that it scores, ascending; all of the task unless it owns some batches only. */
   readonly samples: Int32Array;
+  /** Those of each part. */
+  readonly parts: readonly Int32Array[];
   /**
-   * Scores of those samples, in that order. Equal plans get equal bits, whatever was evaluated before. Calls must
-   * not overlap.
+   * Scores of its samples, or of those of one part, in their order. Equal plans get equal bits, whatever was evaluated
+   * before. Calls must not overlap.
    * @param plan valid for the model
    * @throws COPPICE_ABORTED, and what the runner throws
    */
-  evaluate(plan: Plan, options?: { signal?: AbortSignal | undefined }): Promise<PlanScores>;
+  evaluate(
+    plan: Plan,
+    options?: { readonly part?: number | undefined; readonly signal?: AbortSignal | undefined },
+  ): Promise<PlanScores>;
   /** Work since creation, that of aborted evaluations included. */
   work(): WorkCounters;
 }
@@ -48,48 +59,72 @@ export function createEvaluator(options: EvaluatorOptions): Evaluator {
   const { runner, task, prefixCacheBytes = defaultPrefixCacheBytes } = options;
   const objective = options.objective ?? defaultObjective(task.form);
   checkObjective(objective, task.form);
-  const batches = options.batches ?? microBatches(task);
+  const parts = options.parts ?? partBatches(task);
   const model = runner.model;
-  const samples = Int32Array.from(batches.flatMap((batch) => batch.samples)).sort();
-  const rank = new Map(Array.from(samples, (sample, i) => [sample, i]));
-  const tokens = batches.reduce((sum, batch) => sum + batch.tokens, 0);
-  const cache = new PrefixCache(prefixCacheBytes, tokens * model.hiddenSize * Float32Array.BYTES_PER_ELEMENT);
+  const sorted = (batches: readonly MicroBatch[]) =>
+    Int32Array.from(batches.flatMap((batch) => batch.samples)).sort();
+  const samples = sorted(parts.flat());
+  const partSamples = parts.map(sorted);
+  const sizes = parts.map((batches) => batches.reduce((sum, batch) => sum + batch.tokens, 0));
+  // Parts are about equal in size.
+  const entryBytes = Math.max(0, ...sizes) * model.hiddenSize * Float32Array.BYTES_PER_ELEMENT;
+  const cache = new PrefixCache(prefixCacheBytes, entryBytes);
   let tokenLayers = 0;
   let avoidedTokenLayers = 0;
 
-  const evaluate: Evaluator["evaluate"] = async (plan, { signal } = {}) => {
-    // Equal plans in other words (slots in another order) must run as one, to the last bit.
-    const canonical = canonicalPlan(plan, model);
-    const keys = prefixKeys(canonical, model);
+  /** Runs a part and tells the result of every sample. */
+  const run = async (
+    plan: Plan,
+    part: number,
+    signal: AbortSignal | undefined,
+    tell: (sample: number, fitness: SampleFitness) => void,
+  ) => {
+    const batches = parts[part] as readonly MicroBatch[];
+    const keys = prefixKeys(plan, model).map((key) => `${part}:${key}`);
     const start = cache.find(keys);
     const from = start?.layer ?? 0;
     const boundaries = cache.worthStoring(keys, from);
     const stored = new Map<number, Float32Array[]>(boundaries.map((layer) => [layer, []]));
-    const scores = new Float64Array(samples.length);
-    const correct = task.form === "text" ? undefined : new Uint8Array(samples.length);
     for (const [b, batch] of batches.entries()) {
       throwIfAborted(signal, "evaluating a plan");
       const hidden = start?.hidden[b];
       const { result, evidence } = await runBatch(runner, task, batch, {
-        plan: canonical,
+        plan,
         ...(hidden && { from, hidden }),
         boundaries,
         signal,
       });
       tokenLayers += result.tokenLayers;
       avoidedTokenLayers += batch.tokens * from;
-      for (const [layer, parts] of stored) parts.push(boundary(result.boundaries, layer));
+      for (const [layer, values] of stored) values.push(boundary(result.boundaries, layer));
       batch.samples.forEach((sample, i) => {
-        const at = rank.get(sample) as number;
-        const fitness = sampleFitness(objective, task.form, evidence[i] as (typeof evidence)[number]);
-        scores[at] = fitness.score;
-        if (correct && fitness.correct) correct[at] = 1;
+        tell(sample, sampleFitness(objective, task.form, evidence[i] as (typeof evidence)[number]));
       });
     }
-    for (const [layer, parts] of stored) cache.store(keys[layer] as string, parts);
-    return { scores, ...(correct && { correct }) };
+    for (const [layer, values] of stored) cache.store(keys[layer] as string, values);
   };
-  return { samples, evaluate, work: () => ({ tokenLayers, avoidedTokenLayers }) };
+
+  return {
+    samples,
+    parts: partSamples,
+    async evaluate(plan, { part, signal } = {}) {
+      const wanted = part === undefined ? samples : (partSamples[part] ?? new Int32Array());
+      const rank = new Map(Array.from(wanted, (sample, i) => [sample, i]));
+      const scores = new Float64Array(wanted.length);
+      const correct = task.form === "text" ? undefined : new Uint8Array(wanted.length);
+      // Equal plans in other words (slots in another order) must run as one, to the last bit.
+      const canonical = canonicalPlan(plan, model);
+      for (const index of part === undefined ? parts.keys() : [part]) {
+        await run(canonical, index, signal, (sample, fitness) => {
+          const at = rank.get(sample) as number;
+          scores[at] = fitness.score;
+          if (correct && fitness.correct) correct[at] = 1;
+        });
+      }
+      return { scores, ...(correct && { correct }) };
+    },
+    work: () => ({ tokenLayers, avoidedTokenLayers }),
+  };
 }
 
 function boundary(boundaries: ReadonlyMap<number, Float32Array>, layer: number): Float32Array {

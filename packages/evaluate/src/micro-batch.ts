@@ -1,3 +1,4 @@
+import { raceParts } from "@coppice/core";
 import type { EncodedSequence, EncodedTask } from "./encode-task.js";
 
 /** Samples that run together. All sequences of a sample are in one batch. */
@@ -17,6 +18,8 @@ export interface MicroBatch {
 const batchTokens = 1_024;
 /** Batches that a task is cut into at least, so that up to four workers get shards of equal size ... */
 const minBatches = 4;
+/** ... and a part of it into these, for two workers ... */
+const minPartBatches = 2;
 /** ... unless batches would become smaller than this, where a token costs half as much again. */
 const minBatchTokens = 256;
 
@@ -26,14 +29,29 @@ const minBatchTokens = 256;
  * company.
  */
 export function microBatches(task: EncodedTask): MicroBatch[] {
+  return cut(task, Array.from(task.samples.keys()), minBatches);
+}
+
+/** The micro-batches of every part of a task (`raceParts` of core), so that a part can be evaluated alone. */
+export function partBatches(task: EncodedTask): MicroBatch[][] {
+  const samples = Array.from(task.samples.keys());
+  const parts = raceParts(samples.length);
+  return Array.from({ length: parts }, (_, part) =>
+    cut(
+      task,
+      samples.filter((sample) => sample % parts === part),
+      parts === 1 ? minBatches : minPartBatches,
+    ),
+  );
+}
+
+function cut(task: EncodedTask, chosen: readonly number[], fewest: number): MicroBatch[] {
   const lengths = task.samples.map(({ sequences }) =>
     sequences.reduce((sum, { ids }) => sum + ids.length, 0),
   );
-  const order = lengths
-    .map((_, i) => i)
-    .sort((a, b) => (lengths[a] as number) - (lengths[b] as number) || a - b);
-  const total = lengths.reduce((sum, length) => sum + length, 0);
-  const least = Math.min(minBatches, Math.max(1, Math.floor(total / minBatchTokens)));
+  const order = [...chosen].sort((a, b) => (lengths[a] as number) - (lengths[b] as number) || a - b);
+  const total = order.reduce((sum, i) => sum + (lengths[i] as number), 0);
+  const least = Math.min(fewest, Math.max(1, Math.floor(total / minBatchTokens)));
   const count = Math.max(least, Math.ceil(total / batchTokens));
   const batches: MicroBatch[] = [];
   let samples: number[] = [];

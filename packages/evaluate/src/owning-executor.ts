@@ -18,6 +18,7 @@ export async function owningExecutor(
     };
     return {
       preferredBatch: scorer.preferredBatch,
+      ...(scorer.parts !== undefined && { parts: scorer.parts }),
       evaluate: (plans, options) => scorer.evaluate(plans, options),
       work: () => scorer.work(),
       dispose,

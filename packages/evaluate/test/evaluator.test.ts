@@ -1,10 +1,11 @@
-import { createPlan, type LayerPlan, type Plan, Rng, type Runner } from "@coppice/core";
+import { createPlan, type LayerPlan, type Plan, Rng, type Runner, raceParts } from "@coppice/core";
 import {
   createEvaluator,
   encodeTask,
   microBatches,
   objectives,
   parseTask,
+  partBatches,
   shardBatches,
 } from "@coppice/evaluate";
 import * as fc from "fast-check";
@@ -106,14 +107,33 @@ describe("createEvaluator", () => {
   it("scores shards as it scores the whole", async () => {
     const [plan] = plans(1) as [Plan];
     const whole = await createEvaluator({ runner: hiddenRunner(model), task }).evaluate(plan);
-    for (const batches of shardBatches(microBatches(task), 3)) {
-      const evaluator = createEvaluator({ runner: hiddenRunner(model), task, batches });
+    for (let shard = 0; shard < 3; shard++) {
+      const parts = partBatches(task).map((batches) => shardBatches(batches, 3)[shard] ?? []);
+      const evaluator = createEvaluator({ runner: hiddenRunner(model), task, parts });
       const part = await evaluator.evaluate(plan);
       expect([...part.scores]).toEqual(Array.from(evaluator.samples, (sample) => whole.scores[sample]));
       expect(part.correct).toEqual(
         Uint8Array.from(evaluator.samples, (sample) => whole.correct?.[sample] ?? 9),
       );
     }
+  });
+
+  it("scores parts as it scores the whole, each sample in one of them", async () => {
+    const [plan] = plans(1) as [Plan];
+    const evaluator = createEvaluator({ runner: hiddenRunner(model), task });
+    const whole = await evaluator.evaluate(plan);
+    expect(evaluator.parts).toHaveLength(raceParts(task.samples.length));
+    for (const [part, samples] of evaluator.parts.entries()) {
+      expect(Array.from(samples, (sample) => sample % evaluator.parts.length)).toEqual(
+        Array.from(samples, () => part),
+      );
+      const { scores } = await evaluator.evaluate(plan, { part });
+      expect([...scores]).toEqual(Array.from(samples, (sample) => whole.scores[sample]));
+    }
+    expect(evaluator.parts.flatMap((samples) => [...samples]).sort((a, b) => a - b)).toEqual([
+      ...evaluator.samples,
+    ]);
+    expect([...evaluator.samples]).toEqual([...task.samples.keys()]);
   });
 
   it("stops between batches when aborted", async () => {

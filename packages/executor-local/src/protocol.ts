@@ -22,10 +22,13 @@ export interface WorkerMethods {
   /** Makes an evaluator for the worker's shard, known by a name from then on. */
   createScorer: {
     params: TaskParams & { scorer: number; objective?: Objective; prefixCacheBytes?: number; shard: Shard };
-    result: { samples: Int32Array; total: number };
+    result: { parts: readonly Int32Array[] };
   };
   disposeScorer: { params: { scorer: number }; result: undefined };
-  evaluate: { params: { scorer: number; plan: Plan }; result: PlanScores & { work: WorkCounters } };
+  evaluate: {
+    params: { scorer: number; plan: Plan; part: number | undefined };
+    result: PlanScores & { work: WorkCounters };
+  };
   scoreTask: {
     params: TaskParams & { metric?: string; plan?: Plan; shard: Shard };
     result: { metric: Metric; total: number; scores: SampleScores };

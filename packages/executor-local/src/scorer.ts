@@ -44,26 +44,49 @@ export async function createScorer(hosts: readonly WorkerHost[], options: Scorer
         ...(objective !== undefined && { objective }),
         ...(prefixCacheBytes !== undefined && { prefixCacheBytes: prefixCacheBytes / hosts.length }),
       };
-      const { samples, total } = await host.establish(name, "createScorer", params, { signal });
-      return { host, samples, total, counters: new Counters() };
+      const { parts } = await host.establish(name, "createScorer", params, { signal });
+      return { host, parts, counters: new Counters() };
     }),
   );
-  // A worker without samples (fewer batches than workers) has nothing to say.
-  const active = shards.filter(({ samples }) => samples.length > 0);
-  const total = shards[0]?.total ?? 0;
+  const parts = shards[0]?.parts.length ?? 1;
+  /** Samples of one part, or of all, and which of them each worker scores; one without any has nothing to say. */
+  const share = (part: number | undefined) => {
+    const owned = shards.map((shard) => ({
+      ...shard,
+      samples:
+        part === undefined ? shard.parts.flatMap((samples) => [...samples]) : [...(shard.parts[part] ?? [])],
+    }));
+    const all = owned.flatMap(({ samples }) => samples).sort((a, b) => a - b);
+    const rank = new Map(all.map((sample, i) => [sample, i]));
+    const active = owned.filter(({ samples }) => samples.length > 0);
+    return {
+      size: all.length,
+      active: active.map(({ host, counters, samples }) => ({
+        host,
+        counters,
+        places: samples.sort((a, b) => a - b).map((sample) => rank.get(sample) as number),
+      })),
+    };
+  };
+  const shares = new Map([undefined, ...Array(parts).keys()].map((part) => [part, share(part)]));
   let disposed: Promise<void> | undefined;
 
-  const evaluateOne = async (plan: Plan, stop: AbortSignal): Promise<PlanScores> => {
-    const scores = new Float64Array(total);
+  const evaluateOne = async (
+    plan: Plan,
+    part: number | undefined,
+    stop: AbortSignal,
+  ): Promise<PlanScores> => {
+    const { size, active } = shares.get(part) ?? share(part);
+    const scores = new Float64Array(size);
     let correct: Uint8Array | undefined;
     await Promise.all(
-      active.map(async ({ host, samples, counters }) => {
-        const part = await host.call("evaluate", { scorer, plan }, { signal: stop });
-        counters.update(part.work);
-        if (part.correct) correct ??= new Uint8Array(total);
-        samples.forEach((sample, i) => {
-          scores[sample] = part.scores[i] as number;
-          if (correct && part.correct) correct[sample] = part.correct[i] as number;
+      active.map(async ({ host, places, counters }) => {
+        const result = await host.call("evaluate", { scorer, plan, part }, { signal: stop });
+        counters.update(result.work);
+        if (result.correct) correct ??= new Uint8Array(size);
+        places.forEach((place, i) => {
+          scores[place] = result.scores[i] as number;
+          if (correct && result.correct) correct[place] = result.correct[i] as number;
         });
       }),
     );
@@ -83,7 +106,8 @@ export async function createScorer(hosts: readonly WorkerHost[], options: Scorer
 
   return {
     preferredBatch: 4,
-    async evaluate(plans, { signal: outer } = {}) {
+    parts,
+    async evaluate(plans, { signal: outer, part } = {}) {
       throwIfAborted(outer, "evaluating plans");
       if (disposed) {
         throw new CoppiceError("COPPICE_BACKEND_DISPOSED", "the executor was used after its disposal");
@@ -92,7 +116,7 @@ export async function createScorer(hosts: readonly WorkerHost[], options: Scorer
       const failed = new AbortController();
       const stop = stopSignal(outer, failed);
       try {
-        return await Promise.all(plans.map((plan) => evaluateOne(plan, stop)));
+        return await Promise.all(plans.map((plan) => evaluateOne(plan, part, stop)));
       } catch (error) {
         failed.abort();
         throwIfAborted(outer, "evaluating plans");

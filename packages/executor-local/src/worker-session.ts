@@ -13,6 +13,7 @@ import {
   generate,
   loadTokenizer,
   microBatches,
+  partBatches,
   prepareTask,
   scoreSamples,
   shardBatches,
@@ -68,11 +69,11 @@ export class WorkerSession {
         runner,
         task,
         objective: aim,
-        batches: shardBatches(microBatches(task), shard.count)[shard.index] ?? [],
+        parts: partBatches(task).map((batches) => shardBatches(batches, shard.count)[shard.index] ?? []),
         ...(prefixCacheBytes !== undefined && { prefixCacheBytes }),
       });
       this.#evaluators.set(scorer, evaluator);
-      return { samples: evaluator.samples, total: task.samples.length };
+      return { parts: evaluator.parts };
     },
 
     disposeScorer: ({ scorer }) => {
@@ -80,10 +81,10 @@ export class WorkerSession {
       return undefined;
     },
 
-    evaluate: async ({ scorer, plan }, { signal }) => {
+    evaluate: async ({ scorer, plan, part }, { signal }) => {
       const evaluator = this.#evaluators.get(scorer);
       if (!evaluator) throw new CoppiceError("COPPICE_INTERNAL", `the worker has no scorer ${scorer}`);
-      const scores = await evaluator.evaluate(plan, { signal });
+      const scores = await evaluator.evaluate(plan, { part, signal });
       return { ...scores, work: evaluator.work() };
     },
 
