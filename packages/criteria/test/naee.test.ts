@@ -18,13 +18,16 @@ const keep = 4;
 describe.each(fixtureNames)("naee on %s", (name) => {
   let source: MemoryModel;
   let statistics: Statistics;
-  /** The last one, before which all others have run. */
+  /** The one that is looked at: another one in every model. */
   let layer: MoeLayer;
+  let at: number;
   let lossOf: (kept: readonly number[]) => number;
 
   beforeAll(async () => {
     source = await fixtureModel(name);
-    layer = moeLayers(source.model).at(-1) as MoeLayer;
+    const layers = moeLayers(source.model);
+    at = fixtureNames.indexOf(name) % layers.length;
+    layer = layers[at] as MoeLayer;
     const ids = Array.from({ length: 9 }, (_, i) => (5 * i * i + i + 3) % source.model.vocabSize);
     statistics = slowSample(source, ids);
     lossOf = remembering(slowBlockLoss(source, ids, layer.index));
@@ -33,12 +36,12 @@ describe.each(fixtureNames)("naee on %s", (name) => {
   const allExperts = () => [...layer.feedForward.experts.keys()];
   const possible = () => [...combinations(allExperts(), keep)].filter((set) => fits(layer, set));
 
-  /** What is kept of the last layer, and its scores. */
+  /** What is kept of the layer, and its scores. */
   async function naee(options: NaeeOptions, asked?: number) {
     const request = { ...source, statistics, ...(asked !== undefined && { keep: asked }) };
     const scores = await score("naee", request, options);
     const { layers } = planFromScores(source.model, scores, keep);
-    return { scores: [...(scores.at(-1) as Float64Array)], kept: layers.at(-1)?.experts };
+    return { scores: [...(scores[at] as Float64Array)], kept: layers[at]?.experts };
   }
 
   /** Scores are losses of what is left when an expert goes, as far as they rise. */
@@ -48,9 +51,9 @@ describe.each(fixtureNames)("naee on %s", (name) => {
     for (const [i, expert] of order.slice(0, -1).entries()) {
       least = Math.max(least, lossOf(order.slice(i + 1)));
       const off = Math.abs((scores[expert] as number) - least);
-      expect(off, `${expert} in ${order}`).toBeLessThanOrEqual(
-        1e-5 * least + 1e-8 * (scores[order.at(-1) as number] as number),
-      );
+      // Gate weights are rounded to float32, which counts where nothing is lost.
+      const rounding = 1e-7 * Math.max(...scores);
+      expect(off, `${expert} in ${order}`).toBeLessThanOrEqual(1e-5 * least + rounding);
     }
   }
 

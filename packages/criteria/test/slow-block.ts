@@ -23,8 +23,10 @@ export function slowBlockLoss(
   layer: number,
 ): (kept: readonly number[]) => number {
   const cut = upTo(source, layer);
+  const topK = moeLayers(cut.model).at(-1)?.feedForward.router.topK ?? 0;
   const output = (experts?: readonly number[]) => {
-    const plan = experts && createPlan(cut.model, [{ layer, experts }]);
+    const fewer = experts && experts.length < topK && { topK: experts.length };
+    const plan = experts && createPlan(cut.model, [{ layer, experts, ...fewer }]);
     return slowForward(cut, ids, plan).hidden[layer + 1] as number[][];
   };
   const full = output();
