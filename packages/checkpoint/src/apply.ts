@@ -8,7 +8,7 @@ import { configChanges } from "./output/config-changes.js";
 import { bytesContent, rangeContent } from "./output/content.js";
 import { type ExportShape, exportShape, type OutputLayout } from "./output/export-shape.js";
 import { outputTensors } from "./output/output-tensors.js";
-import { createProvenance, provenanceFileName } from "./output/provenance.js";
+import { createProvenance, provenanceFileName, provenanceText } from "./output/provenance.js";
 import { defaultShardBytes, packShards } from "./output/shards.js";
 import type { CheckpointTarget } from "./output/target.js";
 import { type OutputFile, outputFile, type WriteOptions, writeFiles } from "./output/write-files.js";
@@ -49,11 +49,12 @@ const companionBytes = 256_000_000;
  * Writes the checkpoint that `plan` makes of a loaded one, in its family's own stock layout, so that it is an
  * ordinary, smaller checkpoint: kept experts renumbered in slot order with all that belongs to them, merged experts
  * computed in float32 and rounded to the stored form (`roundToStored` of core), router rows, biases and corrections in
- * slot order, all else copied byte by byte; config and index rewritten, tokenizer and other small files copied,
- * `coppice.json` added. Layers for multi-token prediction follow the plan of their decoder layer.
+ * slot order or those that the plan gives, all else copied byte by byte; config and index rewritten, tokenizer and other
+ * small files copied, `coppice.json` added. Layers for multi-token prediction follow the plan of their decoder layer, but
+ * keep their own router entries, and an expert unchanged where the plan puts hidden units together.
  *
  * Layers of different sizes are filled up with experts that are never chosen, where the family's router allows to prove
- * that; else the plan is refused, or written in the runtime layout (`layout: "runtime"`).
+ * that; else the plan is refused, or written in the runtime layout (`layout: "runtime"`), which also keeps skip rules.
  *
  * Memory does not depend on the size of the checkpoint. The target is complete or absent.
  * @throws COPPICE_PLAN_INVALID, COPPICE_PLAN_MODEL, COPPICE_PLAN_KEEP, COPPICE_PLAN_GROUPS, COPPICE_PLAN_EXPORT,
@@ -105,7 +106,7 @@ async function layOut(
   const files = [
     ...packShards(tensors, maxShardBytes),
     await rewriteConfig(loaded, shape, signal),
-    jsonFile(provenanceFileName, createProvenance(model, checked, metadata)),
+    textFile(provenanceFileName, provenanceText(createProvenance(model, checked, metadata))),
     ...(await companionFiles(loaded)),
   ];
   throwIfAborted(signal, "laying out the checkpoint");
@@ -131,9 +132,7 @@ async function rewriteConfig(
 ): Promise<OutputFile> {
   const bytes = await readSmallFile(loaded.folder, "config.json", defaultLimits.configBytes, signal);
   const { replace, insert } = configChanges(loaded, shape);
-  const text = replaceJsonValues(new TextDecoder().decode(bytes), replace, insert);
-  const changed = new TextEncoder().encode(text);
-  return outputFile("config.json", [bytesContent(changed)]);
+  return textFile("config.json", replaceJsonValues(new TextDecoder().decode(bytes), replace, insert));
 }
 
 async function companionFiles(loaded: LoadedCheckpoint): Promise<OutputFile[]> {
@@ -145,6 +144,6 @@ async function companionFiles(loaded: LoadedCheckpoint): Promise<OutputFile[]> {
   return entries.map(({ name, size }) => outputFile(name, [rangeContent(loaded.sources, name, 0, size)]));
 }
 
-function jsonFile(name: string, value: unknown): OutputFile {
-  return outputFile(name, [bytesContent(new TextEncoder().encode(`${JSON.stringify(value, null, 2)}\n`))]);
+function textFile(name: string, text: string): OutputFile {
+  return outputFile(name, [bytesContent(new TextEncoder().encode(text))]);
 }

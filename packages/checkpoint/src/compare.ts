@@ -3,19 +3,21 @@ import {
   elementCount,
   type MlpSpec,
   type MoeLayer,
-  mergeRows,
   moeLayers,
   type Plan,
   parsePlan,
   type RunEmitter,
-  roundToStored,
+  type SkipRule,
   type TensorRef,
   throwIfAborted,
 } from "@coppice/core";
 import type { ExpertRows, ExpertTensors } from "./families/expert-tensors.js";
 import type { LoadedCheckpoint } from "./load.js";
+import { expertParts, mergedPart } from "./merged-part.js";
 import { stackShare } from "./output/expert-shares.js";
-import { type ExpertSlot, exportShape } from "./output/export-shape.js";
+import { type ExpertSlot, type OwnSlot, slotsIn } from "./output/expert-slots.js";
+import { exportShape, type LayerShape } from "./output/export-shape.js";
+import { neverChosen } from "./output/padding.js";
 
 export interface CompareOptions {
   readonly signal?: AbortSignal;
@@ -40,8 +42,8 @@ const chunkBytes = 4 << 20;
 /**
  * Whether `other` is what `plan` makes of `original`, tensor by tensor: what may not run can still be verified.
  * Both checkpoints are read through their own descriptions: every kept expert must have the bytes that it had, every
- * merged one the bits that merging anew gives, router entries must be those of their experts, experts that fill up
- * must be out of reach, every layer must have its top-k, and everything else must be the same bytes under the same name.
+ * merged one the bits that merging anew gives, router entries must be those of their experts or of the plan, experts that
+ * fill up must be out of reach, every layer must have its top-k and its skip rule, and everything else must be the same bytes under the same name.
  * @throws COPPICE_PLAN_MODEL and others of `parsePlan`, COPPICE_PLAN_EXPORT, COPPICE_IO_READ, COPPICE_ABORTED
  */
 export async function compareTensors(
@@ -84,23 +86,30 @@ class Comparison implements TensorComparison {
     const found = moeLayers(this.#other.model);
     const differ = (of: (layer: MoeLayer["feedForward"]) => number) =>
       new Set(found.map(({ feedForward }) => of(feedForward))).size > 1;
-    const isRuntime = differ(({ experts }) => experts.length) || differ(({ router }) => router.topK);
+    const isRuntime =
+      differ(({ experts }) => experts.length) ||
+      differ(({ router }) => router.topK) ||
+      found.some(({ feedForward }) => feedForward.router.skip);
     const shape = exportShape(model, plan, isRuntime ? "runtime" : "stock");
-    const slots = new Map(shape.layers.map((layer) => [layer.layer, layer.slots]));
-    for (const { layer, topK } of shape.layers) {
-      const stated = found.find(({ index }) => index === layer)?.feedForward.router.topK;
-      if (stated !== topK) this.#differ(`layer ${layer} has top-k ${stated}, expected ${topK}`);
+    const layers = new Map(shape.layers.map((layer) => [layer.layer, layer]));
+    for (const { layer, topK, skip } of shape.layers) {
+      const router = found.find(({ index }) => index === layer)?.feedForward.router;
+      if (router?.topK !== topK) this.#differ(`layer ${layer} has top-k ${router?.topK}, expected ${topK}`);
+      const [stated, expected] = [ruleWords(router?.skip), ruleWords(skip)];
+      if (stated !== expected)
+        this.#differ(`layer ${layer} has the skip rule ${stated}, expected ${expected}`);
     }
     const replaced = new Set<string>();
     for (const [i, set] of edits.entries()) {
       for (const { tensor } of [...set.rows, ...set.separate, ...set.stacked]) replaced.add(tensor.name);
       const twin = this.#other.edits[i];
-      const of = slots.get(set.layer) as readonly ExpertSlot[];
+      const layer = layers.get(set.layer) as LayerShape;
+      const of = slotsIn(set, layer.slots);
       if (!twin || twin.experts !== of.length) {
         this.#differ(`${set.label} has ${twin?.experts ?? "no"} experts, expected ${of.length}`);
         continue;
       }
-      await this.#compareSet(set, twin, of);
+      await this.#compareSet(set, twin, of, set.isMtp ? undefined : layer.router);
     }
     for (const ref of this.#original.tensors.values()) {
       if (!replaced.has(ref.name)) await this.#compareBytes(ref, this.#other.tensors.get(ref.name), ref.name);
@@ -110,11 +119,16 @@ class Comparison implements TensorComparison {
     }
   }
 
-  async #compareSet(set: ExpertTensors, twin: ExpertTensors, slots: readonly ExpertSlot[]): Promise<void> {
-    for (const [i, rows] of set.rows.entries()) await this.#compareRows(rows, twin.rows[i], slots);
+  async #compareSet(
+    set: ExpertTensors,
+    twin: ExpertTensors,
+    slots: readonly ExpertSlot[],
+    entries: LayerShape["router"],
+  ): Promise<void> {
+    for (const [i, rows] of set.rows.entries()) await this.#compareRows(rows, twin.rows[i], slots, entries);
     for (const [slot, source] of slots.entries()) {
       // The model describes the experts of its own layers; those for multi-token prediction merge by the same code.
-      if (source.kind === "merge" && set.label === `layer ${set.layer}`) {
+      if ((source.kind === "merge" || source.kind === "units") && !set.isMtp) {
         await this.#compareMerge(set.layer, slot, source);
       }
       if (source.kind !== "expert") continue;
@@ -137,6 +151,7 @@ class Comparison implements TensorComparison {
     { tensor, axis, role }: ExpertRows,
     twin: ExpertRows | undefined,
     slots: readonly ExpertSlot[],
+    entries: LayerShape["router"],
   ): Promise<void> {
     if (twin?.tensor.name !== tensor.name) return this.#differ(`${tensor.name} is missing`);
     const [own, found] = [
@@ -147,14 +162,22 @@ class Comparison implements TensorComparison {
     const outer = elementCount(tensor.shape.slice(0, axis));
     const entry = (bytes: Uint8Array, experts: number, block: number, expert: number) =>
       bytes.subarray((block * experts + expert) * inner, (block * experts + expert + 1) * inner);
-    const values = role === "weight" ? undefined : await this.#other.weights.read(twin.tensor);
+    const values =
+      role === "weight" && !entries ? undefined : await this.#other.weights.read(twin.tensor, this.#signal);
     for (const [slot, source] of slots.entries()) {
       if (source.kind === "pad") {
-        if (values && !((values[slot] as number) < -1e8)) {
+        if (role !== "weight" && !((values?.[slot] as number) < neverChosen)) {
           this.#differ(
-            `${tensor.name}[${slot}] is ${values[slot]}, which may let an expert that fills up be chosen`,
+            `${tensor.name}[${slot}] is ${values?.[slot]}, which may let an expert that fills up be chosen`,
           );
         }
+        continue;
+      }
+      const given = entries?.get(source.expert)?.[role];
+      if (given) {
+        const start = slot * given.length;
+        if (given.some((value, i) => value !== values?.[start + i]))
+          this.#differ(`${tensor.name}[${slot}] is not that of the plan`);
         continue;
       }
       for (let block = 0; block < outer; block++) {
@@ -167,29 +190,19 @@ class Comparison implements TensorComparison {
     }
   }
 
-  async #compareMerge(
-    layer: number,
-    slot: number,
-    { expert, experts, coefficients }: Extract<ExpertSlot, { kind: "merge" }>,
-  ): Promise<void> {
+  async #compareMerge(layer: number, slot: number, source: OwnSlot): Promise<void> {
     const specs = ({ model }: LoadedCheckpoint) =>
       moeLayers(model).find(({ index }) => index === layer)?.feedForward.experts as readonly MlpSpec[];
+    const experts = specs(this.#original);
     const found = specs(this.#other)[slot] as MlpSpec;
-    for (const part of ["gate", "up", "down", "gateBias", "upBias", "downBias"] as const) {
-      const own = specs(this.#original)[expert]?.[part];
-      if (!own) continue;
-      const sources: Float32Array[] = [];
-      for (const from of experts) {
-        const ref = specs(this.#original)[from]?.[part] as TensorRef;
-        sources.push(await this.#original.weights.read(ref, this.#signal));
-      }
-      const expected = new Float32Array(elementCount(own.shape));
-      mergeRows(sources, coefficients, expected);
-      roundToStored(expected, own);
+    const { signal } = this.#options;
+    for (const part of expertParts.filter((one) => experts[source.expert]?.[one])) {
+      const expected = await mergedPart(experts, source, part, this.#original.weights, signal);
       const actual = await this.#other.weights.read(found[part] as TensorRef, this.#signal);
-      if (expected.some((value, i) => value !== actual[i])) {
-        this.#differ(`${(found[part] as TensorRef).name} is not the merge of experts ${experts.join(", ")}`);
-      }
+      if (expected.every((value, i) => value === actual[i])) continue;
+      this.#differ(
+        `${(found[part] as TensorRef).name} is not the merge of experts ${mergedFrom(source).join(", ")}`,
+      );
     }
   }
 
@@ -241,6 +254,15 @@ class Comparison implements TensorComparison {
   #differ(what: string): void {
     if (this.differences.length < mostDifferences) this.differences.push(what);
   }
+}
+
+function mergedFrom(slot: OwnSlot): readonly number[] {
+  if (slot.kind === "units") return slot.units.map(({ expert }) => expert);
+  return slot.kind === "merge" ? slot.experts : [slot.expert];
+}
+
+function ruleWords(rule: SkipRule | undefined): string {
+  return rule ? `${rule.rule} ${rule.threshold}, spare ${rule.spare ?? 0}` : "none";
 }
 
 function sameBytes(a: Uint8Array, b: Uint8Array): boolean {

@@ -8,6 +8,7 @@ export type {
   MergeRule,
   SeparateTensor,
   StackedTensor,
+  UnitPlaces,
 } from "./families/expert-tensors.js";
 export { families } from "./families/families.js";
 export type * from "./families/family.js";
@@ -23,14 +24,15 @@ export { type Inspection, inspectModel } from "./inspect.js";
 export type { JsonObject } from "./json-object.js";
 export { defaultLimits, type FormatLimits } from "./limits.js";
 export { type LoadedCheckpoint, type LoadOptions, loadModel } from "./load.js";
+export type { ExpertSlot } from "./output/expert-slots.js";
 export {
-  type ExpertSlot,
   type ExportShape,
   exportShape,
   type LayerShape,
   type OutputLayout,
 } from "./output/export-shape.js";
 export { type Provenance, readProvenance } from "./output/provenance.js";
+export type { RouterEntry } from "./output/router-entries.js";
 export {
   type ByteSink,
   type CheckpointTarget,

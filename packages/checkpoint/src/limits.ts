@@ -19,8 +19,13 @@ export interface FormatLimits {
   readonly indexBytes: number;
   /** Files that an index may name; the largest public checkpoints have below 1,000. */
   readonly shards: number;
-  /** Bytes of config.json, generation_config.json or coppice.json. */
+  /** Bytes of config.json or generation_config.json. */
   readonly configBytes: number;
+  /**
+   * Bytes of coppice.json, which holds a plan: DeepSeek-V3's with aligned units and new router rows would take some
+   * 450 MB. No runtime of JavaScript has strings much longer than that.
+   */
+  readonly provenanceBytes: number;
   /** Entries of a checkpoint folder. */
   readonly folderEntries: number;
 }
@@ -35,5 +40,6 @@ export const defaultLimits: FormatLimits = {
   indexBytes: 250_000_000,
   shards: 10_000,
   configBytes: 16_000_000,
+  provenanceBytes: 500_000_000,
   folderEntries: 100_000,
 };

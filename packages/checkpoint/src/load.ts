@@ -8,6 +8,7 @@ import { fingerprintModel } from "./fingerprint.js";
 import { type CheckpointFolder, readSmallFile } from "./folder.js";
 import { type JsonObject, parseJsonObject } from "./json-object.js";
 import { defaultLimits, type FormatLimits } from "./limits.js";
+import { withSkipRules } from "./skip-rules.js";
 import { SourceCache } from "./source-cache.js";
 import { openTensorFiles, type TensorFiles } from "./tensor-files.js";
 import { createWeightReader } from "./weight-reader.js";
@@ -75,17 +76,17 @@ export async function loadModel(
     const generation = names.has("generation_config.json")
       ? await readJson(folder, "generation_config.json", limits, signal)
       : {};
+    const root = new ConfigReader(config, "config.json");
     const { candidate, described } = describeCheckpoint(
-      new ConfigReader(config, "config.json"),
+      root,
       new ConfigReader(generation, "generation_config.json"),
       files.tensors,
     );
+    const model = withSkipRules(described.model, root);
     const fingerprint =
-      files.incomplete.length > 0
-        ? ""
-        : await fingerprintModel(described.model, files.tensors, sources, signal);
+      files.incomplete.length > 0 ? "" : await fingerprintModel(model, files.tensors, sources, signal);
     return {
-      model: { ...described.model, fingerprint },
+      model: { ...model, fingerprint },
       config,
       weights: createWeightReader(sources),
       tensors: files.tensors,

@@ -4,6 +4,7 @@ import { type ExpertLayout, flag, type MlpNames, type RouterSettings, type Stack
 import { isPacked } from "./quantization.js";
 import { entry, matrixOf, partOf, takeStack, vectorOf } from "./stacked-matrices.js";
 import type { TensorTaker } from "./tensor-taker.js";
+import { stackOrder } from "./unit-places.js";
 
 const silu: ActivationSpec = { kind: "silu" };
 
@@ -168,11 +169,11 @@ function stackedExperts(take: TensorTaker, layout: StackedLayout, sizes: ExpertS
   const outputs = layout.gateUp === undefined ? width : 2 * width;
   const first = stack((layout.gateUp ?? layout.up) as string, [count, outputs, input]);
   const gate = layout.gate === undefined ? undefined : stack(layout.gate, [count, width, input]);
-  const isRows =
-    first.isFp4 ||
-    layout.order === "rows" ||
-    (layout.order === "either" && liesInRows(first.tensor, down.tensor, sizes));
-  const downRows = down.isFp4 || (isRows && !layout.downColumns);
+  const { rows: isRows, downRows } = stackOrder(
+    layout,
+    { shape: first.tensor.shape, isFp4: first.isFp4 },
+    { shape: down.tensor.shape, isFp4: down.isFp4 },
+  );
   const isInterleaved = layout.order === "interleaved";
   const bias = (pattern: string) => (layout.biases ? take.name(`${pattern}_bias`, layer) : undefined);
   const stored = (rows: number, columns: number, asRows: boolean): [number, number] =>
@@ -217,13 +218,6 @@ function stackedBiases(
     upBias: isInterleaved ? vectorOf(both, "up", width, 1, 2) : vectorOf(both, "up", width, width, 1),
     downBias: one(down, input),
   };
-}
-
-/** At most one of the two matrices can be square in both of its readings, so the other one decides. */
-function liesInRows(first: TensorRef, down: TensorRef, { width, input }: ExpertSizes): boolean {
-  const fits = ({ shape }: TensorRef, rows: number, columns: number) =>
-    shape[1] === rows && shape[2] === columns;
-  return fits(first, 2 * width, input) && fits(down, input, width);
 }
 
 /**

@@ -3,6 +3,7 @@ import type { ExpertRows, ExpertTensors, SeparateTensor, StackedTensor } from ".
 import type { ExpertLayout, SeparateLayout, StackedLayout } from "./family.js";
 import type { NameIndex } from "./name-index.js";
 import { checkSiblings, isPacked, missingSibling, type Quantization, withScales } from "./quantization.js";
+import { stackedUnitPlaces, stackOrder, unitPlaces } from "./unit-places.js";
 
 /** One set of experts in the files. */
 export interface ExpertPlace {
@@ -10,6 +11,7 @@ export interface ExpertPlace {
   readonly layer: number;
   /** How messages call it. */
   readonly label: string;
+  readonly isMtp?: true;
   /** The checkpoint's name for a pattern of the family, in this place; `{e}` stays when no expert is given. */
   readonly name: (pattern: string) => string;
 }
@@ -34,7 +36,7 @@ export function layoutsAt(
  */
 export function findEdits(
   layout: ExpertLayout,
-  { layer, label, name }: ExpertPlace,
+  { layer, label, name, isMtp }: ExpertPlace,
   count: number,
   index: NameIndex,
   quantization: Quantization,
@@ -53,7 +55,7 @@ export function findEdits(
       { label, experts: found, router: weight.tensor.shape[0] ?? null, config: count },
     );
   }
-  return { layer, label, experts: count, rows, separate, stacked };
+  return { layer, label, ...(isMtp && { isMtp }), experts: count, rows, separate, stacked };
 }
 
 function findRows(layout: ExpertLayout, name: ExpertPlace["name"], index: NameIndex): ExpertRows[] {
@@ -123,7 +125,13 @@ function separateTensors(
     const own = experts.get(expert) as ReadonlyMap<string, TensorRef>;
     checkAlike(container, label, expert, own, first);
     for (const [end, tensor] of own) {
-      tensors.push({ expert, pattern: `${container}{e}.${end}`, ...mergeOf(end, tensor, own, quantization) });
+      const units = unitPlaces(layout, end);
+      tensors.push({
+        expert,
+        pattern: `${container}{e}.${end}`,
+        ...mergeOf(end, tensor, own, quantization),
+        ...(units && { units }),
+      });
     }
   }
   return tensors;
@@ -214,6 +222,11 @@ function stackedTensors(
   index: NameIndex,
 ): StackedTensor[] {
   const stacked: StackedTensor[] = [];
+  const stored = (pattern: string) => {
+    const plain = index.get(name(pattern));
+    return { shape: plain?.shape ?? [], isFp4: !plain && index.has(`${name(pattern)}_blocks`) };
+  };
+  const order = stackOrder(layout, stored((layout.gateUp ?? layout.up) as string), stored(layout.down));
   for (const pattern of stackNames(layout)) {
     const base = name(pattern);
     const has = (end: string) => index.get(base + end);
@@ -246,11 +259,13 @@ function stackedTensors(
       const isCodes = end === "_blocks" || (end === "" && partner !== undefined);
       const isOpaque = end === "" && isPacked({ ...tensor, name: `${full}.weight` });
       const merge = isOpaque ? "opaque" : isCodes ? "codes" : partner ? "scales" : "plain";
+      const units = stackedUnitPlaces(layout, order, pattern, end === "_bias");
       stacked.push({
         tensor,
         rowsPerExpert: layout.flat ? rowsPerExpert : 1,
         merge,
         ...(partner && { partner }),
+        ...(units && { units }),
       });
     }
   }

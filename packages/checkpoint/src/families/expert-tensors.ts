@@ -9,6 +9,8 @@ export interface ExpertTensors {
   readonly layer: number;
   /** How messages call it: "layer 3", "multi-token-prediction layer 61". */
   readonly label: string;
+  /** True: a layer for multi-token prediction, whose hidden units and inputs are not those of the decoder layer. */
+  readonly isMtp?: true;
   /** Number of experts. */
   readonly experts: number;
   /** Tensors with one entry per expert along an axis: router weights, biases and corrections. */
@@ -33,6 +35,20 @@ export interface ExpertRows {
  */
 export type MergeRule = "plain" | "codes" | "scales" | "opaque";
 
+/**
+ * Where the hidden units of an expert lie in one of its tensors, seen as a matrix as it is stored (a bias as one column):
+ * along `axis`, those of gate and then those of up where it holds both.
+ */
+export interface UnitPlaces {
+  /** Which factors of a plan's units apply: those of `rows` (gate and up) or of `columns` (down). */
+  readonly factors: "rows" | "columns";
+  readonly axis: 0 | 1;
+  /** 2: gate and up together. */
+  readonly matrices: 1 | 2;
+  /** True: units of gate and up take turns (GPT-OSS). */
+  readonly interleaved?: true;
+}
+
 export interface SeparateTensor {
   readonly tensor: TensorRef;
   readonly expert: number;
@@ -41,6 +57,8 @@ export interface SeparateTensor {
   readonly merge: MergeRule;
   /** Of codes: their scales; of scales: their codes. */
   readonly partner?: TensorRef;
+  /** Of scales: where units lie in their codes. Absent: it has none, as biases of down. */
+  readonly units?: UnitPlaces;
 }
 
 export interface StackedTensor {
@@ -49,4 +67,5 @@ export interface StackedTensor {
   readonly rowsPerExpert: number;
   readonly merge: MergeRule;
   readonly partner?: TensorRef;
+  readonly units?: UnitPlaces;
 }

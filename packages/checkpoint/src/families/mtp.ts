@@ -43,6 +43,7 @@ export function findMtp(candidate: Candidate, layers: number, last: number, inde
       found.push({
         layer: last,
         label,
+        isMtp: true,
         prefix: own,
         name,
         ...(layout && { layout }),

@@ -2,8 +2,10 @@ import { CoppiceError, type MoeLayer, type MoeModel, moeLayers } from "@coppice/
 import type { CountPaths } from "../families/detect.js";
 import type { ExpertTensors } from "../families/expert-tensors.js";
 import { type JsonObject, ownValue } from "../json-object.js";
+import { skipRulesKey } from "../skip-rules.js";
 import { checkExpertPatterns } from "./expert-patterns.js";
-import type { ExpertSlot, ExportShape } from "./export-shape.js";
+import type { ExpertSlot } from "./expert-slots.js";
+import type { ExportShape } from "./export-shape.js";
 
 export interface ConfigSource {
   readonly model: MoeModel;
@@ -24,7 +26,7 @@ export interface ConfigChanges {
 
 /**
  * Everything in config.json that a new shape changes. Lists with one entry per layer (HunYuan, and the runtime layout)
- * get that of each layer; in other lists (ERNIE's capacities) every element that equals the old number changes. Lists in
+ * get that of each layer, as do skip rules (`skipRulesKey`); in other lists (ERNIE's capacities) every element that equals the old number changes. Lists in
  * `quantization_config` that name modules keep those of the kept experts under their new numbers.
  * @throws COPPICE_PLAN_EXPORT when a number must be stated and config.json has no place for it
  */
@@ -77,6 +79,11 @@ export function configChanges(source: ConfigSource, shape: ExportShape): ConfigC
       if (typeof valueAt(config, path) === "number") replace.set(path, "1");
     }
   }
+  const rules = model.layers.map(({ index }) => shaped.get(index)?.skip ?? null);
+  const hasRules = rules.some((rule) => rule !== null);
+  if (ownValue(config, skipRulesKey) !== undefined)
+    replace.set(skipRulesKey, hasRules ? listText(rules) : "null");
+  else if (hasRules) insert.set(skipRulesKey, listText(rules));
   if (shape.layers.some(({ layer, slots }) => renumbers(slots, spec(layer)?.experts.length))) {
     for (const key of quantizationKeys) {
       const settings = valueAt(config, key);

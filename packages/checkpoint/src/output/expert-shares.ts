@@ -7,11 +7,12 @@ import {
   quantizeBlocks,
   type TensorRef,
 } from "@coppice/core";
-import type { ExpertTensors, MergeRule, StackedTensor } from "../families/expert-tensors.js";
-import type { SourceCache } from "../source-cache.js";
-import { type Content, type MergeScratch, mergeContent, rangeContent, repeatedContent } from "./content.js";
-import type { ExpertSlot } from "./export-shape.js";
-import { quantizedContent, quantizedMatrix } from "./quantized-content.js";
+import type { ExpertTensors, MergeRule, StackedTensor, UnitPlaces } from "../families/expert-tensors.js";
+import { type Content, mergeContent, rangeContent, repeatedContent } from "./content.js";
+import type { ExpertSlot } from "./expert-slots.js";
+import { type MatrixPart, mergedContent } from "./merged-content.js";
+import { linearMatrix, type MergeMemory, unitMatrix } from "./merged-matrix.js";
+import { quantizedMatrix } from "./quantized-matrix.js";
 
 /** One tensor of every expert, or the part of a stack that is an expert's. */
 export interface Shares {
@@ -21,12 +22,12 @@ export interface Shares {
   of(expert: number): TensorRef;
   /** Of codes: their scales; of scales: their codes. */
   readonly partner?: { of(expert: number): TensorRef | undefined };
+  /** Absent: hidden units do not lie in it. */
+  readonly units?: UnitPlaces | undefined;
 }
 
 /** What shares need to become the contents of a new checkpoint. */
-export interface ShareContext {
-  readonly sources: SourceCache;
-  readonly scratch: MergeScratch;
+export interface ShareContext extends MergeMemory {
   /** Rows and columns of a block of quantized weights, where shapes leave it open. */
   readonly block: readonly [number, number] | undefined;
   /** Told of the bytes of experts that fill up. */
@@ -64,30 +65,45 @@ export function slotContent(context: ShareContext, shares: Shares, slot: ExpertS
       ? repeatedContent(Uint8Array.of(0), bytes)
       : range(share);
   }
-  const { experts, coefficients } = slot;
-  if (coefficients.length === 1 && coefficients[0] === 1) return range(shares.of(experts[0] as number));
-  const { name, merge } = shares;
-  const own = shares.of(slot.expert);
-  const refs = experts.map((expert) => shares.of(expert));
-  if (merge === "plain") {
-    return mergeContent(sources, context.scratch, refs, coefficients, own, name);
+  const { name, merge, units } = shares;
+  if (slot.kind === "units" && !units) return slotContent(context, shares, slot.rest, first);
+  const matrix = (expert: number) => shareMatrix(shares, expert, context);
+  if (slot.kind === "units") {
+    const refs = slot.units.map(({ expert }) => matrix(expert));
+    const stored = matrix(slot.expert);
+    const merged = unitMatrix(context, slot.units, refs, units as UnitPlaces, stored);
+    return mergedContent(merged, stored, merge as MatrixPart, name);
   }
-  const part = merge === "codes" ? "codes" : "scales";
-  const matrix = (expert: number) => {
-    const [mine, other] = [shares.of(expert), shares.partner?.of(expert) as TensorRef];
-    return part === "codes"
-      ? quantizedMatrix(mine, other, context.block)
-      : quantizedMatrix(other, mine, context.block);
-  };
-  return quantizedContent(
-    sources,
-    context.scratch,
-    experts.map(matrix),
-    coefficients,
-    matrix(slot.expert),
-    part,
-    name,
-  );
+  const { experts, coefficients } = slot;
+  if (isOneExpert(slot)) return range(shares.of(experts[0] as number));
+  if (merge === "plain") {
+    const refs = experts.map((expert) => shares.of(expert));
+    return mergeContent(sources, context.scratch, refs, coefficients, shares.of(slot.expert), name);
+  }
+  const stored = matrix(slot.expert);
+  const merged = linearMatrix(context, experts.map(matrix), coefficients, stored);
+  return mergedContent(merged, stored, merge as MatrixPart, name);
+}
+
+/** The matrix [R, C] that an expert's share is, or is a part of. */
+function shareMatrix(shares: Shares, expert: number, { block }: Pick<ShareContext, "block">): TensorRef {
+  const own = shares.of(expert);
+  if (shares.merge === "plain") {
+    const [rows = 1] = own.shape;
+    return { ...own, shape: [rows, elementCount(own.shape) / rows] };
+  }
+  const other = shares.partner?.of(expert);
+  if (!other) {
+    throw new CoppiceError("COPPICE_FORMAT_MISSING_TENSOR", `${own.name} has no scales beside it`, {
+      details: { tensor: own.name },
+    });
+  }
+  return shares.merge === "codes" ? quantizedMatrix(own, other, block) : quantizedMatrix(other, own, block);
+}
+
+/** With a single coefficient of 1 a merge is that expert itself, in its own form. */
+function isOneExpert({ coefficients }: { readonly coefficients: readonly number[] }): boolean {
+  return coefficients.length === 1 && coefficients[0] === 1;
 }
 
 /**
@@ -101,9 +117,14 @@ export function checkMerges(
   context: Pick<ShareContext, "block">,
 ): void {
   for (const slot of slots) {
-    if (slot.kind !== "merge") continue;
+    if (slot.kind === "units" && !shares.units) {
+      checkMerges(shares, [slot.rest], label, context);
+      continue;
+    }
+    if (slot.kind !== "merge" && slot.kind !== "units") continue;
     const own = shares.of(slot.expert);
-    for (const expert of slot.experts) {
+    const experts = slot.kind === "units" ? slot.units.map(({ expert }) => expert) : slot.experts;
+    for (const expert of experts) {
       const other = shares.of(expert);
       if (other.dtype === own.dtype && other.shape.join() === own.shape.join()) continue;
       throw notMergeable(
@@ -111,7 +132,7 @@ export function checkMerges(
         label,
       );
     }
-    if (slot.coefficients.length === 1 && slot.coefficients[0] === 1) continue;
+    if (slot.kind === "merge" && isOneExpert(slot)) continue;
     if (shares.merge === "opaque") {
       throw notMergeable(
         `${own.name} is packed (${own.dtype}), so its values cannot be computed anew`,
@@ -119,15 +140,8 @@ export function checkMerges(
       );
     }
     if (shares.merge === "codes") {
-      for (const expert of [slot.expert, ...slot.experts]) {
-        const codes = shares.of(expert);
-        const scales = shares.partner?.of(expert);
-        if (!scales) {
-          throw new CoppiceError("COPPICE_FORMAT_MISSING_TENSOR", `${codes.name} has no scales beside it`, {
-            details: { tensor: codes.name },
-          });
-        }
-        const matrix = quantizedMatrix(codes, scales, context.block);
+      for (const expert of [slot.expert, ...experts]) {
+        const matrix = shareMatrix(shares, expert, context);
         // Refuses dtypes that core does not quantize to.
         quantizeBlocks(new Float32Array(1), {
           ...matrix,
@@ -152,13 +166,9 @@ export function checkMerges(
  * @throws COPPICE_PLAN_EXPORT
  */
 export function checkSharedBlocks(model: MoeModel, set: ExpertTensors, slots: readonly ExpertSlot[]): void {
-  if (
-    !slots.some(
-      (slot) => slot.kind === "merge" && (slot.coefficients.length > 1 || slot.coefficients[0] !== 1),
-    )
-  ) {
-    return;
-  }
+  const computes = (slot: ExpertSlot) =>
+    slot.kind === "units" || (slot.kind === "merge" && !isOneExpert(slot));
+  if (!slots.some(computes)) return;
   const layer = moeLayers(model).find(({ index }) => index === set.layer);
   const [expert] = layer?.feedForward.experts ?? [];
   for (const ref of [expert?.gate, expert?.up, expert?.down]) {

@@ -6,8 +6,12 @@ import {
   moeLayers,
   type Plan,
   type RouterGroups,
+  type SkipRule,
+  skipRuleOf,
 } from "@coppice/core";
+import { type ExpertSlot, slotsOf } from "./expert-slots.js";
 import { arrangePadded, paddingObstacle } from "./padding.js";
+import { checkAboveFilling, type RouterEntry, routerEntries } from "./router-entries.js";
 
 /**
  * `stock`: what every runtime of the family loads, one number of experts and one top-k for all layers. `runtime`: the
@@ -16,18 +20,6 @@ import { arrangePadded, paddingObstacle } from "./padding.js";
  */
 export type OutputLayout = "stock" | "runtime";
 
-/** One place for an expert in the smaller layer; `merge` is stored in the form of `expert`. */
-export type ExpertSlot =
-  | { readonly kind: "expert"; readonly expert: number }
-  | {
-      readonly kind: "merge";
-      readonly expert: number;
-      readonly experts: readonly number[];
-      readonly coefficients: readonly number[];
-    }
-  /** Never chosen; there to give all layers the same number of experts. */
-  | { readonly kind: "pad" };
-
 /** A layer as it is written. */
 export interface LayerShape {
   readonly layer: number;
@@ -35,6 +27,10 @@ export interface LayerShape {
   readonly topK: number;
   /** Absent: the choice is not limited to groups. */
   readonly groups?: Pick<RouterGroups, "count" | "keep">;
+  /** By expert, what the plan puts in place of its entries; absent: all routers keep theirs. */
+  readonly router?: ReadonlyMap<number, RouterEntry>;
+  /** Tokens that skip experts; only in the runtime layout. */
+  readonly skip?: SkipRule;
 }
 
 /** What a plan writes: the numbers that stock configs state once for all layers, and every MoE layer. */
@@ -51,7 +47,7 @@ export interface ExportShape {
 
 /**
  * How a valid plan can be written so that it computes exactly what the plan says. Stock configs hold one number of
- * experts, one top-k and one grouping for all layers, and stock routers have no router map. Layers of different
+ * experts, one top-k and one grouping for all layers, and stock routers have no router map and skip no experts. Layers of different
  * sizes are filled up with experts that are never chosen where the router allows to prove that, see `paddingObstacle`.
  *
  * Experts of routers with groups are in ascending order, else in the order of the plan.
@@ -70,10 +66,24 @@ export function exportShape(model: MoeModel, plan: Plan, layout: OutputLayout = 
         "search with router: stock, or project the plan to stock routers first",
       );
     }
+    const skip = skipRuleOf(router, entry);
+    if (skip && layout === "stock") {
+      throw refused(
+        `layer ${index} skips experts by a rule (${skip.rule}, ${skip.threshold}), which no stock runtime does`,
+        "write the runtime layout, which Coppice itself loads with its rules",
+      );
+    }
     const topK = entry.topK ?? router.topK;
     const slots = slotsOf(entry);
     if (router.groups) slots.sort((a, b) => a.expert - b.expert);
-    return { layer: index, slots, topK, router: { ...router, topK } };
+    return {
+      layer: index,
+      slots,
+      topK,
+      router: { ...router, topK },
+      skip,
+      entries: routerEntries(entry, router),
+    };
   });
   type Layer = (typeof layers)[number];
   const groupsOf = ({ router, slots, layer }: Layer) => {
@@ -104,13 +114,18 @@ export function exportShape(model: MoeModel, plan: Plan, layout: OutputLayout = 
     obstacle === undefined &&
     (other || !fitsTogether(layers.map((layer) => () => groupsOf(layer))))
   ) {
-    return { ...arrangePadded(layers), topK: first.topK };
+    for (const { layer, entries } of layers) checkAboveFilling(entries, layer);
+    const shape = arrangePadded(layers);
+    const filled = shape.layers.map((layer, i) => ({ ...layer, ...replaced(layers[i] as Layer) }));
+    return { ...shape, layers: filled, topK: first.topK };
   }
   const shapes = layers.map((layer) => ({
     layer: layer.layer,
     slots: layer.slots,
     topK: layer.topK,
     ...groupsOf(layer),
+    ...replaced(layer),
+    ...(layer.skip && { skip: layer.skip }),
   }));
   const shape = shapes[0] as LayerShape;
   const differs = shapes.find((layer) => !sameGroups(layer, shape));
@@ -129,6 +144,14 @@ export function exportShape(model: MoeModel, plan: Plan, layout: OutputLayout = 
     padded: 0,
     layers: shapes,
   };
+}
+
+function replaced({
+  entries,
+}: {
+  readonly entries: LayerShape["router"] | undefined;
+}): Pick<LayerShape, "router"> {
+  return entries ? { router: entries } : {};
 }
 
 const orRuntime = "or write the runtime layout, which Coppice itself loads";
@@ -152,26 +175,6 @@ function sameGroups(
 
 function describeGroups({ groups }: LayerShape): string {
   return groups ? `${groups.count} groups` : "no more groups than a token may use";
-}
-
-type OwnSlot = Exclude<ExpertSlot, { kind: "pad" }>;
-
-function slotsOf({ experts, merge }: LayerPlan): OwnSlot[] {
-  return experts.map((expert, slot): OwnSlot => {
-    const row = merge?.[slot];
-    if (!row) return { kind: "expert", expert };
-    const used = row.flatMap((coefficient, from) => (coefficient === 0 ? [] : [{ from, coefficient }]));
-    const [only] = used;
-    // With a single coefficient of 1 the merge is that expert itself, in its own form.
-    if (used.length === 1 && only?.coefficient === 1 && only.from === expert)
-      return { kind: "expert", expert };
-    return {
-      kind: "merge",
-      expert,
-      experts: used.map(({ from }) => from),
-      coefficients: used.map(({ coefficient }) => coefficient),
-    };
-  });
 }
 
 function refused(why: string, hint: string): CoppiceError {

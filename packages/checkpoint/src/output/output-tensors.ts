@@ -1,8 +1,22 @@
-import { CoppiceError, elementCount, type MoeModel, roundToDtype, type TensorRef } from "@coppice/core";
+import {
+  CoppiceError,
+  dtypeBytes,
+  elementCount,
+  type MoeModel,
+  roundToDtype,
+  type TensorRef,
+} from "@coppice/core";
 import { encodeValues } from "../decode.js";
 import type { ExpertRows, ExpertTensors, SeparateTensor } from "../families/expert-tensors.js";
 import type { SourceCache } from "../source-cache.js";
-import { type Content, columnsContent, MergeScratch, rangeContent, repeatedContent } from "./content.js";
+import {
+  bytesContent,
+  type Content,
+  columnsContent,
+  MergeScratch,
+  rangeContent,
+  repeatedContent,
+} from "./content.js";
 import {
   blockOf,
   checkMerges,
@@ -14,8 +28,10 @@ import {
   slotContent,
   stackShare,
 } from "./expert-shares.js";
-import type { ExpertSlot, ExportShape } from "./export-shape.js";
+import { type ExpertSlot, type OwnSlot, slotsIn } from "./expert-slots.js";
+import type { ExportShape } from "./export-shape.js";
 import { padBias } from "./padding.js";
+import type { RouterEntry } from "./router-entries.js";
 import type { OutputTensor } from "./shards.js";
 
 /** What surgery needs of a loaded checkpoint. */
@@ -41,7 +57,7 @@ export function outputTensors(
   { model, tensors, edits, sources }: SurgerySource,
   shape: ExportShape,
 ): { tensors: OutputTensor[]; paddedBytes: number } {
-  const layers = new Map(shape.layers.map((layer) => [layer.layer, layer.slots]));
+  const layers = new Map(shape.layers.map((layer) => [layer.layer, layer]));
   const replaced = new Set<string>();
   const placed: Placed[] = [];
   let paddedBytes = 0;
@@ -54,13 +70,16 @@ export function outputTensors(
     },
   };
   for (const set of edits) {
-    const slots = layers.get(set.layer);
-    if (!slots || isUnchanged(slots, set.experts)) continue;
+    const layer = layers.get(set.layer);
+    if (!layer) continue;
+    const slots = slotsIn(set, layer.slots);
+    const entries = set.isMtp ? undefined : layer.router;
+    if (!entries && isUnchanged(slots, set.experts)) continue;
     checkSet(set);
     checkSharedBlocks(model, set, slots);
     for (const { tensor } of [...set.rows, ...set.separate, ...set.stacked]) replaced.add(tensor.name);
     placed.push(
-      ...set.rows.map((rows) => rowsTensor(context, rows, slots)),
+      ...set.rows.map((rows) => rowsTensor(context, rows, slots, entries)),
       ...separateTensors(context, set, slots),
       ...stackedTensors(context, set, slots),
     );
@@ -78,11 +97,15 @@ function isUnchanged(slots: readonly ExpertSlot[], experts: number): boolean {
   return slots.length === experts && slots.every((slot, i) => slot.kind === "expert" && slot.expert === i);
 }
 
-/** Entries of the kept experts along an axis, in slot order; neighbouring ones are read together. */
+/**
+ * Entries of the kept experts along an axis, in slot order; neighbouring ones are read together. Entries that the plan
+ * gives take their place.
+ */
 function rowsTensor(
   context: ShareContext,
   { tensor, axis, role }: ExpertRows,
   slots: readonly ExpertSlot[],
+  entries: ReadonlyMap<number, RouterEntry> | undefined,
 ): Placed {
   const { sources } = context;
   const outer = elementCount(tensor.shape.slice(0, axis));
@@ -103,15 +126,19 @@ function rowsTensor(
     begin: tensor.begin + expert * width,
     end: tensor.begin + (expert + 1) * width,
   });
-  const contents = runs(sources, slots, share, (slot) =>
-    slot.kind === "pad"
-      ? repeatedContent(pad, width)
-      : rangeContent(sources, tensor.file, share(slot.expert).begin, share(slot.expert).end),
-  );
+  const entry = (slot: ExpertSlot): Content => {
+    if (slot.kind === "pad") return repeatedContent(pad, width);
+    const given = entries?.get(slot.expert)?.[role];
+    if (given) return bytesContent(storedBytes(given, tensor));
+    return rangeContent(sources, tensor.file, share(slot.expert).begin, share(slot.expert).end);
+  };
+  const isGiven = [...(entries?.values() ?? [])].some((given) => given[role]);
+  const contents = isGiven ? slots.map(entry) : runs(sources, slots, share, entry);
   return { tensor: { name: tensor.name, dtype: tensor.dtype, shape, contents }, after: tensor };
 }
 
-function valueBytes(value: number, { dtype, name }: TensorRef): Uint8Array {
+function valueBytes(value: number, tensor: TensorRef): Uint8Array {
+  const { dtype, name } = tensor;
   const values = Float32Array.of(value);
   roundToDtype(values, dtype);
   if (!(Math.abs((values[0] as number) / value - 1) < 0.01)) {
@@ -120,7 +147,12 @@ function valueBytes(value: number, { dtype, name }: TensorRef): Uint8Array {
       `${name} is stored as ${dtype}, which cannot hold ${value}`,
     );
   }
-  const bytes = new Uint8Array(dtype === "F64" ? 8 : dtype === "F32" ? 4 : 2);
+  return storedBytes(values, tensor);
+}
+
+/** Values that are rounded to the dtype already. */
+function storedBytes(values: Float32Array, { dtype }: Pick<TensorRef, "dtype">): Uint8Array {
+  const bytes = new Uint8Array(values.length * dtypeBytes[dtype]);
   encodeValues(dtype, values, bytes);
   return bytes;
 }
@@ -153,7 +185,7 @@ function runs(
 }
 
 function firstKept(slots: readonly ExpertSlot[]): number {
-  return (slots.find(({ kind }) => kind !== "pad") as Exclude<ExpertSlot, { kind: "pad" }>).expert;
+  return (slots.find(({ kind }) => kind !== "pad") as OwnSlot).expert;
 }
 
 /** Tensors of single experts get the number of their slot; all siblings of an expert travel with it. */
@@ -181,13 +213,14 @@ function separateTensors(context: ShareContext, set: ExpertTensors, slots: reado
   const first = firstKept(slots);
   return slots.flatMap((slot, position) => {
     const expert = slot.kind === "pad" ? first : slot.expert;
-    return (byExpert.get(expert) ?? []).map(({ tensor, pattern, merge, partner }): Placed => {
+    return (byExpert.get(expert) ?? []).map(({ tensor, pattern, merge, partner, units }): Placed => {
       const name = pattern.replace("{e}", String(position));
       const shares: Shares = {
         name,
         merge,
         of: (other) => find(pattern, other).tensor,
         ...(partner && { partner: { of: (other) => find(pattern, other).partner } }),
+        units,
       };
       checkMerges(shares, [slot], set.label, context);
       const contents = [slotContent(context, shares, slot, first)];
@@ -207,6 +240,7 @@ function stackedTensors(context: ShareContext, set: ExpertTensors, slots: readon
       merge,
       of: (expert) => stackShare(stack, expert, set.experts),
       ...(other && { partner: { of: (expert) => stackShare(other, expert, set.experts) } }),
+      units: stack.units,
     };
     checkMerges(shares, slots, set.label, context);
     const contents = runs(context.sources, slots, shares.of, (slot) =>

@@ -1,11 +1,15 @@
 import { CoppiceError, groupMembers, type RouterSpec, type TensorRef } from "@coppice/core";
-import type { ExpertSlot, ExportShape, LayerShape } from "./export-shape.js";
+import type { ExpertSlot, OwnSlot } from "./expert-slots.js";
+import type { ExportShape, LayerShape } from "./export-shape.js";
 
 /**
  * Bias and correction of experts that fill up. Sigmoid scores are at most 1, corrections and logits of trained models
  * below 1e6, so nothing real comes near; bfloat16 holds it to within 0.2 %.
  */
 export const padBias = -1e9;
+
+/** Bias or correction below which an expert counts as never chosen: far below real ones, and above what fills up. */
+export const neverChosen = -1e8;
 
 /**
  * Why layers cannot be filled up with experts that are never chosen and change nothing; undefined when they can.
@@ -40,7 +44,7 @@ function storageObstacle(tensors: readonly TensorRef[]): string | undefined {
 
 interface PaddedLayer {
   readonly layer: number;
-  readonly slots: readonly Exclude<ExpertSlot, { kind: "pad" }>[];
+  readonly slots: readonly OwnSlot[];
   readonly topK: number;
   readonly router: RouterSpec;
 }

@@ -35,6 +35,14 @@ export function createProvenance(model: MoeModel, plan: Plan, metadata: JsonObje
   };
 }
 
+/** As text: a line for every key, because the plans in it may hold millions of numbers. */
+export function provenanceText(provenance: Provenance): string {
+  const lines = Object.entries(provenance).map(
+    ([key, value]) => `  ${JSON.stringify(key)}: ${JSON.stringify(value)}`,
+  );
+  return `{\n${lines.join(",\n")}\n}\n`;
+}
+
 /**
  * Reads `coppice.json` of a folder; undefined when there is none.
  * @throws COPPICE_FORMAT_CONFIG, COPPICE_FORMAT_LIMIT, COPPICE_IO_READ
@@ -44,7 +52,12 @@ export async function readProvenance(
   options: { signal?: AbortSignal } = {},
 ): Promise<Provenance | undefined> {
   if (!(await folder.list()).some(({ name }) => name === provenanceFileName)) return undefined;
-  const bytes = await readSmallFile(folder, provenanceFileName, defaultLimits.configBytes, options.signal);
+  const bytes = await readSmallFile(
+    folder,
+    provenanceFileName,
+    defaultLimits.provenanceBytes,
+    options.signal,
+  );
   const parsed = parseJsonObject(bytes, provenanceFileName, "COPPICE_FORMAT_CONFIG");
   const [format, version] = [ownValue(parsed, "format"), ownValue(parsed, "version")];
   const source = ownValue(parsed, "source");

@@ -2,7 +2,9 @@ import { memoryFolder } from "@coppice/checkpoint";
 import { mergeRows, quantizeBlocks, Rng, type TensorRef } from "@coppice/core";
 import { describe, expect, it } from "vitest";
 import { MergeScratch } from "../src/output/content.js";
-import { quantizedContent, quantizedMatrix } from "../src/output/quantized-content.js";
+import { mergedContent } from "../src/output/merged-content.js";
+import { linearMatrix } from "../src/output/merged-matrix.js";
+import { quantizedMatrix } from "../src/output/quantized-matrix.js";
 import { SourceCache } from "../src/source-cache.js";
 import { createWeightReader } from "../src/weight-reader.js";
 import { expectError } from "./helpers.js";
@@ -39,7 +41,7 @@ const scalesOf = (dtype: "F32" | "U8", shape: number[]): TensorRef => {
   return { name: "", dtype, shape, file: "f", begin: 0, end: bytes };
 };
 
-describe("quantizedContent", () => {
+describe("mergedContent", () => {
   const [R, C] = [900, 1100];
   for (const [label, codes, codeBytes, scales] of [
     ["fp8 in blocks", { dtype: "F8_E4M3", shape: [R, C] }, R * C, scalesOf("F32", [8, 9])],
@@ -56,7 +58,8 @@ describe("quantizedContent", () => {
       mergeRows(values, [0.75, -0.5], merged);
       const whole = quantizeBlocks(merged, stored);
       const read = async (part: "codes" | "scales", pieces: number) => {
-        const content = quantizedContent(cache, new MergeScratch(), refs, [0.75, -0.5], stored, part, "x");
+        const memory = { sources: cache, scratch: new MergeScratch() };
+        const content = mergedContent(linearMatrix(memory, refs, [0.75, -0.5], stored), stored, part, "x");
         const bytes = new Uint8Array(content.bytes);
         const size = Math.ceil(content.bytes / pieces / 4) * 4;
         for (let at = 0; at < bytes.length; at += size)
@@ -103,7 +106,8 @@ describe("quantizedContent", () => {
       "s0 has [3, 2] scales, which do not fit c0 with [300, 300] values in blocks of 128 x 128",
     );
     const ref = quantizedMatrix(pair.codes, pair.scales, [128, 150]);
-    const content = quantizedContent(cache, new MergeScratch(), [ref, ref], [1e38, 1e38], ref, "codes", "x");
+    const memory = { sources: cache, scratch: new MergeScratch() };
+    const content = mergedContent(linearMatrix(memory, [ref, ref], [1e38, 1e38], ref), ref, "codes", "x");
     await expectError(
       content.fill(0, new Uint8Array(content.bytes), undefined),
       "COPPICE_PLAN_EXPORT",
