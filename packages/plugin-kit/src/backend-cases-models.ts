@@ -12,15 +12,7 @@ import type { ConformanceCase } from "./conformance-case.js";
 import type { MemoryModel } from "./memory-model.js";
 import { randomModel } from "./random-model.js";
 import type { RandomModelShape } from "./random-shape.js";
-import {
-  alignedPlan,
-  mergedPlan,
-  prunedPlan,
-  repairedPlan,
-  sampleRules,
-  skippingPlan,
-  topOnePlan,
-} from "./sample-plans.js";
+import { alignedPlan, everythingPlan, mergedPlan, prunedPlan, topOnePlan } from "./sample-plans.js";
 import { type ModelFeature, sampleShapes } from "./sample-shapes.js";
 import { sliceModel } from "./slice-model.js";
 import { slowForward } from "./slow-model.js";
@@ -88,11 +80,7 @@ function plansOf(loaded: MemoryModel): [string, Plan | undefined][] {
     ["pruned", prunedPlan(model, 61)],
     ["merged", mergedPlan(model, 62)],
     ["merged by unit", alignedPlan(model, 63)],
-    ["with other router rows", repairedPlan(loaded, 64)],
-    ...Object.entries(sampleRules).map(([rule, skip]): [string, Plan] => [
-      `skipping by the rule ${rule}`,
-      skippingPlan(model, skip),
-    ]),
+    ["merged by unit, with other router rows and skipped experts", everythingPlan(loaded, 64)],
     ...(mixes ? [] : [["one expert per token", topOnePlan(model)] satisfies [string, Plan]]),
   ];
 }

@@ -31,6 +31,7 @@ const suiteModels: readonly ModelFeature[] = [
 const loadModels: readonly ModelFeature[] = [
   "attention-sinks",
   "low-rank-queries",
+  "query-key-norm",
   "shared-expert-gate",
   "sparsemixer",
   "tied-head",

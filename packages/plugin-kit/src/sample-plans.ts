@@ -94,7 +94,7 @@ export function skippingPlan(model: MoeModel, skip: SkipRule): Plan {
 /** Rules that skip some of the choices of random models. */
 export const sampleRules = {
   ratio: { rule: "ratio", threshold: 0.7 },
-  "top-p": { rule: "top-p", threshold: 0.6 },
+  "top-p": { rule: "top-p", threshold: 0.7 },
   spare: { rule: "ratio", threshold: 0.95, spare: 0.35 },
 } as const satisfies Record<string, SkipRule>;
 
