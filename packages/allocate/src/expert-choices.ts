@@ -67,7 +67,7 @@ export function expertChoices(
 }
 
 /** Bytes that one expert and its router row take where they are stored. Experts of a layer are equal in size. */
-function expertBytes({ feedForward }: MoeLayer): number {
+export function expertBytes({ feedForward }: MoeLayer): number {
   const [expert] = feedForward.experts as [MlpSpec];
   const tensors = mlpTensors(expert).reduce((sum, ref) => sum + storedBytes(ref), 0);
   const router = routerTensors(feedForward).reduce((sum, ref) => sum + storedBytes(ref), 0);
