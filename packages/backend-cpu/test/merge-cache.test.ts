@@ -1,12 +1,19 @@
-import { moeLayers, roundToDtype } from "@coppice/core";
+import { moeLayers, roundToDtype, type UnitSource } from "@coppice/core";
 import { randomModel } from "@coppice/plugin-kit";
-import { expect, test } from "vitest";
+import { describe, expect, test } from "vitest";
 import { MergeCache } from "../src/merge-cache.js";
 import { loadRuntime } from "../src/sessions.js";
 import { readWeights } from "../src/weights.js";
 
 async function setUp(slots: number) {
-  const { model, weights } = randomModel({ layers: 1, experts: 3, topK: 1, dtype: "BF16", mlpBias: true });
+  const { model, weights } = randomModel({
+    layers: 1,
+    experts: 3,
+    topK: 1,
+    dtype: "BF16",
+    mlpBias: true,
+    width: 24,
+  });
   const runtime = await loadRuntime();
   const specs = moeLayers(model)[0]?.feedForward.experts ?? [];
   const range = { from: 0, to: 1 };
@@ -14,12 +21,9 @@ async function setUp(slots: number) {
   const experts = read.layers.get(0)?.mlps ?? [];
   const bytes = 4 * Object.values(experts[0] ?? {}).reduce((sum, tensor) => sum + tensor.size, 0);
   const cache = new MergeCache(runtime, slots * bytes);
-  return {
-    bytes,
-    cache,
-    experts,
-    merge: (row: readonly number[]) => cache.merged(0, { row }, specs, experts),
-  };
+  const merge = (row: readonly number[], units?: readonly UnitSource[], layer = 0) =>
+    cache.merged(layer, { row, units }, specs, experts);
+  return { bytes, cache, experts, merge };
 }
 
 test("merged weights and biases are the sum, rounded as they would be stored", async () => {
@@ -61,4 +65,69 @@ test("a limit below one expert keeps nothing", async () => {
   const { cache, merge } = await setUp(0.5);
   expect(merge([1, 1, 0])).not.toBe(merge([1, 1, 0]));
   expect(cache.bytes).toBe(0);
+});
+
+describe("units", () => {
+  const width = 24;
+  const backwards = Array.from({ length: width }, (_, i) => width - 1 - i);
+  const same = Array.from({ length: width }, (_, i) => i);
+  const units: UnitSource[] = [
+    { expert: 0, to: same, rows: 0.75, columns: same.map((i) => (i === 3 ? 0.5 : 1)) },
+    { expert: 2, to: backwards.map((unit) => (unit === 5 ? -1 : unit)), rows: 0.25, columns: 0.5 },
+  ];
+
+  test("each is the sum of those that are added to it; the down bias is that of the row", async () => {
+    const { experts, merge } = await setUp(1);
+    const slot = merge([0, 1, 0], units);
+    const value = (expert: number, part: "gate" | "up" | "down" | "gateBias", at: number) =>
+      experts[expert]?.[part]?.data[at] as number;
+    const rounded = (values: readonly number[]) => {
+      const result = Float32Array.from(values);
+      roundToDtype(result, "BF16");
+      return result;
+    };
+    const giver = (unit: number) => width - 1 - unit;
+    const hidden = slot.up.dims[1] as number;
+    const rows = (part: "gate" | "up" | "gateBias", size: number) =>
+      same.flatMap((unit) =>
+        Array.from({ length: size }, (_, i) => {
+          const second = unit === 5 ? 0 : 0.25 * value(2, part, giver(unit) * size + i);
+          return 0.75 * value(0, part, unit * size + i) + second;
+        }),
+      );
+    expect(slot.gate?.data).toEqual(rounded(rows("gate", hidden)));
+    expect(slot.up.data).toEqual(rounded(rows("up", hidden)));
+    expect(slot.gateBias?.data).toEqual(rounded(rows("gateBias", 1)));
+    const columns = Array.from({ length: hidden }, (_, row) =>
+      same.map((unit) => {
+        const second = unit === 5 ? 0 : 0.5 * value(2, "down", row * width + giver(unit));
+        return (unit === 3 ? 0.5 : 1) * value(0, "down", row * width + unit) + second;
+      }),
+    );
+    expect(slot.down.data).toEqual(rounded(columns.flat()));
+    expect(slot.downBias?.data).toEqual(experts[1]?.downBias?.data);
+  });
+
+  test("are part of what is looked up, whoever wrote them down", async () => {
+    const { merge } = await setUp(8);
+    const row = [1, 0, 0];
+    const first = merge(row, units);
+    expect(merge(row, structuredClone(units))).toBe(first);
+    expect(merge([1, 0.5, 0], units)).not.toBe(first);
+    expect(merge(row, units, 1)).not.toBe(first);
+    expect(merge(row)).not.toBe(first);
+    const changes: Partial<UnitSource>[] = [{ expert: 1 }, { to: same }, { rows: 0.5 }, { columns: 0.25 }];
+    for (const change of changes) {
+      const [kept, changed] = units as [UnitSource, UnitSource];
+      expect(merge(row, [kept, { ...changed, ...change }])).not.toBe(first);
+    }
+    expect(merge(row, units)).toBe(first);
+  });
+});
+
+test("long rows of coefficients are told apart", async () => {
+  const { merge } = await setUp(4);
+  const long = [1 / 3, 2 / 3, Math.PI];
+  expect(merge(long)).toBe(merge([...long]));
+  expect(merge([1 / 3, 2 / 3, Math.PI + 1e-9])).not.toBe(merge(long));
 });

@@ -3,11 +3,7 @@ import { reference } from "@coppice/backend-reference";
 import {
   type ActivationSpec,
   type Backend,
-  createPlan,
-  type LayerPlan,
   type MoeModel,
-  moeLayers,
-  type Plan,
   Rng,
   type RotaryScaling,
   type RouterSpec,
@@ -18,30 +14,7 @@ import { type RandomModelShape, randomModel } from "@coppice/plugin-kit";
 import fc from "fast-check";
 import { expect, test } from "vitest";
 import { maxDifference } from "./max-difference.js";
-
-/** Any valid plan: some layers left out, slots in any order, merges, router maps where they are possible, other top-k. */
-function randomPlan(model: MoeModel, rng: Rng): Plan {
-  const layers: LayerPlan[] = [];
-  for (const { index, feedForward } of moeLayers(model)) {
-    if (rng.bernoulli(0.2)) continue;
-    const total = feedForward.experts.length;
-    const { order, correction } = feedForward.router;
-    const mapped = order === "softmax-topk" && !correction && rng.bernoulli(0.3);
-    const slots = 1 + rng.integer(total);
-    const kept = rng.sample(total, slots);
-    const rows = () =>
-      kept.map((own) => Array.from({ length: total }, (_, j) => (j === own ? 1 : 0) + near()));
-    const near = () => (rng.bernoulli(0.5) ? 0 : 0.2 * rng.normal());
-    layers.push({
-      layer: index,
-      experts: kept,
-      topK: 1 + rng.integer(Math.min(slots, 3)),
-      ...(rng.bernoulli(0.5) && { merge: rows() }),
-      ...(mapped && { routerMap: rows() }),
-    });
-  }
-  return createPlan(model, layers);
-}
+import { randomPlan } from "./random-plan.js";
 
 /** Sequences that share beginnings, of different lengths. */
 function randomBatch(model: MoeModel, rng: Rng): Int32Array[] {

@@ -47,40 +47,49 @@ describe("packed rows", () => {
 });
 
 describe("grouped tokens", () => {
-  test("every choice once, sorted by slot, and back", () => {
+  test("every choice that runs once, sorted by slot, and back", () => {
     const routing = fc
       .tuple(fc.integer({ min: 1, max: 3 }), fc.integer({ min: 3, max: 9 }), fc.integer({ min: 1, max: 12 }))
-      .chain(([topK, slots, tokens]) =>
-        fc.record({
+      .chain(([topK, slots, tokens]) => {
+        const choice = fc.oneof({ weight: 3, arbitrary: fc.nat(slots - 1) }, fc.constant(-1));
+        const ofToken = fc.uniqueArray(choice, {
+          minLength: topK,
+          maxLength: topK,
+          comparator: (a, b) => a === b && a >= 0,
+        });
+        return fc.record({
           topK: fc.constant(topK),
           slotCount: fc.constant(slots),
-          chosen: fc.array(fc.uniqueArray(fc.nat(slots - 1), { minLength: topK, maxLength: topK }), {
-            minLength: tokens,
-            maxLength: tokens,
-          }),
-        }),
-      );
+          chosen: fc.array(ofToken, { minLength: tokens, maxLength: tokens }),
+        });
+      });
     fc.assert(
       fc.property(routing, ({ topK, slotCount, chosen }) => {
         const slots = Int32Array.from(chosen.flat());
-        const gates = Float32Array.from(slots, (_, choice) => choice + 1);
+        const gates = Float32Array.from(slots, (slot, choice) => (slot < 0 ? 0 : choice + 1));
+        const running = slots.filter((slot) => slot >= 0);
         const groups = groupTokens({ topK, slots, gates }, slotCount);
-        expect(groups.used).toEqual([...new Set(slots)].sort((a, b) => a - b));
+        expect(groups.used).toEqual([...new Set(running)].sort((a, b) => a - b));
         expect(groups.used.map((slot) => slots.filter((other) => other === slot).length)).toEqual(
           groups.sizes,
         );
+        expect(groups.rows).toHaveLength(running.length);
         const slotAt = groups.used.flatMap((slot, i) =>
           new Array<number>(groups.sizes[i] as number).fill(slot),
         );
         for (const [token, of] of chosen.entries()) {
           for (const [rank, slot] of of.entries()) {
             const place = groups.places[rank * chosen.length + token] as number;
-            expect(groups.rows[place]).toBe(token);
-            expect(slotAt[place]).toBe(slot);
-            expect(groups.gates[rank * chosen.length + token]).toBe(token * topK + rank + 1);
+            expect(groups.gates[rank * chosen.length + token]).toBe(gates[token * topK + rank]);
+            if (slot < 0) expect(place).toBe(running.length);
+            else {
+              expect(groups.rows[place]).toBe(token);
+              expect(slotAt[place]).toBe(slot);
+            }
           }
         }
-        expect(new Set(groups.places).size).toBe(slots.length);
+        const places = [...groups.places].filter((place) => place < running.length);
+        expect(new Set(places).size).toBe(running.length);
       }),
     );
   });
