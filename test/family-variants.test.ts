@@ -11,46 +11,14 @@ import {
   partialModel,
 } from "@coppice/checkpoint";
 import { openFolder } from "@coppice/checkpoint/node";
-import {
-  createPlan,
-  createRegistry,
-  type MoeModel,
-  moeLayers,
-  type Plan,
-  Rng,
-  type Runner,
-  selectExperts,
-} from "@coppice/core";
+import { createRegistry } from "@coppice/core";
 import { loadFixtureFolder } from "@coppice/plugin-kit/node";
 import { describe, expect, it } from "vitest";
+import { halved, largestDifference, logitsOf } from "./sample-runs.js";
 
 const folder = fileURLToPath(new URL("./fixtures/variants/", import.meta.url));
 const names = readdirSync(folder);
 const registry = createRegistry([cpu, reference]);
-
-async function logitsOf(runner: Runner, sequences: readonly Int32Array[], plan?: Plan) {
-  const positions = sequences.map((ids) => Int32Array.from(ids.keys()));
-  const { logits } = await runner.run({ sequences, positions, ...(plan && { plan }) });
-  return logits as Float32Array;
-}
-
-function largestDifference(a: Float32Array, b: Float32Array): number {
-  expect(a.length).toBe(b.length);
-  return a.reduce((most, value, i) => Math.max(most, Math.abs(value - (b[i] as number))), 0);
-}
-
-/** Half of the experts of every layer, chosen by chance. */
-function halved(model: MoeModel): Plan {
-  const rng = Rng.fromSeed(3);
-  return createPlan(
-    model,
-    moeLayers(model).map(({ index, feedForward }) => {
-      const scores = feedForward.experts.map(() => rng.uniform());
-      const experts = selectExperts(feedForward, scores, Math.floor(scores.length / 2), index);
-      return { layer: index, experts };
-    }),
-  );
-}
 
 describe.each(names)("%s", (name) => {
   it.each(["reference", "cpu"] as const)(
