@@ -20,6 +20,7 @@ const portable: readonly string[] = [
   "search-nsga2",
   "backend-reference",
   "plugin-kit",
+  "profiles",
   "report",
 ];
 

@@ -21,6 +21,7 @@ const levels: readonly (readonly string[])[] = [
     "executor-bullmq",
     "executor-command",
     "executor-local",
+    "profiles",
     "report",
     "search-baselines",
     "search-cma-es",

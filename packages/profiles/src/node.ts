@@ -1,0 +1,1 @@
+export { readProfiles, writeProfiles } from "./node/profile-files.js";
