@@ -11,6 +11,8 @@ export interface DefaultOptions {
   readonly router: "stock" | "mapped";
   readonly seeds: "all" | readonly string[];
   readonly rates: DefaultRates;
+  /** Whether candidates that can no longer win are stopped early. */
+  readonly race: boolean;
   /** Evaluations of the two phases; each phase also gets what the one before could not use. */
   readonly prune: number;
   readonly merge: number;
@@ -50,7 +52,7 @@ export class DefaultStrategy implements SearchStrategy {
 
   /** The phases in order; each is made when the one before has ended. */
   *#sequence(options: DefaultOptions, context: SearchContext) {
-    const { layout, rates, seeds, router, prune, merge } = options;
+    const { layout, rates, seeds, router, race, prune, merge } = options;
     let pruning: PrunePhase | undefined;
     if (prune > 0) {
       const evaluations = Math.floor(prune * rates.eliminationShare);
@@ -59,6 +61,7 @@ export class DefaultStrategy implements SearchStrategy {
       pruning = new PrunePhase(layout, context, {
         rates,
         seeds,
+        race,
         evaluations: prune - this.#asked,
         known: elimination.finished,
         ...(this.#asked > 0 && { start: { subsets: elimination.subsets, origin: "elimination" } }),
@@ -70,7 +73,13 @@ export class DefaultStrategy implements SearchStrategy {
       const evaluations = prune + merge - this.#asked;
       yield {
         name: "merge",
-        run: new MergePhase(layout, context, { rates, mapped: router === "mapped", evaluations, start }),
+        run: new MergePhase(layout, context, {
+          rates,
+          mapped: router === "mapped",
+          evaluations,
+          race,
+          start,
+        }),
       };
     }
   }

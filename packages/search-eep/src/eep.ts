@@ -48,6 +48,11 @@ export interface EepOptions {
   router?: "stock" | "mapped" | undefined;
   /** Criteria whose plans start the search. Default "all" that have scores; none for the published presets. */
   seeds?: "all" | readonly string[] | undefined;
+  /**
+   * Whether candidates are stopped early that are unlikely to become a parent or to beat theirs (`Candidate.rival`).
+   * Default true; the published presets know no races.
+   */
+  race?: boolean | undefined;
   /** Single numbers of the preset, overridden. */
   rates?: Partial<DefaultRates> | Partial<PublishedRates> | undefined;
 }
@@ -69,6 +74,7 @@ const schema = v.strictObject({
   mergeEvaluations: v.optional(whole(0)),
   router: v.optional(v.picklist(["stock", "mapped"]), "stock"),
   seeds: v.optional(v.union([v.literal("all"), v.array(v.string())])),
+  race: v.optional(v.boolean()),
   rates: v.optional(v.record(v.string(), v.number())),
 });
 
@@ -104,6 +110,7 @@ function createDefault(options: Settings, context: SearchContext): SearchStrateg
       router,
       seeds: options.seeds ?? "all",
       rates: overridden(defaultPreset, defaultRates, options.rates),
+      race: options.race ?? true,
       prune,
       merge: options.mergeEvaluations ?? Math.max(0, context.evaluations - prune),
     },
@@ -118,6 +125,13 @@ function createPublished(options: Settings, context: SearchContext): SearchStrat
       "COPPICE_PLUGIN_OPTIONS",
       `options of search:eep are not usable: preset "${options.preset}" knows no router groups, which this model has`,
       { hint: 'use preset "default"' },
+    );
+  }
+  if (options.race) {
+    throw new CoppiceError(
+      "COPPICE_PLUGIN_OPTIONS",
+      `options of search:eep are not usable: preset "${options.preset}" evaluates every candidate on all samples`,
+      { hint: 'leave race out, or use preset "default"' },
     );
   }
   const preset = publishedPresets[options.preset as keyof typeof publishedPresets];

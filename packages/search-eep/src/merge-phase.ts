@@ -23,7 +23,8 @@ export class MergePhase implements Phase {
   readonly #rates: DefaultRates;
   readonly #mapped: boolean;
   readonly #seen = new Set<string>();
-  #parent: { genome: Genome; fitness: number | undefined };
+  readonly #race: boolean;
+  #parent: { genome: Genome; fitness: number | undefined; key: string | undefined };
   #sigma: number;
   #left: number;
   #asked: Genome[] = [];
@@ -35,6 +36,8 @@ export class MergePhase implements Phase {
       rates: DefaultRates;
       mapped: boolean;
       evaluations: number;
+      /** True to let children race against their parent. */
+      race: boolean;
       /** Best plan of the prune phase; absent when nothing was pruned: all experts are kept. */
       start?: Pruned | undefined;
     },
@@ -49,7 +52,9 @@ export class MergePhase implements Phase {
     this.#parent = {
       genome: genomeFromSubsets(layout, options.start?.subsets ?? all),
       fitness: options.start?.fitness,
+      key: options.start?.key,
     };
+    this.#race = options.race;
   }
 
   propose(limit: number): Proposal[] {
@@ -65,20 +70,25 @@ export class MergePhase implements Phase {
       }
     }
     this.#left -= this.#asked.length;
-    return this.#asked.map((genome) => ({ plan: planFromGenome(this.#layout, genome), origin }));
+    const rival = this.#race ? this.#parent.key : undefined;
+    return this.#asked.map((genome) => ({
+      plan: planFromGenome(this.#layout, genome),
+      origin,
+      ...(rival !== undefined && { rival }),
+    }));
   }
 
   learn(results: readonly Scored[]): void {
     const { fitness: before } = this.#parent;
     if (before === undefined) {
-      this.#parent = { genome: this.#parent.genome, fitness: results[0]?.fitness };
+      this.#parent = { genome: this.#parent.genome, fitness: results[0]?.fitness, key: results[0]?.key };
       return;
     }
     const successes = results.filter(({ fitness }) => fitness > before).length;
     this.#sigma *= Math.exp(adaptation * (successes / Math.max(1, results.length) - targetSuccess));
-    results.forEach(({ fitness }, i) => {
+    results.forEach(({ fitness, key }, i) => {
       if (fitness > (this.#parent.fitness as number)) {
-        this.#parent = { genome: this.#asked[i] as Genome, fitness };
+        this.#parent = { genome: this.#asked[i] as Genome, fitness, key };
       }
     });
   }

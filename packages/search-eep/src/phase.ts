@@ -5,6 +5,8 @@ export interface Proposal {
   readonly origin: string;
   /** See `Candidate.probe`. */
   readonly probe?: boolean;
+  /** See `Candidate.rival`. */
+  readonly rival?: string;
 }
 
 /** One part of the default search. */

@@ -9,6 +9,8 @@ import { fitSurrogate } from "./surrogate.js";
 export interface Pruned {
   readonly subsets: Subsets;
   readonly fitness: number;
+  /** `Scored.key` */
+  readonly key: string;
 }
 
 interface Child {
@@ -23,6 +25,8 @@ export interface PruneOptions {
   readonly rates: DefaultRates;
   readonly seeds: "all" | readonly string[];
   readonly evaluations: number;
+  /** True to let children race against the last plan that can become a parent: a worse one never does. */
+  readonly race: boolean;
   /** Subsets to start from besides the seeds, and where they come from. */
   readonly start?: Child;
   /** Subsets that were evaluated before this phase. */
@@ -41,6 +45,7 @@ export class PrunePhase implements Phase {
   readonly #seen = new Set<string>();
   readonly #ranked: Pruned[] = [];
   readonly #initial: Child[] = [];
+  readonly #race: boolean;
   #asked: Child[] = [];
   #left: number;
 
@@ -49,6 +54,7 @@ export class PrunePhase implements Phase {
     this.#rng = context.rng;
     this.#rates = options.rates;
     this.#left = options.evaluations;
+    this.#race = options.race;
     for (const known of options.known ?? []) {
       this.#seen.add(subsetsKey(known.subsets));
       this.#ranked.push(known);
@@ -78,19 +84,22 @@ export class PrunePhase implements Phase {
   propose(limit: number): Proposal[] {
     const wanted = Math.min(limit, this.#left);
     this.#asked = this.#initial.splice(0, wanted);
+    let rival: string | undefined;
     if (this.#asked.length === 0 && wanted > 0) {
       this.#asked = this.#breed(Math.min(wanted, this.#rates.children));
+      if (this.#race) rival = this.#ranked[this.#rates.population - 1]?.key;
     }
     this.#left -= this.#asked.length;
     return this.#asked.map(({ subsets, origin }) => ({
       plan: planFromSubsets(this.#layout, subsets),
       origin,
+      ...(rival !== undefined && { rival }),
     }));
   }
 
   learn(results: readonly Scored[]): void {
-    results.forEach(({ fitness }, i) => {
-      this.#ranked.push({ subsets: (this.#asked[i] as Child).subsets, fitness });
+    results.forEach(({ fitness, key }, i) => {
+      this.#ranked.push({ subsets: (this.#asked[i] as Child).subsets, fitness, key });
     });
     this.#ranked.sort((a, b) => b.fitness - a.fitness);
   }

@@ -8,30 +8,39 @@ import {
   type Plan,
   type PlanScores,
   planKey,
-  reviveError,
+  raceParts,
   throwIfAborted,
 } from "@coppice/core";
 import { type EvaluatedRecord, evaluationRecords, type FailedRecord, type RunJournal } from "./journal.js";
+import {
+  evaluationOf,
+  fromRecord,
+  isPartial,
+  isSettled,
+  type Job,
+  type Known,
+  type Rival,
+  toRecord,
+  withScores,
+} from "./known-scores.js";
 
 /** A plan to evaluate; `Candidate` is one. `phase` and `origin` are only journalled. */
 export interface EvaluationRequest {
   readonly plan: Plan;
   readonly phase?: string;
   readonly origin?: string;
+  /** Key of a plan that was evaluated on all samples: evaluation stops when this plan is unlikely to beat it. */
+  readonly rival?: string;
 }
 
 /** What is known of one plan on one sample set. */
-export interface Evaluation extends KnownEvaluation {
+export interface Evaluation {
+  readonly key: string;
   /** Canonical form of the plan. */
   readonly plan: Plan;
-}
-
-/** The part that is remembered: the plans of a long run may not fit into memory. */
-interface KnownEvaluation {
-  readonly key: string;
-  /** Mean of `scores`, or -Infinity when the plan failed. */
+  /** Mean of `scores`, or -Infinity when the plan failed; for a lost race see `Scored.fitness`. */
   readonly fitness: number;
-  /** Per sample; empty when the plan failed. */
+  /** Per sample; empty when the plan failed or lost a race. */
   readonly scores: Float64Array;
   /** 1 where a sample is answered right, where the task has right answers. */
   readonly correct?: Uint8Array;
@@ -39,6 +48,8 @@ interface KnownEvaluation {
   readonly accuracy?: number;
   /** Why the plan failed. */
   readonly error?: CoppiceError;
+  /** Samples that the plan was evaluated on when it lost a race. */
+  readonly samples?: number;
 }
 
 export interface PlanEvaluatorOptions {
@@ -49,12 +60,6 @@ export interface PlanEvaluatorOptions {
   /** Name of the sample set in the journal: "search", "choice", "holdout". Default "search". */
   readonly scope?: string;
 }
-
-/**
- * Longest plan, in characters of JSON, that is written to the journal: any subset fits, while merge matrices of a
- * model with thousands of experts take megabytes per plan.
- */
-const longestPlan = 2 ** 16;
 
 /**
  * With so many failures and not one success the fault is not a candidate's: the run ends with the error
@@ -80,7 +85,7 @@ export class PlanEvaluator {
   readonly #executor: Executor;
   readonly #journal: RunJournal | undefined;
   readonly #scope: string;
-  readonly #known = new Map<string, KnownEvaluation>();
+  readonly #known = new Map<string, Known>();
   /** Failures that wait for a success before they are written; see `failuresBeforeGivingUp` and for crashes below it. */
   readonly #held: (EvaluatedRecord | FailedRecord)[] = [];
   #succeeded = false;
@@ -95,7 +100,7 @@ export class PlanEvaluator {
     this.#journal = options.journal;
     this.#scope = options.scope ?? "search";
     for (const record of evaluationRecords(this.#journal?.records ?? [], this.#scope)) {
-      this.#learn(fromRecord(record));
+      this.#learn(record.key, fromRecord(record));
     }
   }
 
@@ -104,14 +109,14 @@ export class PlanEvaluator {
     return this.#computed;
   }
 
-  /** True when `key` costs no evaluation. */
+  /** True when `key` costs no evaluation; what a lost race left to evaluate is the same evaluation. */
   has(key: string): boolean {
     return this.#known.has(key);
   }
 
   /**
    * Results in the order of `requests`, which must be valid plans. Repeated plans are evaluated once.
-   * @throws COPPICE_ABORTED, and whatever ends the run
+   * @throws COPPICE_ABORTED, COPPICE_PLUGIN_INVALID for a rival that was not evaluated, and whatever ends the run
    */
   async evaluate(
     requests: readonly EvaluationRequest[],
@@ -119,34 +124,58 @@ export class PlanEvaluator {
   ): Promise<Evaluation[]> {
     throwIfAborted(options.signal, "evaluating plans");
     const keys = requests.map((request) => planKey(request.plan, this.#model));
-    const missing = new Map<string, EvaluationRequest>();
+    const jobs = new Map<string, Job>();
     keys.forEach((key, i) => {
-      if (!this.#known.has(key) && !missing.has(key)) missing.set(key, requests[i] as EvaluationRequest);
+      const request = requests[i] as EvaluationRequest;
+      const job = jobs.get(key);
+      if (!job) {
+        const plan = canonicalPlan(request.plan, this.#model);
+        jobs.set(key, { request, plan, rival: this.#rival(request), known: this.#known.get(key) });
+      } else if (job.request.rival !== request.rival) job.rival = undefined;
     });
-    if (missing.size > 0) await this.#compute(missing, options.signal);
-    return keys.map((key, i) => ({
-      ...(this.#known.get(key) as KnownEvaluation),
-      plan: canonicalPlan((requests[i] as EvaluationRequest).plan, this.#model),
-    }));
+    await this.#compute(jobs, options.signal);
+    return keys.map((key) => evaluationOf(key, jobs.get(key) as Job));
   }
 
-  async #compute(
-    missing: ReadonlyMap<string, EvaluationRequest>,
-    signal: AbortSignal | undefined,
-  ): Promise<void> {
-    const plans = [...missing.values()].map((request) => canonicalPlan(request.plan, this.#model));
-    const results = await this.#execute(plans, signal);
-    const evaluations = [...missing.keys()].map((key, i) =>
-      toEvaluation(key, results[i] as PlanScores | CoppiceError),
-    );
-    this.#computed += evaluations.length;
-    const requests = [...missing.values()];
+  /** Evaluates what is not settled yet, part by part where candidates race. */
+  async #compute(jobs: ReadonlyMap<string, Job>, signal: AbortSignal | undefined): Promise<void> {
+    const touched = new Set<string>();
+    for (;;) {
+      const open = [...jobs].filter(([, job]) => !isSettled(job));
+      if (open.length === 0) break;
+      const { parts = 1 } = this.#executor;
+      const steps = open.map(([, { known, rival }]) =>
+        parts > 1 && (rival || known) ? (known?.partial?.known ?? 0) : undefined,
+      );
+      // All at the same step, so that plans of one batch share the workers.
+      const step = steps.includes(undefined) ? undefined : Math.min(...(steps as number[]));
+      const chosen = open.filter((_, i) => steps[i] === step);
+      const plans = chosen.map(([, { plan }]) => plan);
+      const results = await this.#execute(plans, step, signal);
+      chosen.forEach(([key, job], i) => {
+        const result = results[i] as PlanScores | CoppiceError;
+        const samples = (job.known ?? job.rival)?.scores.length ?? 0;
+        job.known = withScores(
+          job.known,
+          result,
+          step === undefined ? undefined : { part: step, parts, samples },
+        );
+        touched.add(key);
+      });
+    }
+    await this.#remember(touched, jobs);
+  }
+
+  /** Journals and learns what is new. */
+  async #remember(touched: ReadonlySet<string>, jobs: ReadonlyMap<string, Job>): Promise<void> {
     const ready: (EvaluatedRecord | FailedRecord)[] = [];
     let end: CoppiceError | undefined;
-    for (const [i, evaluation] of evaluations.entries()) {
-      const request = requests[i] as EvaluationRequest;
-      this.#held.push(toRecord(this.#scope, evaluation, { ...request, plan: plans[i] as Plan }));
-      const { error } = evaluation;
+    const fresh = [...jobs].filter(([key]) => touched.has(key));
+    this.#computed += fresh.filter(([key]) => !this.#known.has(key)).length;
+    for (const [key, { plan, request, known }] of fresh) {
+      const found = known as Known;
+      this.#held.push(toRecord(this.#scope, key, found, { ...request, plan }));
+      const { error } = found;
       if (!error) this.#crashes = 0;
       else if (error.code === "COPPICE_BACKEND_CRASHED") this.#crashes++;
       this.#succeeded ||= !error;
@@ -159,20 +188,39 @@ export class PlanEvaluator {
     }
     if (ready.length > 0) await this.#journal?.append(ready);
     if (end) throw end;
-    for (const evaluation of evaluations) this.#learn(evaluation);
+    for (const [key, { known }] of fresh) this.#learn(key, known as Known);
   }
 
-  #learn(evaluation: KnownEvaluation): void {
-    this.#known.set(evaluation.key, evaluation);
-    this.#succeeded ||= evaluation.error === undefined;
+  /** What a request must beat; undefined when it does not race or the rival failed. */
+  #rival({ rival }: EvaluationRequest): Rival | undefined {
+    if (rival === undefined) return undefined;
+    const known = this.#known.get(rival);
+    if (!known || isPartial(known)) {
+      throw new CoppiceError(
+        "COPPICE_PLUGIN_INVALID",
+        `a candidate's rival is ${JSON.stringify(rival).slice(0, 80)}, which is no plan with the scores of all samples`,
+        { hint: "this is a fault of the strategy: a rival must have been told, without `samples`" },
+      );
+    }
+    const parts = raceParts(known.scores.length);
+    return known.error || parts === 1 ? undefined : { scores: known.scores, parts };
+  }
+
+  #learn(key: string, known: Known): void {
+    this.#known.set(key, known);
+    this.#succeeded ||= known.error === undefined;
   }
 
   async #execute(
     plans: readonly Plan[],
+    part: number | undefined,
     signal: AbortSignal | undefined,
   ): Promise<(PlanScores | CoppiceError)[]> {
     try {
-      const results = await this.#executor.evaluate(plans, signal ? { signal } : {});
+      const results = await this.#executor.evaluate(plans, {
+        ...(signal && { signal }),
+        ...(part !== undefined && { part }),
+      });
       if (results.length !== plans.length) {
         throw new CoppiceError(
           "COPPICE_INTERNAL",
@@ -186,7 +234,7 @@ export class PlanEvaluator {
       if (plans.length === 1) return [error];
       // The call was rejected as a whole; one at a time shows whose fault it is.
       const results: (PlanScores | CoppiceError)[] = [];
-      for (const plan of plans) results.push(...(await this.#execute([plan], signal)));
+      for (const plan of plans) results.push(...(await this.#execute([plan], part, signal)));
       return results;
     }
   }
@@ -200,60 +248,4 @@ function isCandidateFault(error: unknown): error is CoppiceError {
     error.code === "COPPICE_BACKEND_FAILED" ||
     error.code === "COPPICE_BACKEND_CRASHED"
   );
-}
-
-function toEvaluation(key: string, result: PlanScores | CoppiceError): KnownEvaluation {
-  if (isCoppiceError(result)) {
-    return { key, fitness: Number.NEGATIVE_INFINITY, scores: new Float64Array(0), error: result };
-  }
-  const { scores, correct } = result;
-  if (scores.length === 0 || (correct && correct.length !== scores.length)) {
-    throw new CoppiceError(
-      "COPPICE_INTERNAL",
-      `the executor returned ${scores.length} scores and ${correct?.length ?? "no"} answers for one plan`,
-    );
-  }
-  const bad = scores.findIndex((score) => !Number.isFinite(score));
-  if (bad >= 0) {
-    const message = `sample ${bad} scored ${scores[bad]}, expected a finite number`;
-    return toEvaluation(key, new CoppiceError("COPPICE_BACKEND_FAILED", message));
-  }
-  return {
-    key,
-    fitness: scores.reduce((sum, score) => sum + score, 0) / scores.length,
-    scores: Float64Array.from(scores),
-    ...(correct && {
-      correct: Uint8Array.from(correct),
-      accuracy: correct.reduce((sum, value) => sum + value, 0) / correct.length,
-    }),
-  };
-}
-
-function fromRecord(record: EvaluatedRecord | FailedRecord): KnownEvaluation {
-  if (record.type === "failed") return toEvaluation(record.key, reviveError(record.error));
-  return toEvaluation(record.key, {
-    scores: Float64Array.from(record.scores),
-    ...(record.correct !== undefined && { correct: Uint8Array.from(record.correct, Number) }),
-  });
-}
-
-function toRecord(
-  scope: string,
-  evaluation: KnownEvaluation,
-  request: EvaluationRequest,
-): EvaluatedRecord | FailedRecord {
-  const common = {
-    scope,
-    key: evaluation.key,
-    ...(JSON.stringify(request.plan).length <= longestPlan && { plan: request.plan }),
-    ...(request.phase !== undefined && { phase: request.phase }),
-    ...(request.origin !== undefined && { origin: request.origin }),
-  };
-  if (evaluation.error) return { type: "failed", ...common, error: evaluation.error.toJSON() };
-  return {
-    type: "evaluated",
-    ...common,
-    scores: [...evaluation.scores],
-    ...(evaluation.correct && { correct: evaluation.correct.join("") }),
-  };
 }

@@ -1,4 +1,5 @@
 import { CoppiceError, type Plan, type SerializedError } from "@coppice/core";
+import { partSamples } from "./race.js";
 
 interface PlanRecord {
   /** Which sample set: "search" for the search itself; results of different scopes never mix. */
@@ -17,6 +18,8 @@ export interface EvaluatedRecord extends PlanRecord {
   readonly scores: readonly number[];
   /** One "0" or "1" per sample, where the task has right answers. */
   readonly correct?: string;
+  /** Present when a race ended early: the samples are those of the first `known` of `parts` parts of `samples`. */
+  readonly race?: { readonly known: number; readonly parts: number; readonly samples: number };
 }
 
 /** A plan that could not be evaluated; a resumed run does not try it again. */
@@ -80,11 +83,21 @@ function problemOf(record: Readonly<Record<string, unknown>>): string | undefine
     const usable = typeof error?.code === "string" && typeof error.message === "string";
     return usable ? undefined : "its error has no code and message";
   }
-  const { scores, correct } = record;
+  const { scores, correct, race } = record;
   if (!Array.isArray(scores) || scores.length === 0 || !scores.every(Number.isFinite)) {
     return "scores is not a list of numbers";
   }
+  if (race !== undefined && !isRace(race, scores.length)) return "race does not fit its scores";
   if (correct === undefined) return undefined;
   const usable = typeof correct === "string" && correct.length === scores.length && /^[01]*$/.test(correct);
   return usable ? undefined : `correct is not a text of ${scores.length} digits 0 or 1`;
+}
+
+function isRace(value: unknown, scores: number): boolean {
+  const { known, parts, samples } = (value ?? {}) as Record<string, unknown>;
+  if (![known, parts, samples].every(Number.isSafeInteger)) return false;
+  const [first, count, all] = [known, parts, samples] as [number, number, number];
+  // Bounded before anything is made of that size.
+  if (first < 1 || first >= count || all > (scores + 1) * count) return false;
+  return partSamples(all, count, 0, first).length === scores;
 }

@@ -55,6 +55,8 @@ export interface SearchStep {
   readonly accuracy?: number;
   /** True for a plan that was evaluated only for what it teaches and is no result. */
   readonly probe?: true;
+  /** Samples that a plan was evaluated on which lost a race. */
+  readonly samples?: number;
   /** Best fitness so far; null before the first success. */
   readonly best: number | null;
 }
@@ -94,7 +96,7 @@ export async function runSearch(options: SearchOptions): Promise<SearchResult> {
   const batch = checkWholeNumber("batch", options.batch ?? defaultBatch);
   const evaluator = new PlanEvaluator(options);
   const progress = new SearchProgress(options.emitter, budget);
-  /** Key -> whether it was a probe only. Plans are large: only those of the finalists are kept. */
+  /** Key -> whether it was no result so far. Plans are large: only those of the finalists are kept. */
   const seen = new Map<string, boolean>();
   const finalists = new Finalists(options.finalists ?? 20);
   const history: SearchStep[] = [];
@@ -124,11 +126,11 @@ export async function runSearch(options: SearchOptions): Promise<SearchResult> {
       const evaluation = evaluations[i] as Evaluation;
       const wasProbe = seen.get(evaluation.key);
       const cached = wasProbe !== undefined;
-      const probe = candidate.probe ?? false;
+      // Neither a probe nor a plan that lost a race is a result, until it is proposed as one.
+      const probe = candidate.probe === true || evaluation.samples !== undefined;
       const scored = toScored(candidate, evaluation, cached);
       if (cached) cacheHits++;
       failure = evaluation.error ?? failure;
-      // A plan that was a probe becomes a result when it is proposed as one.
       if (!probe && wasProbe !== false) {
         finalists.add({ ...scored, candidate: { ...candidate, plan: evaluation.plan }, cached: false });
       }
@@ -218,12 +220,21 @@ function parseProposal(plan: Plan, phase: string, origin: string, model: MoeMode
 }
 
 function toScored(candidate: Candidate, evaluation: Evaluation, cached: boolean): Scored {
-  const { key, fitness, scores, accuracy } = evaluation;
-  return { candidate, key, fitness, scores, ...(accuracy !== undefined && { accuracy }), cached };
+  const { key, fitness, scores, accuracy, samples } = evaluation;
+  return {
+    candidate,
+    key,
+    fitness,
+    scores,
+    ...(accuracy !== undefined && { accuracy }),
+    ...(samples !== undefined && { samples }),
+    cached,
+  };
 }
 
 function toStep(scored: Scored, evaluation: number, best: Scored | undefined): SearchStep {
   const { phase, origin, probe } = scored.candidate;
+  const { samples } = scored;
   return {
     evaluation,
     key: scored.key,
@@ -232,6 +243,7 @@ function toStep(scored: Scored, evaluation: number, best: Scored | undefined): S
     fitness: Number.isFinite(scored.fitness) ? scored.fitness : null,
     ...(scored.accuracy !== undefined && { accuracy: scored.accuracy }),
     ...(probe && { probe }),
+    ...(samples !== undefined && { samples }),
     best: best?.fitness ?? null,
   };
 }

@@ -1,0 +1,250 @@
+import {
+  type Candidate,
+  canonicalPlan,
+  type Executor,
+  type Plan,
+  type PlanScores,
+  planKey,
+  Rng,
+  raceParts,
+  type Scored,
+  type SearchStrategy,
+} from "@coppice/core";
+import { separableLandscape, toyModel } from "@coppice/plugin-kit";
+import { memoryJournal, type RunJournal, runSearch } from "@coppice/search";
+import { describe, expect, test } from "vitest";
+import { evaluationRecords } from "../src/journal.js";
+import { lostAfter } from "../src/race.js";
+import { Climber, comparable, keepEverywhere } from "./strategies.js";
+
+const model = toyModel({ layers: 2, experts: 8 });
+const { fitness: landscape } = separableLandscape(model);
+const samples = 64;
+
+/** Scores of a plan: its fitness and noise that is the plan's own. */
+function noisyScores(proposed: Plan): Float64Array {
+  const plan = canonicalPlan(proposed, model);
+  const rng = Rng.fromSeed(Number.parseInt(planKey(plan, model).slice(0, 8), 16));
+  return Float64Array.from({ length: samples }, () => landscape(plan) + 0.1 * rng.normal());
+}
+
+interface NoisyExecutor extends Executor {
+  /** Samples evaluated. */
+  done(): number;
+}
+
+function noisyExecutor({
+  parts,
+  fails,
+}: {
+  parts: boolean;
+  fails?: (part: number) => boolean;
+}): NoisyExecutor {
+  let done = 0;
+  const dispose = async () => {};
+  return {
+    preferredBatch: 2,
+    ...(parts && { parts: raceParts(samples) }),
+    async evaluate(plans, { part } = {}) {
+      if (part !== undefined && !parts) throw new Error("asked for a part");
+      return plans.map((plan): PlanScores => {
+        if (fails?.(part ?? 0)) throw new Error("stopped");
+        const scores = noisyScores(plan).filter(
+          (_, i) => part === undefined || i % raceParts(samples) === part,
+        );
+        done += scores.length;
+        return { scores, correct: Uint8Array.from(scores, (score) => Number(score > 0.5)) };
+      });
+    },
+    done: () => done,
+    work: () => ({ tokenLayers: done, avoidedTokenLayers: 0 }),
+    dispose,
+    [Symbol.asyncDispose]: dispose,
+  };
+}
+
+/** A climber whose candidates race against its best plan so far. */
+class Racer implements SearchStrategy {
+  readonly told: Scored[] = [];
+  readonly #climber: Climber;
+  #best: Scored | undefined;
+
+  constructor(seed: number) {
+    this.#climber = new Climber(model, seed);
+  }
+
+  ask(limit: number): readonly Candidate[] {
+    const rival = this.#best?.key;
+    return this.#climber.ask(limit).map((candidate) => ({ ...candidate, ...(rival && { rival }) }));
+  }
+
+  tell(results: readonly Scored[]): void {
+    this.told.push(...results);
+    this.#climber.tell(results);
+    for (const result of results) if (result.fitness > (this.#best?.fitness ?? -1)) this.#best = result;
+  }
+}
+
+async function race(executor: NoisyExecutor, journal: RunJournal = memoryJournal()) {
+  const strategy = new Racer(3);
+  const result = await runSearch({ strategy, model, executor, evaluations: 60, batch: 4, journal });
+  return { result, told: strategy.told, journal };
+}
+
+describe("lostAfter", () => {
+  test("decides by the chance that the mean over all samples is above the rival's", () => {
+    const rng = Rng.fromSeed(1);
+    let lost = 0;
+    for (let run = 0; run < 300; run++) {
+      const rival = Float64Array.from({ length: 101 }, () => rng.normal());
+      const shift = 0.3 * rng.normal();
+      const scores = rival.map((value) => value + shift + 0.7 * rng.normal());
+      const parts = 4;
+      let expected: number | undefined;
+      for (let known = 1; known < parts && expected === undefined; known++) {
+        const d = [...scores.keys()]
+          .filter((i) => i % parts < known)
+          .map((i) => (scores[i] as number) - (rival[i] as number));
+        const mean = d.reduce((a, b) => a + b, 0) / d.length;
+        const sd = Math.sqrt(d.reduce((a, b) => a + (b - mean) ** 2, 0) / (d.length - 1));
+        const z = mean / (sd * Math.sqrt(1 / d.length - 1 / scores.length));
+        // -1.2816 is the 0.1 quantile of the standard normal distribution.
+        if (z < -1.2816) expected = known;
+      }
+      expect(lostAfter({ scores, rival, parts, known: 4 })).toBe(expected);
+      // What is known beyond the decision does not change it.
+      expect(lostAfter({ scores, rival, parts, known: expected ?? 3 })).toBe(expected);
+      if (expected !== undefined) lost++;
+    }
+    expect(lost).toBeGreaterThan(50);
+    expect(lost).toBeLessThan(250);
+  });
+
+  test("never ends a race of equals, nor after the last part", () => {
+    const rival = new Float64Array(40).fill(0.5);
+    expect(lostAfter({ scores: rival.slice(), rival, parts: 4, known: 4 })).toBeUndefined();
+    const worse = rival.map((_, i) => (i % 4 === 3 ? 0 : 0.5));
+    expect(lostAfter({ scores: worse, rival, parts: 4, known: 4 })).toBeUndefined();
+    expect(lostAfter({ scores: rival.map((value) => value - 0.1), rival, parts: 4, known: 4 })).toBe(1);
+  });
+});
+
+describe("a run whose candidates race", () => {
+  test("tells the same whether or not the executor can evaluate parts, and saves work when it can", async () => {
+    const [inParts, whole] = [noisyExecutor({ parts: true }), noisyExecutor({ parts: false })];
+    const a = await race(inParts);
+    const b = await race(whole);
+    expect(a.told).toEqual(b.told);
+    expect(comparable(a.result)).toEqual(comparable(b.result));
+    expect(whole.done()).toBe(60 * samples);
+    expect(inParts.done()).toBeLessThan(0.8 * whole.done());
+    const lost = a.told.filter((scored) => scored.samples !== undefined);
+    expect(lost.length).toBeGreaterThan(10);
+    for (const { scores, samples: seen } of lost) {
+      expect(scores).toHaveLength(0);
+      expect([16, 32, 48]).toContain(seen);
+    }
+    // Only plans that were evaluated on all samples are results.
+    const full = a.told.filter((scored) => scored.samples === undefined);
+    expect(
+      a.result.finalists.every(
+        ({ key, scores }) => scores.length === samples && full.some((f) => f.key === key),
+      ),
+    ).toBe(true);
+    for (const { candidate, scores, fitness } of full) {
+      expect(scores).toEqual(noisyScores(candidate.plan));
+      expect(fitness).toBeCloseTo(scores.reduce((sum, score) => sum + score, 0) / samples, 12);
+    }
+  });
+
+  test("estimates a loser's fitness by the difference to its rival on the samples of both", async () => {
+    const { told } = await race(noisyExecutor({ parts: true }));
+    for (const { candidate, fitness, samples: seen } of told) {
+      if (seen === undefined) continue;
+      const rival = told.find(({ key }) => key === candidate.rival) as Scored;
+      const own = noisyScores(candidate.plan);
+      const shared = [...own.keys()].filter((i) => i % 4 < (4 * seen) / samples);
+      const difference = shared.reduce((sum, i) => sum + (own[i] as number) - (rival.scores[i] as number), 0);
+      expect(fitness).toBeCloseTo(rival.fitness + difference / shared.length, 12);
+      expect(fitness).toBeLessThan(rival.fitness);
+    }
+  });
+
+  test("goes on after a kill with the same result and nothing evaluated twice", async () => {
+    const whole = noisyExecutor({ parts: true });
+    const expected = await race(whole);
+    for (const calls of [3, 17, 40, 75]) {
+      let count = 0;
+      const journal = memoryJournal();
+      const first = noisyExecutor({ parts: true, fails: () => count++ === calls });
+      await expect(race(first, journal)).rejects.toThrow("stopped");
+      const kept = evaluationRecords(journal.records, "search").reduce(
+        (sum, record) => sum + (record.type === "evaluated" ? record.scores.length : 0),
+        0,
+      );
+      const second = noisyExecutor({ parts: true });
+      const { result } = await race(second, memoryJournal(JSON.parse(JSON.stringify(journal.records))));
+      expect(comparable(result)).toEqual(comparable(expected.result));
+      expect(kept + second.done()).toBe(whole.done());
+    }
+  });
+
+  test("evaluates the rest of a loser that is proposed again as a result", async () => {
+    const executor = noisyExecutor({ parts: true });
+    const [good, poor] = [keepEverywhere(model, bestExperts(3)), keepEverywhere(model, worstExperts(3))];
+    const candidate = (plan: Plan, rival?: string): Candidate => ({
+      plan,
+      phase: "test",
+      origin: "test",
+      ...(rival && { rival }),
+    });
+    const asks = [
+      [candidate(good)],
+      [candidate(poor, planKey(good, model))],
+      [candidate(poor)],
+      [candidate(poor, planKey(good, model)), candidate(poor)],
+    ];
+    const told: Scored[] = [];
+    const strategy = {
+      ask: () => asks.shift() ?? [],
+      tell: (results: readonly Scored[]) => told.push(...results),
+    };
+    const result = await runSearch({ strategy, model, executor, evaluations: 9 });
+    expect(told.map((scored) => scored.samples)).toEqual([undefined, 16, undefined, undefined, undefined]);
+    expect(executor.done()).toBe(2 * samples);
+    expect(result.evaluations).toBe(2);
+    expect(result.finalists).toHaveLength(2);
+    expect(told[2]?.scores).toEqual(noisyScores(poor));
+  });
+
+  test("refuses a rival that nobody knows in full", async () => {
+    const ask = (rival: string): SearchStrategy => ({
+      ask: () => [{ plan: keepEverywhere(model, [0, 1, 2]), phase: "t", origin: "t", rival }],
+      tell: () => {},
+    });
+    await expect(
+      runSearch({ strategy: ask("nobody"), model, executor: noisyExecutor({ parts: true }), evaluations: 1 }),
+    ).rejects.toMatchObject({ code: "COPPICE_PLUGIN_INVALID" });
+  });
+
+  test("refuses a journal whose race does not fit its scores", () => {
+    const record = { type: "evaluated", scope: "search", key: "k", scores: [1, 2] };
+    const read = (raced: unknown) => evaluationRecords([{ ...record, race: raced }] as never, "search");
+    expect(read({ known: 1, parts: 4, samples: 8 })).toHaveLength(1);
+    for (const raced of [
+      null,
+      { known: 1, parts: 4, samples: 9e15 },
+      { known: 4, parts: 4, samples: 2 },
+      { known: 0, parts: 4, samples: 8 },
+      { known: 1, parts: 4, samples: 12 },
+      { known: "1", parts: 4, samples: 8 },
+    ]) {
+      expect(() => read(raced)).toThrow(expect.objectContaining({ code: "COPPICE_RUN_JOURNAL" }));
+    }
+  });
+});
+
+const values = separableLandscape(model).values[0] as Float64Array;
+const ranked = [...values.keys()].sort((a, b) => (values[b] as number) - (values[a] as number));
+const bestExperts = (count: number) => ranked.slice(0, count);
+const worstExperts = (count: number) => ranked.slice(-count);
