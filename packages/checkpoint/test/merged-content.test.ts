@@ -1,9 +1,17 @@
-import { memoryFolder } from "@coppice/checkpoint";
-import { mergeRows, quantizeBlocks, Rng, type TensorRef } from "@coppice/core";
+import { type ByteSource, memoryFolder, type UnitPlaces } from "@coppice/checkpoint";
+import {
+  mergeRows,
+  mergeUnitColumns,
+  mergeUnitRows,
+  quantizeBlocks,
+  Rng,
+  type TensorRef,
+  type UnitSource,
+} from "@coppice/core";
 import { describe, expect, it } from "vitest";
 import { MergeScratch } from "../src/output/content.js";
 import { mergedContent } from "../src/output/merged-content.js";
-import { linearMatrix } from "../src/output/merged-matrix.js";
+import { linearMatrix, type MergedMatrix, unitMatrix } from "../src/output/merged-matrix.js";
 import { quantizedMatrix } from "../src/output/quantized-matrix.js";
 import { SourceCache } from "../src/source-cache.js";
 import { createWeightReader } from "../src/weight-reader.js";
@@ -34,6 +42,24 @@ function sources(codes: Pick<TensorRef, "dtype" | "shape">, codeBytes: number, s
     };
   });
   return { cache: new SourceCache(memoryFolder({ f: bytes })), pairs };
+}
+
+/** A cache that counts the bytes that are read through it. */
+function counting(cache: SourceCache) {
+  const counter = { bytes: 0 };
+  const counted = {
+    use: (name: string, work: (source: ByteSource) => Promise<unknown>) =>
+      cache.use(name, (source) =>
+        work({
+          ...source,
+          read: (at, into, options) => {
+            counter.bytes += into.length;
+            return source.read(at, into, options);
+          },
+        }),
+      ),
+  } as unknown as SourceCache;
+  return { counter, counted };
 }
 
 const scalesOf = (dtype: "F32" | "U8", shape: number[]): TensorRef => {
@@ -114,4 +140,73 @@ describe("mergedContent", () => {
       "the merged tensor x exceeds",
     );
   });
+});
+
+describe("unitMatrix", () => {
+  const [R, C] = [300, 320];
+  const both = { dtype: "F8_E4M3", shape: [R, C] } as const;
+  const formats: [string, Pick<TensorRef, "dtype" | "shape">, number, TensorRef | undefined][] = [
+    ["BF16", { dtype: "BF16", shape: [R, C] }, 2 * R * C, undefined],
+    ["fp8 in blocks", both, R * C, scalesOf("F32", [3, 3])],
+    ["fp8 with a scale per row", both, R * C, scalesOf("F32", [R, 1])],
+    ["MXFP4", { dtype: "U8", shape: [R, C / 32, 16] }, (R * C) / 2, scalesOf("U8", [R, C / 32])],
+  ];
+  /** Two experts: one permuted, one with units that are left out or share a place. */
+  const units = (width: number): UnitSource[] => [
+    { expert: 0, to: rng.sample(width, width), rows: 0.5, columns: 0.5 },
+    {
+      expert: 1,
+      to: Array.from({ length: width }, (_, unit) => (unit % 3 ? rng.integer(width) : -1)),
+      rows: Array.from({ length: width }, () => rng.normal()),
+      columns: Array.from({ length: width }, () => rng.normal()),
+    },
+  ];
+
+  for (const [label, codes, codeBytes, scales] of formats) {
+    for (const axis of [0, 1] as const) {
+      it(`reads each row of axis ${axis} once, in bands, and gives what the whole gives: ${label}`, async () => {
+        const { cache, pairs } = sources(codes, codeBytes, scales ?? scalesOf("F32", [1]));
+        const refs = pairs.map((pair) =>
+          scales ? quantizedMatrix(pair.codes, pair.scales, [128, 128]) : pair.codes,
+        );
+        const [stored] = refs as [TensorRef];
+        const given = units(axis === 0 ? R : C);
+        const reader = createWeightReader(cache);
+        const whole = await Promise.all(
+          refs.map(async (ref, i) => ({ source: given[i]!, values: await reader.read(ref) })),
+        );
+        const expected = new Float32Array(R * C);
+        if (axis === 0) mergeUnitRows(whole, C, expected);
+        else mergeUnitColumns(whole, C, expected);
+        const { counter, counted } = counting(cache);
+        const memory = { sources: counted, scratch: new MergeScratch() };
+        const places: UnitPlaces = { axis, matrices: 1, factors: axis === 0 ? "rows" : "columns" };
+        const matrix = unitMatrix(memory, given, refs, places, stored, 64 * C);
+        const blockRows = label.includes("blocks") ? 128 : 1;
+        if (axis === 0) {
+          expect(matrix.bandRows).toBeLessThan(R);
+          expect(matrix.bandRows % blockRows).toBe(0);
+        }
+        const found = new Float32Array(R * C);
+        for (let first = 0; first < R; first += matrix.bandRows) {
+          const count = Math.min(matrix.bandRows, R - first);
+          found.set(await matrix.rows(first, count, undefined), first * C);
+        }
+        expect(Buffer.compare(new Uint8Array(found.buffer), new Uint8Array(expected.buffer))).toBe(0);
+        const rows = axis === 0 ? R + given[1]!.to.filter((target) => target >= 0).length : 2 * R;
+        if (!scales) expect(counter.bytes).toBe(rows * C * 2);
+        const parts = scales ? (["codes", "scales"] as const) : (["plain"] as const);
+        for (const part of parts) {
+          const content = mergedContent(matrix, stored, part, "x");
+          const pieces = new Uint8Array(content.bytes);
+          for (let at = 0; at < pieces.length; at += 4096)
+            await content.fill(at, pieces.subarray(at, at + 4096), undefined);
+          const once: MergedMatrix = { bandRows: R, rows: async () => expected.slice() };
+          const bytes = new Uint8Array(content.bytes);
+          await mergedContent(once, stored, part, "x").fill(0, bytes, undefined);
+          expect(Buffer.compare(pieces, bytes)).toBe(0);
+        }
+      });
+    }
+  }
 });
