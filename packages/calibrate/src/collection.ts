@@ -70,10 +70,10 @@ export class Collection {
   /** Those that have tokens. */
   readonly parts: readonly Part[];
   readonly source: StatisticsSource;
+  /** Tokens that all experts run on, beside those that they were chosen for. */
+  readonly allExperts: "none" | "sample" | "all tokens";
   readonly #sampleLimit: number;
   readonly #fields: readonly TapField[];
-  /** Some sums run all experts on all tokens. */
-  readonly #everyToken: boolean;
 
   /** @throws COPPICE_TASK_EMPTY, COPPICE_TASK_TOO_LONG, COPPICE_USAGE, COPPICE_FAMILY_UNSUPPORTED */
   constructor(model: MoeModel, options: CollectionOptions) {
@@ -97,7 +97,7 @@ export class Collection {
     this.#fields = [
       ...new Set<TapField>(["routerLogits", "routing", "expertNorms", ...ofExtras, ...ofSample]),
     ];
-    this.#everyToken = ofExtras.some(isEvery);
+    this.allExperts = ofExtras.some(isEvery) ? "all tokens" : ofSample.some(isEvery) ? "sample" : "none";
     const sample = options.sample ? selectSample(sequences, options.sample.limit) : [];
     this.parts = cutParts(sequences, parts, tokenBudget, sample);
     this.source = {
@@ -131,14 +131,14 @@ export class Collection {
   /** Shows a run over a batch to collectors by layer; an error is left in the result for after the run. */
   tap(batch: Batch, collectors: ReadonlyMap<number, LayerCollector>): { tap: Tap; finish(): void } {
     const { sampled } = batch;
-    const noneWanted = !this.#everyToken && !sampled;
+    const noneWanted = this.allExperts !== "all tokens" && !sampled;
     const fields = noneWanted ? this.#fields.filter((field) => !isEvery(field)) : this.#fields;
     const every = {
       outputs: fields.includes("everyOutput"),
       units: fields.includes("everyUnit"),
     };
     const mask =
-      sampled && !this.#everyToken && (every.outputs || every.units)
+      sampled && this.allExperts === "sample"
         ? Uint8Array.from(sampled, (row) => (row < 0 ? 0 : 1))
         : undefined;
     let failure: unknown;

@@ -1,4 +1,5 @@
 export { type CollectOptions, collectParts, collectStatistics } from "./collect.js";
+export { clearLayerStream, collectByLayers, type LayerStreamOptions } from "./collect-by-layers.js";
 export {
   type CollectedStatistics,
   type DataKind,
@@ -16,4 +17,6 @@ export { rankCorrelation } from "./rank-correlation.js";
 export { hashSequences } from "./sequence-hash.js";
 export { decodeStatistics, encodeStatistics, statisticsVersion } from "./statistics-file.js";
 export { type StatisticsContent, statisticsBytes, statisticsLimit } from "./statistics-size.js";
+export type { StreamEstimate } from "./stream-pace.js";
 export type { SampleOptions } from "./token-sample.js";
+export type { WorkStore } from "./work-store.js";

@@ -1,4 +1,3 @@
-import { reference } from "@coppice/backend-reference";
 import {
   type CollectedStatistics,
   collectStatistics,
@@ -8,39 +7,20 @@ import {
   scaleStatistics,
 } from "@coppice/calibrate";
 import {
-  createRegistry,
   type ExtraField,
   extraFields,
   extrasOf,
   moeLayers,
   type Progress,
-  Rng,
   RunEmitter,
   type Runner,
   type StatisticsField,
   statisticsFields,
   unusedExperts,
 } from "@coppice/core";
-import {
-  intoMemory,
-  type MemoryModel,
-  memoryModel,
-  randomModel,
-  sampleShapes,
-  slowForward,
-} from "@coppice/plugin-kit";
-import { fixtureNames, loadFixture } from "@coppice/plugin-kit/node";
+import { type MemoryModel, memoryModel, randomModel, sampleShapes, slowForward } from "@coppice/plugin-kit";
 import { describe, expect, test } from "vitest";
-
-async function load({ model, weights }: MemoryModel): Promise<Runner> {
-  const backend = await createRegistry([reference]).create("backend", "reference", {}, undefined);
-  return backend.load({ model, weights });
-}
-
-function randomSequences(vocab: number, lengths: readonly number[], seed = 3): Int32Array[] {
-  const rng = Rng.fromSeed(seed);
-  return lengths.map((length) => Int32Array.from({ length }, () => rng.integer(vocab)));
-}
+import { load, models, randomSequences } from "./models.js";
 
 /** The sums as their definitions say, from the logits and expert outputs of the slow float64 model. */
 function slowStatistics(source: MemoryModel, sequences: readonly Int32Array[]) {
@@ -124,29 +104,11 @@ function expectNear(
   }
 }
 
-/** Kinds of routing that the checkpoints of the families do not have, or not together. */
-const shapes = ["many-experts", "latent-attention", "low-rank-queries", "corrected-softmax"] as const;
-
-const sources: Record<string, () => Promise<MemoryModel>> = {
-  ...Object.fromEntries(
-    fixtureNames.map((name) => [
-      name,
-      async () => {
-        const { model, weights } = await loadFixture(name);
-        return intoMemory(model, weights);
-      },
-    ]),
-  ),
-  ...Object.fromEntries(shapes.map((name) => [name, async () => randomModel(sampleShapes[name])])),
-  "a model with dense layers and gates that are not normalised": async () =>
-    randomModel({ seed: 4, layers: 4, denseLayers: [0, 3], normalize: false, experts: 6 }),
-};
-
-describe.each(Object.keys(sources))("statistics of %s", (name) => {
+describe.each(Object.keys(models))("statistics of %s", (name) => {
   const lengths = [9, 2, 14, 1, 6];
 
   test("are the sums that their definitions say", async () => {
-    const source = await (sources[name] as () => Promise<MemoryModel>)();
+    const source = await (models[name] as () => Promise<MemoryModel>)();
     const sequences = randomSequences(source.model.vocabSize, lengths);
     await using runner = await load(source);
     const found = await collectStatistics({ runner, sequences, name: "test", tokenBudget: 12 });
@@ -165,7 +127,7 @@ describe.each(Object.keys(sources))("statistics of %s", (name) => {
   });
 
   test("of two parts add up to those of the whole", async () => {
-    const source = await (sources[name] as () => Promise<MemoryModel>)();
+    const source = await (models[name] as () => Promise<MemoryModel>)();
     const sequences = randomSequences(source.model.vocabSize, lengths);
     await using runner = await load(source);
     const whole = await collectStatistics({ runner, sequences, name: "whole" });

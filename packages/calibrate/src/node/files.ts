@@ -1,10 +1,12 @@
 import { randomUUID } from "node:crypto";
-import { open, rename, rm, stat } from "node:fs/promises";
+import { open, stat } from "node:fs/promises";
 import { basename, dirname, join } from "node:path";
-import { CoppiceError, type ErrorCode, throwIfAborted } from "@coppice/core";
+import { CoppiceError, throwIfAborted } from "@coppice/core";
 import type { CollectedStatistics } from "../collected-statistics.js";
 import { decodeStatistics, encodeStatistics } from "../statistics-file.js";
 import { statisticsLimit } from "../statistics-size.js";
+import { replaceFile } from "./replace-file.js";
+import { systemError } from "./system-error.js";
 
 /** Largest statistics file that is read: the values, and room for the header with its sources. */
 const fileLimit = statisticsLimit + 2 ** 26;
@@ -33,17 +35,8 @@ export async function writeStatistics(
   }
   const temporary = join(dirname(path), `.${basename(path)}.${randomUUID()}.tmp`);
   try {
-    const file = await open(temporary, "wx");
-    try {
-      await file.writeFile(encodeStatistics(statistics));
-      await file.sync();
-    } finally {
-      await file.close();
-    }
-    throwIfAborted(signal, `writing ${path}`);
-    await rename(temporary, path);
+    await replaceFile(path, temporary, encodeStatistics(statistics), signal);
   } catch (error) {
-    await rm(temporary, { force: true }).catch(() => {});
     throw systemError(error, `could not write ${path}`, "COPPICE_IO_WRITE");
   }
 }
@@ -84,16 +77,4 @@ async function exists(path: string): Promise<boolean> {
     () => true,
     () => false,
   );
-}
-
-/** Turns an error of the operating system into one with a code; others pass. */
-function systemError(error: unknown, what: string, code: ErrorCode): unknown {
-  const system = (error as NodeJS.ErrnoException | undefined)?.code;
-  if (error instanceof CoppiceError || typeof system !== "string") return error;
-  const full = system === "ENOSPC" || system === "EDQUOT";
-  const message = `${what}: ${(error as Error).message}`;
-  return new CoppiceError(full ? "COPPICE_IO_NO_SPACE" : code, message, {
-    cause: error,
-    details: { code: system },
-  });
 }
