@@ -1,5 +1,5 @@
-/** How the distance of two clusters follows from those of their members. */
-export type Linkage = "average" | "single" | "complete";
+/** How the distance of two clusters follows from those of their members; `ward` takes Euclidean distances. */
+export type Linkage = "average" | "single" | "complete" | "ward";
 
 /**
  * Agglomerative clustering: from single items, the two nearest clusters become one until `count` are left. Ties go to the
@@ -22,10 +22,13 @@ export function cluster(
       }
     }
     const [a, b] = [clusters[first] as number[], clusters[second] as number[]];
+    const [toFirst, toSecond] = [between[first] as number[], between[second] as number[]];
+    const apart = toFirst[second] as number;
     for (let other = 0; other < clusters.length; other++) {
-      const pair = [between[first]?.[other] as number, between[second]?.[other] as number] as const;
-      const distance = linked(pair, [a.length, b.length], linkage);
-      (between[first] as number[])[other] = distance;
+      const pair = [toFirst[other] as number, toSecond[other] as number, apart] as const;
+      const sizes = [a.length, b.length, (clusters[other] as number[]).length] as const;
+      const distance = linked(pair, sizes, linkage);
+      toFirst[other] = distance;
       (between[other] as number[])[first] = distance;
     }
     clusters[first] = [...a, ...b].sort((x, y) => x - y);
@@ -36,13 +39,22 @@ export function cluster(
   return clusters;
 }
 
-/** Distance of the union of two clusters to a third one (Lance and Williams 1967). */
+/** Distance of the union of two clusters, which are `apart`, to a third one (Lance and Williams 1967). */
 function linked(
-  [a, b]: readonly [number, number],
-  [sizeA, sizeB]: readonly [number, number],
+  [a, b, apart]: readonly [number, number, number],
+  [sizeA, sizeB, size]: readonly [number, number, number],
   linkage: Linkage,
 ): number {
-  if (linkage === "single") return Math.min(a, b);
-  if (linkage === "complete") return Math.max(a, b);
-  return (sizeA * a + sizeB * b) / (sizeA + sizeB);
+  switch (linkage) {
+    case "single":
+      return Math.min(a, b);
+    case "complete":
+      return Math.max(a, b);
+    case "average":
+      return (sizeA * a + sizeB * b) / (sizeA + sizeB);
+    case "ward": {
+      const squares = (sizeA + size) * a * a + (sizeB + size) * b * b - size * apart * apart;
+      return Math.sqrt(Math.max(0, squares) / (sizeA + sizeB + size));
+    }
+  }
 }

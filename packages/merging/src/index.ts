@@ -1,3 +1,10 @@
+export { type AverageOptions, average } from "./average.js";
 export type { Linkage } from "./clusters.js";
+export { type DernOptions, dern } from "./dern.js";
+export type { AlignOptions } from "./group-merger.js";
+export type { Weighting, WeightingOptions } from "./group-plan.js";
+export { type HcSmoeOptions, hcSmoe } from "./hc-smoe.js";
 export { type LogitClustersOptions, logitClusters } from "./logit-clusters.js";
 export { type MSmoeOptions, mSmoe } from "./m-smoe.js";
+export { type ReamOptions, ream } from "./ream.js";
+export type { UnitView } from "./unit-features.js";

@@ -1,22 +1,18 @@
-import {
-  CoppiceError,
-  checkKeep,
-  definePlugin,
-  type LayerPlan,
-  type LayerStatistics,
-  matchingStatistics,
-  moeLayers,
-  throwIfAborted,
-} from "@coppice/core";
+import { definePlugin, type LayerStatistics } from "@coppice/core";
 import * as v from "valibot";
-import { cluster, type Linkage } from "./clusters.js";
-import { groupPlan, type WeightingOptions, weightingOptions } from "./group-plan.js";
-import { logitSimilarity } from "./logit-similarity.js";
+import { clusterExperts, mostUsed } from "./cluster-experts.js";
+import type { Linkage } from "./clusters.js";
+import { logitSimilarity } from "./expert-similarity.js";
+import { type AlignOptions, alignOptions, groupMerger } from "./group-merger.js";
+import { type WeightingOptions, weightingOptions } from "./group-plan.js";
 
 /** Options of the plugin `logit-clusters`. */
-export interface LogitClustersOptions extends WeightingOptions {
-  /** @default "average" */
-  readonly linkage?: Linkage | undefined;
+export interface LogitClustersOptions extends WeightingOptions, AlignOptions {
+  /**
+   * How the distance of clusters follows from those of their members, which are no Euclidean ones.
+   * @default "average"
+   */
+  readonly linkage?: Exclude<Linkage, "ward"> | undefined;
 }
 
 declare module "@coppice/core" {
@@ -38,36 +34,20 @@ export const logitClusters = definePlugin({
   reference: "https://arxiv.org/abs/2409.01483",
   options: v.strictObject({
     ...weightingOptions,
+    ...alignOptions,
     linkage: v.optional(v.picklist(["average", "single", "complete"]), "average"),
   }),
-  create: ({ weights, linkage }) => ({
-    needs: { statistics: true, weights: false },
-    async merge(request) {
-      const { model, keep, signal } = request;
-      const statistics = matchingStatistics(request);
-      return moeLayers(model).map(({ index, feedForward }, i): LayerPlan => {
-        throwIfAborted(signal, `merging experts of layer ${index}`);
-        const { router, experts } = feedForward;
-        checkKeep(keep, experts.length, router.topK, index);
-        if (router.groups && keep < experts.length) throw noGroups(index, router.groups.count);
-        const sums = statistics[i] as LayerStatistics;
+  create: ({ weights, align, linkage }) =>
+    groupMerger({
+      name: "logit-clusters",
+      weights,
+      align,
+      needs: { statistics: true },
+      async group(layer, given, { keep }) {
+        const sums = given as LayerStatistics;
         const distances = logitSimilarity(sums).map((row) => row.map((value) => 1 - value));
-        const groups = cluster(distances, keep, linkage).map((members) => ({
-          members,
-          leader: members.reduce((best, expert) =>
-            (sums.count[expert] as number) > (sums.count[best] as number) ? expert : best,
-          ),
-        }));
-        return groupPlan(sums, groups, weights);
-      });
-    },
-  }),
+        const usage = sums.count;
+        return clusterExperts(layer, { keep, distances, linkage, usage, leader: mostUsed(usage) });
+      },
+    }),
 });
-
-function noGroups(layer: number, count: number): CoppiceError {
-  return new CoppiceError(
-    "COPPICE_PLAN_GROUPS",
-    `layer ${layer} routes to ${count} groups of experts, which clusters of logits would tear apart`,
-    { hint: "use the merger m-smoe, which leaves as many experts in every group", details: { layer, count } },
-  );
-}
