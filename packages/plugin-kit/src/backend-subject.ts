@@ -92,10 +92,7 @@ const arrayFields = [
 export type ArrayField = (typeof arrayFields)[number];
 
 /** Records copies of what a tap is shown, one record per layer in the order of the layers. */
-function recordingTap(
-  fields: readonly TapField[],
-  every?: Uint8Array,
-): { tap: Tap; records: LayerRecord[] } {
+function recordingTap(fields: readonly TapField[], every?: Uint8Array): { tap: Tap; records: LayerRecord[] } {
   const records: LayerRecord[] = [];
   const onLayer = (shown: LayerTap) => {
     const { layer, topK, tokens, rows } = shown;
