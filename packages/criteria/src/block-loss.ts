@@ -58,8 +58,7 @@ export class BlockLoss {
     const { router } = this.layer.feedForward;
     const size = kept.length;
     if (size === 0) return none;
-    if (this.#logitBuffer.length < count * size) this.#logitBuffer = new Float32Array(this.tokens * size);
-    const gathered = this.#logitBuffer.subarray(0, count * size);
+    const gathered = this.#buffer(count * size);
     for (let i = 0, at = 0; i < count; i++) {
       const row = (tokens ? (tokens[i] as number) : i) * this.experts;
       for (let slot = 0; slot < size; slot++)
@@ -69,6 +68,33 @@ export class BlockLoss {
     const correction =
       this.correction && Float32Array.from(kept, (expert) => this.correction?.[expert] as number);
     return inExperts(routeTokens(gathered, count, router, { plan, correction }), kept, router.scalesInput);
+  }
+
+  /**
+   * What tokens make of given experts, when these are all that there are.
+   * @param tokens of the sample
+   * @param experts [count, top-k]
+   */
+  among(tokens: Int32Array, count: number, experts: Int32Array): Choices {
+    const { correction: _, groups: __, ...router } = this.layer.feedForward.router;
+    const { topK } = router;
+    const gathered = this.#buffer(count * topK);
+    for (let at = 0; at < gathered.length; at++) {
+      const token = tokens[Math.floor(at / topK)] as number;
+      gathered[at] = this.logits[token * this.experts + (experts[at] as number)] as number;
+    }
+    const { slots, gates } = routeTokens(gathered, count, router);
+    const ordered = slots.map((slot, at) => experts[at - (at % topK) + slot] as number);
+    return {
+      experts: ordered,
+      factors: router.scalesInput ? new Float32Array(gates.length).fill(1) : gates,
+      topK,
+    };
+  }
+
+  #buffer(length: number): Float32Array {
+    if (this.#logitBuffer.length < length) this.#logitBuffer = new Float32Array(length);
+    return this.#logitBuffer.subarray(0, length);
   }
 
   /** `Σ_t d_tᵀ G_t d_t` of keeping these experts, ascending. */
