@@ -11,6 +11,7 @@ const portable: readonly string[] = [
   "evaluate",
   "calibrate",
   "allocate",
+  "router-repair",
   "search",
   "criteria",
   "merging",
