@@ -1,5 +1,6 @@
 export { judgeAnswer, normalizeAnswer, type Verdict } from "./answer-text.js";
 export { type ChatMessage, chatTemplateLimits } from "./chat-template.js";
+export { type ContinueOptions, continuePrompts } from "./continue-prompts.js";
 export {
   type EncodedSample,
   type EncodedSequence,

@@ -1,5 +1,5 @@
 import { createPlan } from "@coppice/core";
-import { calibrationSequences, encodeTask, generate, parseTask } from "@coppice/evaluate";
+import { calibrationSequences, continuePrompts, encodeTask, generate, parseTask } from "@coppice/evaluate";
 import { describe, expect, it } from "vitest";
 import { byteTokenizer } from "./byte-tokenizer.js";
 import { fakeModel, hiddenRunner, scriptedRunner, sureRunner } from "./fake-runners.js";
@@ -138,5 +138,33 @@ describe("text", () => {
     ).toEqual(["q b"]);
     const long = parseTask(JSON.stringify({ prompt: "p".repeat(90), answer: "a" }), "l");
     expect(calibrationSequences(long, { tokenizer, model })[0]).toHaveLength(64);
+  });
+});
+
+describe("continuePrompts", () => {
+  const prompts = ["p", "one stone", "a €"].map((text) => Int32Array.from(byte(text)));
+
+  it("writes behind each prompt what greedy generation writes", async () => {
+    const runner = hiddenRunner(fakeModel({ endTokens: [7, 300] }));
+    const together = await continuePrompts(runner, tokenizer, prompts, { maxTokens: 9 });
+    for (const [i, prompt] of prompts.entries()) {
+      const { tokens } = await generate(runner, tokenizer, prompt, { maxTokens: 9 });
+      expect([...(together[i] as Int32Array)]).toEqual([...prompt, ...tokens]);
+    }
+  });
+
+  it("ends before the end of a text, and with the context", async () => {
+    const [ended] = await continuePrompts(writing("abc"), tokenizer, prompts.slice(0, 1));
+    expect([...(ended as Int32Array)]).toEqual(byte("pabc"));
+    const endless = sureRunner(model, () => 2 + 97);
+    const [full] = await continuePrompts(endless, tokenizer, [new Int32Array(60).fill(5)]);
+    expect(full).toHaveLength(64);
+    await expect(continuePrompts(endless, tokenizer, prompts, { maxTokens: 0 })).rejects.toMatchObject({
+      code: "COPPICE_USAGE",
+    });
+    const signal = AbortSignal.abort();
+    await expect(continuePrompts(endless, tokenizer, prompts, { signal })).rejects.toMatchObject({
+      code: "COPPICE_ABORTED",
+    });
   });
 });
