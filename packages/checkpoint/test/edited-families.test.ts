@@ -140,4 +140,41 @@ describe("families that are edited only", () => {
       '"dense_text"',
     );
   });
+
+  it("refuses tensors beside experts that have an entry for each", async () => {
+    const cases: [keyof typeof made, string, number[]][] = [
+      ["qwen3_next", "model.layers.1.mlp.expert_bias", [experts]],
+      ["qwen3_next", "model.layers.0.mlp.experts.expert_bias", [1, experts]],
+      ["qwen3_next", "mtp.layers.0.mlp.experts.expert_scale", [experts, 1]],
+      ["qwen3_5_moe", "model.language_model.layers.1.mlp.experts.scale", [7, experts]],
+      ["dbrx", "transformer.blocks.0.ffn.experts.importance", [experts, 3]],
+      ["nemotron_h", "backbone.layers.1.mixer.other_router.weight", [experts, hidden]],
+      ["jamba", "model.layers.1.feed_forward.expert_bias", [experts]],
+    ];
+    for (const [family, name, shape] of cases) {
+      const { config, shapes: all } = made[family]!;
+      await expectError(
+        loadMade(config, randomTensors([...all, [name, shape]])),
+        "COPPICE_FORMAT_QUANTIZED",
+        `tensor ${name} stands beside experts`,
+      );
+    }
+  });
+
+  it("takes what is as large as there are experts by chance", async () => {
+    const { config, shapes: all } = made.qwen3_next!;
+    const same = all.map(([name, shape]): [string, number[]] => [
+      name,
+      name.includes("shared_expert.") ? shape.map((size) => (size === 10 ? experts : size)) : shape,
+    ]);
+    const extra: [string, number[]][] = [
+      ["model.layers.0.mlp.projection.weight", [hidden, experts]],
+      ["model.layers.0.linear_attn.A_log", [experts]],
+    ];
+    const changed = { ...config, shared_expert_intermediate_size: experts };
+    await using checkpoint = await loadMade(changed, randomTensors([...same, ...extra]));
+    expect(checkpoint.model.undescribed?.map(({ name }) => name)).toEqual(
+      expect.arrayContaining(extra.map(([name]) => name)),
+    );
+  });
 });

@@ -7,12 +7,13 @@ import {
   type TensorRef,
 } from "@coppice/core";
 import type { ConfigReader } from "../config.js";
+import { checkBeside } from "./beside-experts.js";
 import { type Description, describeAttention } from "./describe-attention.js";
 import { describeExperts, findPacked, takeMlp } from "./describe-experts.js";
 import { type Candidate, findLayout } from "./detect.js";
 import { findEdits } from "./expert-edits.js";
 import type { ExpertTensors } from "./expert-tensors.js";
-import { type ExpertLayout, flag, type MlpNames } from "./family.js";
+import { type ExpertLayout, flag, type MlpNames, type SharedDescription } from "./family.js";
 import { findMtp, type MtpLayer } from "./mtp.js";
 import type { NameIndex } from "./name-index.js";
 import { readQuantization } from "./quantization.js";
@@ -54,7 +55,9 @@ export function describeModel(
   const isMoe = family.moeLayers?.(config) ?? (() => true);
   const { layout, edits, last } = findDecoderEdits(candidate, settings.layers, isMoe, take);
   const mtp = findMtp(candidate, settings.layers, last, index);
-  const mtpEdits = mtp.flatMap((layer) => findMtpEdits(layer, edits.at(-1) as ExpertTensors, take));
+  const mtpEdits = mtp.flatMap((layer) =>
+    findMtpEdits(layer, edits.at(-1) as ExpertTensors, family.shared, take),
+  );
   const packed = findPacked(take, naming.body);
   const editOnly = packed ? packedReason(packed, quantization.method) : family.editOnly;
   const description: Description = { family, config, settings, take };
@@ -98,7 +101,9 @@ function findDecoderEdits(
     before ??= { layout, layer };
     const place = { layer, label: `layer ${layer}`, name: (pattern: string) => naming.name(pattern, layer) };
     const count = config.layerInteger(family.config.experts, layer);
-    edits.push(findEdits(layout, place, count, take.index, take.quantization));
+    const set = findEdits(layout, place, count, take.index, take.quantization);
+    checkBeside(set, layout, place, family.shared, take.index);
+    edits.push(set);
     last = layer;
   }
   if (before) return { layout: before.layout, edits, last };
@@ -108,7 +113,12 @@ function findDecoderEdits(
 /** Far more than the deepest models have; a config may claim billions, whose tensors are then missing. */
 const mostLayers = 10_000;
 
-function findMtpEdits(layer: MtpLayer, model: ExpertTensors, take: TensorTaker): ExpertTensors[] {
+function findMtpEdits(
+  layer: MtpLayer,
+  model: ExpertTensors,
+  shared: SharedDescription | undefined,
+  take: TensorTaker,
+): ExpertTensors[] {
   if (!layer.layout) return [];
   const router = take.index.get(layer.name(layer.layout.router));
   const rows = router?.shape[0];
@@ -119,7 +129,9 @@ function findMtpEdits(layer: MtpLayer, model: ExpertTensors, take: TensorTaker):
       { details: { layer: layer.label, rows: rows ?? null, experts: model.experts } },
     );
   }
-  return [findEdits(layer.layout, layer, model.experts, take.index, take.quantization)];
+  const set = findEdits(layer.layout, layer, model.experts, take.index, take.quantization);
+  checkBeside(set, layer.layout, layer, shared, take.index);
+  return [set];
 }
 
 /** Describes everything by looking its tensors up with `take`, which are then all that the model has. */

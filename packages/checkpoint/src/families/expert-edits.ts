@@ -282,7 +282,7 @@ export function stackNames({ gateUp, gate, up, down }: StackedLayout): string[] 
 }
 
 /** What the names of single experts begin with, their number not included. */
-function containerOf({ experts }: SeparateLayout, name: ExpertPlace["name"]): string {
+export function containerOf({ experts }: SeparateLayout, name: ExpertPlace["name"]): string {
   const pattern = name(experts.up);
   return pattern.slice(0, pattern.indexOf("{e}"));
 }
@@ -297,7 +297,7 @@ function hasNumbered(index: NameIndex, container: string): boolean {
   return /^\d/.test((index.first(container) ?? "").slice(container.length));
 }
 
-function unknownSibling(tensor: string): CoppiceError {
+export function unknownSibling(tensor: string): CoppiceError {
   return new CoppiceError(
     "COPPICE_FORMAT_QUANTIZED",
     `tensor ${tensor.slice(0, 200)} stands beside experts and is of no known kind`,

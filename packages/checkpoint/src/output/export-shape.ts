@@ -11,7 +11,7 @@ import {
 } from "@coppice/core";
 import { type ExpertSlot, slotsOf } from "./expert-slots.js";
 import { arrangePadded, paddingObstacle } from "./padding.js";
-import { checkAboveFilling, type RouterEntry, routerEntries } from "./router-entries.js";
+import { type RouterEntry, routerEntries } from "./router-entries.js";
 
 /**
  * `stock`: what every runtime of the family loads, one number of experts and one top-k for all layers. `runtime`: the
@@ -91,6 +91,7 @@ export function exportShape(model: MoeModel, plan: Plan, layout: OutputLayout = 
     const groups = groupsAfter(router, experts, layer);
     return groups && { groups: { count: groups.count, keep: groups.keep } };
   };
+  const replaced = ({ entries }: Layer) => entries && { router: entries };
   const [first] = layers as [Layer];
   const isStock = layout === "stock";
   for (const { layer, topK } of layers) {
@@ -114,7 +115,6 @@ export function exportShape(model: MoeModel, plan: Plan, layout: OutputLayout = 
     obstacle === undefined &&
     (other || !fitsTogether(layers.map((layer) => () => groupsOf(layer))))
   ) {
-    for (const { layer, entries } of layers) checkAboveFilling(entries, layer);
     const shape = arrangePadded(layers);
     const filled = shape.layers.map((layer, i) => ({ ...layer, ...replaced(layers[i] as Layer) }));
     return { ...shape, layers: filled, topK: first.topK };
@@ -144,14 +144,6 @@ export function exportShape(model: MoeModel, plan: Plan, layout: OutputLayout = 
     padded: 0,
     layers: shapes,
   };
-}
-
-function replaced({
-  entries,
-}: {
-  readonly entries: LayerShape["router"] | undefined;
-}): Pick<LayerShape, "router"> {
-  return entries ? { router: entries } : {};
 }
 
 const orRuntime = "or write the runtime layout, which Coppice itself loads";

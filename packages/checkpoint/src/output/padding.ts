@@ -4,7 +4,7 @@ import type { ExportShape, LayerShape } from "./export-shape.js";
 
 /**
  * Bias and correction of experts that fill up. Sigmoid scores are at most 1, corrections and logits of trained models
- * below 1e6, so nothing real comes near; bfloat16 holds it to within 0.2 %.
+ * and numbers of plans below 1e6, so nothing real comes near; bfloat16 holds it to within 0.2 %.
  */
 export const padBias = -1e9;
 
