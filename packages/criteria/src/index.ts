@@ -2,6 +2,7 @@ export { type AimerOptions, aimer } from "./aimer.js";
 export { type EanOptions, ean } from "./ean.js";
 export { type EasyEpOptions, easyEp } from "./easy-ep.js";
 export { type FrequencyOptions, frequency } from "./frequency.js";
+export { type HeaprLiteOptions, heaprLite, hiddenUnitScores } from "./heapr-lite.js";
 export { type ManOptions, man } from "./man.js";
 export { type MomentsOptions, moments } from "./moments.js";
 export { type MoneOptions, mone } from "./mone.js";

@@ -42,7 +42,7 @@ export function extrasCriterion<F extends ExtraField>(
  * @throws COPPICE_STATS_MISSING, COPPICE_STATS_MODEL
  */
 export function collectedLayers(
-  request: ScoreRequest,
+  request: Pick<ScoreRequest, "model" | "statistics">,
   needs: Criterion["needs"],
   name: string,
 ): readonly LayerStatistics[] {

@@ -2,18 +2,21 @@ import { reference } from "@coppice/backend-reference";
 import { collectStatistics } from "@coppice/calibrate";
 import {
   createRegistry,
-  extraFields,
+  type ExtraField,
   mlpTensors,
   moeLayers,
   type Statistics,
   type TensorRef,
 } from "@coppice/core";
-import { ean, reap, softActivation } from "@coppice/criteria";
-import { type MemoryModel, randomModel, sampleShapes } from "@coppice/plugin-kit";
+import { ean, hiddenUnitScores, reap, softActivation } from "@coppice/criteria";
+import { type MemoryModel, randomModel, type SlowChoice, sampleShapes } from "@coppice/plugin-kit";
 import { fixtureNames } from "@coppice/plugin-kit/node";
 import { beforeAll, describe, expect, test } from "vitest";
 import { expectNear, fixtureModel, score } from "./score.js";
 import { added, norm, perExpert, type SlowToken, slowTokens, total } from "./slow-tokens.js";
+
+/** What criteria need of what is collected on demand. */
+const extras: readonly ExtraField[] = ["change", "peak", "outputSum", "outputNorm2", "unitSquares"];
 
 /** A checkpoint of every family, which have every routing order among them, and random models of rarer kinds. */
 const sources: Record<string, () => Promise<MemoryModel>> = {
@@ -32,7 +35,7 @@ describe.each(Object.keys(sources))("criteria on %s", (name) => {
   /** [MoE layer][token] */
   let tokens: SlowToken[][];
   /** Of every expert, from the choices of the tokens that are routed to it. */
-  const perChoices = (value: (choices: readonly { gate: number; output: readonly number[] }[]) => number) =>
+  const perChoices = (value: (choices: readonly SlowChoice[]) => number) =>
     perExpert(source, tokens, (layer, expert) =>
       value(layer.flatMap(({ choices }) => choices.filter(({ slot }) => slot === expert))),
     );
@@ -46,7 +49,7 @@ describe.each(Object.keys(sources))("criteria on %s", (name) => {
     tokens = slowTokens(source, sequences);
     const backend = await createRegistry([reference]).create("backend", "reference", {}, undefined);
     await using runner = await backend.load(source);
-    statistics = await collectStatistics({ runner, sequences, name: "test", extras: extraFields });
+    statistics = await collectStatistics({ runner, sequences, name: "test", extras });
   });
 
   test("frequency counts the tokens that are routed to an expert", async () => {
@@ -116,13 +119,21 @@ describe.each(Object.keys(sources))("criteria on %s", (name) => {
       await score("moments", request),
       perChoices((choices) => total(choices.map((choice) => added(choice, scalesInput)))),
     );
-    expectNear(
-      await of(0.5, 2, 1),
-      perChoices((choices) => {
-        const rest = (gate: number) => (scalesInput ? gate : gate ** 2);
-        return Math.sqrt(choices.length) * mean(choices.map((c) => rest(c.gate) * norm(c)));
-      }),
-    );
+    // The norm of f(g x) has one g already.
+    const powers = ({ gate, output }: SlowChoice, b: number, c: number) =>
+      gate ** (scalesInput ? Math.max(0, b - c) : b) * norm({ output }) ** c;
+    for (const a of [0, 0.5, 1]) {
+      for (const b of [0, 1, 2] as const) {
+        for (const c of [0, 1, 2] as const) {
+          expectNear(
+            await of(a, b, c),
+            perChoices(
+              (choices) => choices.length ** a * mean(choices.map((choice) => powers(choice, b, c))),
+            ),
+          );
+        }
+      }
+    }
   });
 
   test("TCESS averages the logits of the tokens that choose an expert", async () => {
@@ -189,6 +200,37 @@ describe.each(Object.keys(sources))("criteria on %s", (name) => {
       await score("mone", { model, statistics }, { score: "variance" }),
       perChoices(deviation),
       "row",
+    );
+  });
+
+  test("HEAPr without gradients sums the energies of hidden units", async () => {
+    const { model, weights } = source;
+    const request = { model, statistics, weights };
+    /** [MoE layer][expert][unit]: mean of a² over the routed tokens, times ‖w‖². */
+    const units = perExpert(source, tokens, (layer, expert, spec) => {
+      const down = source.tensors.get(spec.down.name) as Float32Array;
+      const own = layer.flatMap(({ choices, every }) =>
+        choices.some(({ slot }) => slot === expert) ? [every()] : [],
+      );
+      return Array.from({ length: spec.width }, (_, unit) => {
+        const column = down.filter((_, i) => i % spec.width === unit);
+        const energy = mean(own.map((experts) => (experts[expert]?.units[unit] as number) ** 2));
+        return energy * total([...column].map((weight) => weight ** 2));
+      });
+    });
+    expectNear(
+      await hiddenUnitScores(request),
+      units.map((experts) => experts.flat()),
+      "row",
+    );
+    const served = perChoices((choices) => choices.length);
+    expectNear(
+      await score("heapr-lite", request),
+      units.map((experts) => experts.map(total)),
+    );
+    expectNear(
+      await score("heapr-lite", request, { over: "sum" }),
+      units.map((experts, i) => experts.map((own, j) => (served[i]?.[j] as number) * total(own))),
     );
   });
 

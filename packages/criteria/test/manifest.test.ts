@@ -20,5 +20,5 @@ test("package.json lists the plugins that the package exports", () => {
   );
   const byName = (list: { name: string }[]) => list.toSorted((a, b) => a.name.localeCompare(b.name));
   expect(byName(manifest.coppice.plugins)).toEqual(byName(exported));
-  expect(exported).toHaveLength(15);
+  expect(exported).toHaveLength(16);
 });

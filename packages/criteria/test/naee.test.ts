@@ -1,5 +1,8 @@
+import { reference } from "@coppice/backend-reference";
+import { collectStatistics } from "@coppice/calibrate";
 import {
   combinations,
+  createRegistry,
   findExperts,
   type MoeLayer,
   moeLayers,
@@ -11,7 +14,7 @@ import type { MemoryModel } from "@coppice/plugin-kit";
 import { fixtureNames } from "@coppice/plugin-kit/node";
 import { beforeAll, describe, expect, test } from "vitest";
 import { fixtureModel, score } from "./score.js";
-import { slowBlockLoss, slowSample } from "./slow-block.js";
+import { slowBlockLoss } from "./slow-block.js";
 
 const keep = 4;
 
@@ -29,7 +32,10 @@ describe.each(fixtureNames)("naee on %s", (name) => {
     at = fixtureNames.indexOf(name) % layers.length;
     layer = layers[at] as MoeLayer;
     const ids = Array.from({ length: 9 }, (_, i) => (5 * i * i + i + 3) % source.model.vocabSize);
-    statistics = slowSample(source, ids);
+    const backend = await createRegistry([reference]).create("backend", "reference", {}, undefined);
+    await using runner = await backend.load(source);
+    const sample = { limit: ids.length, with: ["grams"] } as const;
+    statistics = await collectStatistics({ runner, sequences: [Int32Array.from(ids)], name: "test", sample });
     lossOf = remembering(slowBlockLoss(source, ids, layer.index));
   });
 

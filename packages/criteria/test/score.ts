@@ -1,10 +1,12 @@
-import { type CriterionPlugins, createRegistry, Rng, type ScoreRequest } from "@coppice/core";
+import { type CriterionPlugins, createRegistry, isPlugin, Rng, type ScoreRequest } from "@coppice/core";
 import * as criteria from "@coppice/criteria";
 import { intoMemory, type MemoryModel } from "@coppice/plugin-kit";
 import { type FixtureName, loadFixture } from "@coppice/plugin-kit/node";
 import { expect } from "vitest";
 
-export const registry = createRegistry(Object.values(criteria));
+export const registry = createRegistry(
+  Object.values(criteria).flatMap((value) => (isPlugin(value) ? [value] : [])),
+);
 
 export async function score<N extends keyof CriterionPlugins>(
   name: N,

@@ -1,5 +1,5 @@
-import { moeLayers } from "@coppice/core";
-import { type MemoryModel, type SlowChoice, slowForward } from "@coppice/plugin-kit";
+import { type MlpSpec, moeLayers } from "@coppice/core";
+import { type MemoryModel, type SlowChoice, type SlowExpert, slowForward } from "@coppice/plugin-kit";
 
 /** What one token did in one layer, by the formulas of the model in float64. */
 export interface SlowToken {
@@ -7,6 +7,8 @@ export interface SlowToken {
   readonly logits: readonly number[];
   /** The residual stream before the block. */
   readonly residual: readonly number[];
+  /** What every expert computes from it, chosen or not. */
+  every(): SlowExpert[];
 }
 
 /** [MoE layer][token] */
@@ -18,19 +20,20 @@ export function slowTokens(source: MemoryModel, sequences: readonly Int32Array[]
         choices,
         logits: layers[i]?.routerLogits[t] ?? [],
         residual: layers[i]?.residual[t] ?? [],
+        every: () => layers[i]?.every(t) ?? [],
       })),
     ),
   );
 }
 
 /** [MoE layer][expert] */
-export function perExpert(
+export function perExpert<T>(
   { model }: MemoryModel,
   tokens: readonly (readonly SlowToken[])[],
-  value: (layer: readonly SlowToken[], expert: number) => number,
-): number[][] {
+  value: (layer: readonly SlowToken[], expert: number, spec: MlpSpec) => T,
+): T[][] {
   return moeLayers(model).map(({ feedForward }, i) =>
-    feedForward.experts.map((_, expert) => value(tokens[i] ?? [], expert)),
+    feedForward.experts.map((spec, expert) => value(tokens[i] ?? [], expert, spec)),
   );
 }
 
