@@ -1,24 +1,12 @@
-import { type CollectedStatistics, mergeStatistics } from "@coppice/calibrate";
-import {
-  checkWholeNumber,
-  type Executor,
-  type ExtraField,
-  type MoeModel,
-  type Plan,
-  RunEmitter,
-} from "@coppice/core";
-import {
-  combineScores,
-  type Generated,
-  type GenerateOptions,
-  type Task,
-  type TaskScore,
-} from "@coppice/evaluate";
+import type { CollectedStatistics } from "@coppice/calibrate";
+import { checkWholeNumber, type Executor, type MoeModel, type Plan } from "@coppice/core";
+import { combineScores, type Generated, type GenerateOptions, type TaskScore } from "@coppice/evaluate";
 import type { BackendSource } from "./backend-source.js";
 import { defaultWorkers } from "./default-workers.js";
-import type { WorkerEvent } from "./protocol.js";
+import { all, progressOf } from "./on-hosts.js";
+import { collectOnHosts, type PoolStatisticsOptions } from "./pool-statistics.js";
+import type { PoolTaskOptions } from "./pool-task.js";
 import { createScorer, type ScorerOptions } from "./scorer.js";
-import { stopSignal } from "./stop-signal.js";
 import { WorkerHost } from "./worker-host.js";
 import type { Isolation } from "./worker-port.js";
 
@@ -31,17 +19,6 @@ export interface ModelPoolOptions {
   /** Default "process". */
   readonly isolation?: Isolation;
   readonly signal?: AbortSignal;
-}
-
-export interface PoolTaskOptions {
-  readonly task: Task;
-  /** First samples only; for text, first windows. */
-  readonly limit?: number;
-  /** Prompts in the checkpoint's chat template. Default false. */
-  readonly chat?: boolean;
-  readonly signal?: AbortSignal;
-  /** Gets `progress`. */
-  readonly emitter?: RunEmitter;
 }
 
 /**
@@ -59,10 +36,8 @@ export interface ModelPool extends AsyncDisposable {
   evaluateTask(
     options: PoolTaskOptions & { readonly metric?: string; readonly plan?: Plan },
   ): Promise<TaskScore>;
-  /** `collectStatistics` of `@coppice/calibrate` on the samples, prompts with their answers unless `promptsOnly`. */
-  collectStatistics(
-    options: PoolTaskOptions & { readonly promptsOnly?: boolean; readonly extras?: readonly ExtraField[] },
-  ): Promise<CollectedStatistics>;
+  /** `collectStatistics` of `@coppice/calibrate` on the samples. */
+  collectStatistics(options: PoolStatisticsOptions): Promise<CollectedStatistics>;
   /** `generate` of `@coppice/evaluate`, on one worker. */
   generate(prompt: string | Int32Array, options?: GenerateOptions): Promise<Generated>;
   /** Logits, [sequence][position], at the last position or at all. */
@@ -76,9 +51,6 @@ export interface ModelPool extends AsyncDisposable {
 
 /** More processes than any machine has cores for are a slip of the keyboard. */
 const mostWorkers = 1024;
-
-/** Parts that calibration data is cut into: enough for any number of workers to share, few enough to cost nothing. */
-const statisticsParts = 16;
 
 /**
  * Loads a model into workers.
@@ -130,29 +102,7 @@ export async function createModelPool(options: ModelPoolOptions): Promise<ModelP
       );
     },
 
-    async collectStatistics({ signal: stop, emitter, ...params }) {
-      const onEvent = progressOf(emitter, "collecting statistics", "tokens");
-      const shards = await all(hosts, stop, (host, index, signal) =>
-        host.call(
-          "collectStatistics",
-          { ...params, parts: statisticsParts, shard: shard(index) },
-          { signal, onEvent },
-        ),
-      );
-      const { hash, sequences } = shards[0] as (typeof shards)[number];
-      const parts = shards.flatMap((result) => result.parts).sort((a, b) => a.part - b.part);
-      // The parts are one set of data, under one name.
-      const sum = parts
-        .map(({ statistics }): CollectedStatistics => ({ ...statistics, sources: [] }))
-        .reduce(mergeStatistics);
-      const { task, promptsOnly, chat, limit } = params;
-      const options = { ...(chat !== undefined && { chat }), ...(limit !== undefined && { limit }) };
-      const kind = task.form === "text" ? "text" : promptsOnly ? "prompts" : "answers";
-      return {
-        ...sum,
-        sources: [{ name: task.name, hash, sequences, tokens: sum.tokens, kind, weight: 1, options }],
-      };
-    },
+    collectStatistics: (request) => collectOnHosts(hosts, request),
 
     generate: (prompt, { onToken, signal: stop, ...rest } = {}) =>
       nextHost().call(
@@ -168,34 +118,5 @@ export async function createModelPool(options: ModelPoolOptions): Promise<ModelP
       all(sequences, stop, (sequence, _, signal) =>
         nextHost().call("logits", { sequence, all: everywhere, ...(plan && { plan }) }, { signal }),
       ),
-  };
-}
-
-/** Waits for all; the first failure stops the others. */
-async function all<T, R>(
-  items: readonly T[],
-  outer: AbortSignal | undefined,
-  work: (item: T, index: number, signal: AbortSignal) => Promise<R>,
-): Promise<R[]> {
-  const failed = new AbortController();
-  const signal = stopSignal(outer, failed);
-  try {
-    return await Promise.all(items.map((item, i) => work(item, i, signal)));
-  } catch (error) {
-    failed.abort();
-    throw error;
-  }
-}
-
-/** Adds up what the workers have done. */
-function progressOf(emitter = new RunEmitter(), stage: string, unit: string): (event: WorkerEvent) => void {
-  const begin = performance.now();
-  let done = 0;
-  return (event) => {
-    if (event.type !== "done") return;
-    done += event.count;
-    const { total } = event;
-    const etaMs = ((performance.now() - begin) / done) * (total - done);
-    emitter.notify("progress", { stage, done, total, unit, etaMs });
   };
 }

@@ -1,5 +1,10 @@
-import type { CollectedStatistics } from "@coppice/calibrate";
-import type { ExtraField, MoeModel, Plan, PlanScores, SerializedError, WorkCounters } from "@coppice/core";
+import type {
+  CollectedPart,
+  CollectedStatistics,
+  CollectionOptions,
+  StreamEstimate,
+} from "@coppice/calibrate";
+import type { MoeModel, Plan, PlanScores, Progress, SerializedError, WorkCounters } from "@coppice/core";
 import type { Generated, GenerateOptions, Metric, Objective, SampleScores, Task } from "@coppice/evaluate";
 import type { BackendSource } from "./backend-source.js";
 
@@ -13,6 +18,18 @@ export interface TaskParams {
   readonly task: Task;
   readonly limit?: number;
   readonly chat?: boolean;
+}
+
+/** What to collect on which token ids. */
+export type DataCollection = Omit<CollectionOptions, "signal">;
+
+export interface LayerStreamParams {
+  readonly source: TaskParams & { readonly promptsOnly: boolean };
+  readonly collection: Omit<DataCollection, "sequences">;
+  /** Folder of the work. */
+  readonly work: string;
+  readonly memory?: number;
+  readonly engine?: string;
 }
 
 /** What a worker can do: name -> what it is given, and what it answers. All of it survives structured clone. */
@@ -33,15 +50,16 @@ export interface WorkerMethods {
     params: TaskParams & { metric?: string; plan?: Plan; shard: Shard };
     result: { metric: Metric; total: number; scores: SampleScores };
   };
-  /** Statistics of the parts of the data whose number is the shard's index modulo its count. */
-  collectStatistics: {
-    params: TaskParams & {
-      promptsOnly?: boolean;
-      extras?: readonly ExtraField[];
-      parts: number;
-      shard: Shard;
-    };
-    result: { hash: string; sequences: number; parts: { part: number; statistics: CollectedStatistics }[] };
+  /** The samples as token ids. */
+  calibrationData: { params: TaskParams & { promptsOnly: boolean }; result: Int32Array[] };
+  /** Prompts with what the model writes behind them. */
+  continuePrompts: { params: { prompts: readonly Int32Array[]; maxTokens?: number }; result: Int32Array[] };
+  /** Tells the statistics of the parts of the data whose number is the shard's index modulo its count. */
+  collectStatistics: { params: { collection: DataCollection; shard: Shard }; result: undefined };
+  /** Loads some layers at a time; needs no `open`. */
+  collectByLayers: {
+    params: LayerStreamParams & { model: string; backend: BackendSource };
+    result: CollectedStatistics;
   };
   generate: {
     params: { prompt: string | Int32Array; options: Omit<GenerateOptions, "onToken" | "signal"> };
@@ -56,6 +74,9 @@ export type Method = keyof WorkerMethods;
 /** What workers tell while they work. */
 export type WorkerEvent =
   | { readonly type: "done"; readonly count: number; readonly total: number }
+  | { readonly type: "part"; readonly part: CollectedPart }
+  | { readonly type: "estimate"; readonly estimate: StreamEstimate }
+  | { readonly type: "progress"; readonly progress: Progress }
   | { readonly type: "token"; readonly token: number; readonly text: string };
 
 export type ToWorker =

@@ -164,7 +164,10 @@ const words: Readonly<Record<Method, string>> = {
   disposeScorer: "forget samples",
   evaluate: "evaluate a plan",
   scoreTask: "evaluate a task",
+  calibrationData: "read the data",
+  continuePrompts: "continue prompts",
   collectStatistics: "collect statistics",
+  collectByLayers: "collect statistics layer by layer",
   generate: "generate text",
   logits: "compute logits",
 };

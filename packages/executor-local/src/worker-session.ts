@@ -1,10 +1,12 @@
-import { collectStatistics, hashSequences } from "@coppice/calibrate";
+import { collectByLayers, collectParts } from "@coppice/calibrate";
+import { openWorkFolder } from "@coppice/calibrate/node";
 import { type LoadedCheckpoint, loadModel } from "@coppice/checkpoint";
 import { openFolder } from "@coppice/checkpoint/node";
-import { CoppiceError, RunEmitter, type Runner } from "@coppice/core";
+import { type Backend, CoppiceError, RunEmitter, type Runner } from "@coppice/core";
 import {
   calibrationSequences,
   checkObjective,
+  continuePrompts,
   createEvaluator,
   defaultObjective,
   type EncodedTask,
@@ -22,7 +24,6 @@ import {
 import { createBackend } from "./backend-source.js";
 import { noTokenizer } from "./no-tokenizer.js";
 import type { Method, TaskParams, WorkerEvent, WorkerMethods } from "./protocol.js";
-import { partsOf } from "./statistics-parts.js";
 
 interface CallContext {
   readonly signal: AbortSignal;
@@ -110,37 +111,48 @@ export class WorkerSession {
       return { metric, total, scores };
     },
 
-    collectStatistics: async (params, { signal, onEvent }) => {
-      const { task, promptsOnly, extras = [], parts, shard, limit, chat } = params;
-      const { checkpoint, runner } = this.#model;
-      const sequences = calibrationSequences(task, {
-        tokenizer: await this.#loadTokenizer(),
-        model: checkpoint.model,
-        ...(limit !== undefined && { limit }),
-        ...(chat !== undefined && { chat }),
-        ...(promptsOnly !== undefined && { promptsOnly }),
+    calibrationData: async (source) => this.#calibrationData(source, this.#model.checkpoint),
+
+    continuePrompts: async ({ prompts, maxTokens }, { signal }) =>
+      continuePrompts(this.#model.runner, await this.#loadTokenizer(), prompts, {
+        signal,
+        ...(maxTokens !== undefined && { maxTokens }),
+      }),
+
+    collectStatistics: async ({ collection, shard }, { signal, onEvent }) => {
+      const { runner } = this.#model;
+      const total = collection.sequences.reduce((sum, { length }) => sum + length, 0);
+      const emitter = new RunEmitter();
+      let before = 0;
+      emitter.on("progress", ({ done }) => {
+        onEvent({ type: "done", count: done - before, total });
+        before = done;
       });
-      const total = sequences.reduce((sum, { length }) => sum + length, 0);
-      const collected: WorkerMethods["collectStatistics"]["result"]["parts"] = [];
-      for (const [part, data] of partsOf(sequences, parts).entries()) {
-        if (part % shard.count !== shard.index || data.length === 0) continue;
-        const emitter = new RunEmitter();
-        let before = 0;
-        emitter.on("progress", ({ done }) => {
-          onEvent({ type: "done", count: done - before, total });
-          before = done;
-        });
-        const statistics = await collectStatistics({
-          runner,
-          sequences: data,
-          name: task.name,
-          extras,
-          emitter,
-          signal,
-        });
-        collected.push({ part, statistics });
+      for await (const part of collectParts({ ...collection, runner, emitter, signal }, shard)) {
+        onEvent({ type: "part", part });
       }
-      return { hash: hashSequences(sequences), sequences: sequences.length, parts: collected };
+      return undefined;
+    },
+
+    collectByLayers: async ({ model: path, backend: source, ...params }, { signal, onEvent }) => {
+      const backend = await createBackend(source);
+      await using checkpoint = await loadModel(await openFolder(path), { signal });
+      const emitter = new RunEmitter();
+      emitter.on("progress", (progress) => onEvent({ type: "progress", progress }));
+      const { collection, work, memory, engine } = params;
+      return await collectByLayers({
+        ...collection,
+        sequences: await this.#calibrationData(params.source, checkpoint),
+        model: checkpoint.model,
+        weights: checkpoint.weights,
+        backend: yieldingBackend(backend),
+        store: await openWorkFolder(work),
+        emitter,
+        signal,
+        onEstimate: (estimate) => onEvent({ type: "estimate", estimate }),
+        ...(memory !== undefined && { memory }),
+        ...(engine !== undefined && { engine }),
+      });
     },
 
     generate: async ({ prompt, options }, { signal, onEvent }) =>
@@ -170,9 +182,22 @@ export class WorkerSession {
     return this.#opened;
   }
 
-  async #loadTokenizer(): Promise<Tokenizer> {
-    this.#tokenizer ??= await loadTokenizer(this.#model.checkpoint.folder);
+  async #loadTokenizer(checkpoint = this.#model.checkpoint): Promise<Tokenizer> {
+    this.#tokenizer ??= await loadTokenizer(checkpoint.folder);
     return this.#tokenizer;
+  }
+
+  async #calibrationData(
+    { task, promptsOnly, limit, chat }: TaskParams & { readonly promptsOnly: boolean },
+    checkpoint: LoadedCheckpoint,
+  ): Promise<Int32Array[]> {
+    return calibrationSequences(task, {
+      tokenizer: await this.#loadTokenizer(checkpoint),
+      model: checkpoint.model,
+      promptsOnly,
+      ...(limit !== undefined && { limit }),
+      ...(chat !== undefined && { chat }),
+    });
   }
 
   /** Ids can be continued without a tokenizer. */
@@ -192,6 +217,10 @@ export class WorkerSession {
       ...(chat !== undefined && { chat }),
     });
   }
+}
+
+function yieldingBackend(backend: Backend): Backend {
+  return { ...backend, load: async (request) => yielding(await backend.load(request)) };
 }
 
 /** Lets messages in before every run: a backend may block its thread, and an abort must be heard between batches. */

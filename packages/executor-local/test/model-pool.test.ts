@@ -1,6 +1,6 @@
 import { type Progress, RunEmitter } from "@coppice/core";
 import { parseTask } from "@coppice/evaluate";
-import { createModelPool } from "@coppice/executor-local";
+import { createModelPool, type PoolStatisticsOptions } from "@coppice/executor-local";
 import { describe, expect, it } from "vitest";
 import { backend, limit, model, samplePlans, task } from "./setup.js";
 
@@ -18,8 +18,9 @@ describe("createModelPool", () => {
         exact: await own.evaluateTask({ task, limit, ...(plan && { plan }) }),
         likelihood: await own.evaluateTask({ task, limit, metric: "log-likelihood" }),
         perplexity: await own.evaluateTask({ task: text }),
-        statistics: await own.collectStatistics({ task, limit }),
-        prompts: (await own.collectStatistics({ task, limit, promptsOnly: true })).tokens,
+        statistics: await own.collectStatistics({ task, limit, sample: { limit: 20, with: ["inputs"] } }),
+        generations: await own.collectStatistics({ task, limit: 6, kind: "generations", maxTokens: 5 }),
+        prompts: (await own.collectStatistics({ task, limit, kind: "prompts" })).tokens,
         logits: await own.logits([Int32Array.of(1, 2, 3), Int32Array.of(4, 5)], { all: true }),
       });
     }
@@ -28,7 +29,11 @@ describe("createModelPool", () => {
     expect(results[0]).toMatchObject({
       exact: { metric: "exact-match", samples: limit },
       perplexity: { metric: "perplexity", value: expect.any(Number) },
-      statistics: { sources: [{ name: "arith.jsonl", sequences: limit }] },
+      statistics: {
+        sources: [{ name: "arith.jsonl", sequences: limit, kind: "answers", options: { limit } }],
+        sample: { priorities: { length: 20 } },
+      },
+      generations: { sources: [{ sequences: 6, kind: "generations", options: { limit: 6, maxTokens: 5 } }] },
       logits: [{ length: 3 }, { length: 2 }],
     });
   });
@@ -53,6 +58,21 @@ describe("createModelPool", () => {
     expect(parts.join("")).toBe(generated.text);
     expect(generated.tokens).toHaveLength(12);
     expect((await own.generate("Compute: 1 + 1 =", { maxTokens: 12 })).text).toBe(generated.text);
+  });
+
+  it("continues prompts with what the model writes, up to a limit", async () => {
+    await using own = await pool(1);
+    const tokens = async (options: Partial<PoolStatisticsOptions>) =>
+      (await own.collectStatistics({ task, limit, ...options })).tokens;
+    const prompts = await tokens({ kind: "prompts" });
+    expect(await tokens({ kind: "generations", maxTokens: 3 })).toBe(prompts + 3 * limit);
+    const text = parseTask("Some words.", "t.txt");
+    for (const kind of ["generations", "prompts"] as const) {
+      await expect(own.collectStatistics({ task: text, kind })).rejects.toMatchObject({
+        code: "COPPICE_USAGE",
+        message: expect.stringContaining(kind),
+      });
+    }
   });
 
   it("passes errors on with their code, hint and details", async () => {

@@ -1,0 +1,36 @@
+import { RunEmitter } from "@coppice/core";
+import type { WorkerEvent } from "./protocol.js";
+import { stopSignal } from "./stop-signal.js";
+
+/** Waits for all; the first failure stops the others. */
+export async function all<T, R>(
+  items: readonly T[],
+  outer: AbortSignal | undefined,
+  work: (item: T, index: number, signal: AbortSignal) => Promise<R>,
+): Promise<R[]> {
+  const failed = new AbortController();
+  const signal = stopSignal(outer, failed);
+  try {
+    return await Promise.all(items.map((item, i) => work(item, i, signal)));
+  } catch (error) {
+    failed.abort();
+    throw error;
+  }
+}
+
+/** Adds up what the workers have done. */
+export function progressOf(
+  emitter = new RunEmitter(),
+  stage: string,
+  unit: string,
+): (event: WorkerEvent) => void {
+  const begin = performance.now();
+  let done = 0;
+  return (event) => {
+    if (event.type !== "done") return;
+    done += event.count;
+    const { total } = event;
+    const etaMs = ((performance.now() - begin) / done) * (total - done);
+    emitter.notify("progress", { stage, done, total, unit, etaMs });
+  };
+}
