@@ -20,22 +20,24 @@ interface TappedLayer {
    * present when a field needs them.
    */
   readonly sorted: Float32Array | undefined;
+  /** Their norms, [M] and a zero; present when they are wanted. */
+  readonly sortedNorms: Float32Array | undefined;
   /** What all slots compute from some tokens, as far as it was asked for. */
   readonly every: EveryShown;
 }
 
 /** Shows a layer to a tap: the fields it asked for, and no others. */
 export function reportLayer(tap: Tap, wanted: ReadonlySet<TapField>, seen: TappedLayer): void {
-  const { layer, tokens, rows, residual, input, logits, routing, sorted } = seen;
+  const { layer, tokens, rows, residual, input, logits, routing, sorted, sortedNorms } = seen;
   const { topK, slots, gates } = routing;
   let shown: LayerTap = { layer, tokens, topK, rows, ...seen.every };
   if (wanted.has("residual")) shown = { ...shown, residual };
   if (wanted.has("input")) shown = { ...shown, input };
   if (wanted.has("routerLogits")) shown = { ...shown, routerLogits: logits };
   if (wanted.has("routing")) shown = { ...shown, slots, gates };
+  if (sortedNorms) shown = { ...shown, expertNorms: norms(seen, sortedNorms) };
   if (sorted) {
     if (wanted.has("expertOutputs")) shown = { ...shown, expertOutputs: byToken(seen, sorted) };
-    if (wanted.has("expertNorms")) shown = { ...shown, expertNorms: norms(seen, sorted) };
     if (wanted.has("expertPeaks")) shown = { ...shown, expertPeaks: peaks(seen, sorted) };
     if (wanted.has("output")) shown = { ...shown, output: weightedSums(seen, sorted) };
   }
@@ -65,12 +67,10 @@ function byToken({ hidden, groups, routing }: TappedLayer, sorted: Float32Array)
   return outputs;
 }
 
-function norms({ hidden, groups, routing }: TappedLayer, sorted: Float32Array): Float32Array {
+function norms({ groups, routing }: TappedLayer, sorted: Float32Array): Float32Array {
   const result = new Float32Array(groups.places.length);
-  eachChoice(groups, routing, hidden, (choice, from) => {
-    let sum = 0;
-    for (let i = from; i < from + hidden; i++) sum += (sorted[i] as number) ** 2;
-    result[choice] = Math.sqrt(sum);
+  eachChoice(groups, routing, 1, (choice, from) => {
+    result[choice] = sorted[from] as number;
   });
   return result;
 }

@@ -7,6 +7,8 @@ export interface MoeGraphOptions {
   readonly topK: number;
   /** Give the unweighted expert outputs as well. */
   readonly expertOutputs: boolean;
+  /** Give their L2 norms as well. */
+  readonly expertNorms?: true;
   /** Gate weights multiply what experts read instead of what they give (Llama-4). */
   readonly scalesInput?: true;
   /** Factor on what is added to the residual; absent: 1. */
@@ -28,7 +30,8 @@ export interface MoeGraphOptions {
  * of `mlpInputs` with i behind their names.
  *
  * Outputs: `result` [N, hidden], the residual plus the gate-weighted expert outputs; on request `expertOutputs`
- * [M, hidden], unweighted, in the order of `rows`; with `skips` [M + 1, hidden].
+ * [M, hidden], unweighted, in the order of `rows`; with `skips` [M + 1, hidden]; on request
+ * `expertNorms` [M] or [M + 1], their L2 norms.
  */
 export function moeGraph(shape: MlpShape, options: MoeGraphOptions): Graph {
   const { hidden, activation } = shape;
@@ -62,6 +65,11 @@ export function moeGraph(shape: MlpShape, options: MoeGraphOptions): Graph {
   graph.nodes("Identity", [result], ["result"]);
   graph.output("result", ["N", hidden]);
   if (options.expertOutputs) graph.output("expertOutputs", ["O", hidden]);
+  if (options.expertNorms) {
+    const attributes = { keepdims: 0 };
+    graph.nodes("ReduceL2", ["expertOutputs", graph.int64([1])], ["expertNorms"], { attributes });
+    graph.output("expertNorms", ["O"]);
+  }
   return graph.build();
 
   function split(values: Value, name: string): Value[] {

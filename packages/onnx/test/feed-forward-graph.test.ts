@@ -141,8 +141,9 @@ describe("the experts' graph", () => {
       const outputs = experts.map((weights) => slowMlp(x, shape.activation, weights));
       const output = ({ slot, token }: { slot: number; token: number }) => outputs[slot]?.[token] as number[];
 
-      const found = await run(moeGraph(shape, options), feeds);
+      const found = await run(moeGraph(shape, { ...options, expertNorms: true }), feeds);
       expectClose(found.expertOutputs, sorted.map(output), 1e-4);
+      expectClose(found.expertNorms, [sorted.map((choice) => Math.hypot(...output(choice)))], 1e-4);
       expectClose(
         found.result,
         sums((choice) => output(choice).map((value) => choice.gate * value)),
@@ -194,9 +195,10 @@ describe("the experts' graph", () => {
       const input = (x[token] as number[]).map((value) => (scalesInput ? gate : 1) * value);
       return slowMlp([input], shape.activation, experts[slot] as MlpMatrices)[0] as number[];
     };
-    const options = { slots, topK, expertOutputs: true, skips: true } as const;
+    const options = { slots, topK, expertOutputs: true, expertNorms: true, skips: true } as const;
     const found = await run(moeGraph(shape, { ...options, ...(scalesInput && { scalesInput }) }), feeds);
     expectClose(found.expertOutputs, [...running.map(outputOf), new Array<number>(hidden).fill(0)], 1e-4);
+    expectClose(found.expertNorms, [[...running.map((choice) => Math.hypot(...outputOf(choice))), 0]], 1e-4);
     const added = (choice: (typeof choices)[number]) =>
       outputOf(choice).map((value) => (runs(choice) ? (scalesInput ? 1 : choice.gate) * value : 0));
     expectClose(found.result, sums(added), 1e-4);
