@@ -59,13 +59,23 @@ export function checkCollected(
     ...(missing.sample.length > 0 ? [`a sample of tokens with ${missing.sample.join(" and ")}`] : []),
   ];
   if (parts.length === 0) return;
-  const flags = [
-    ...(extras.length > 0 ? [`--with ${extras.join(",")}`] : []),
-    ...(sample.length > 0 ? [`--sample ${sample.join(",")}`] : []),
-  ];
   throw new CoppiceError(
     "COPPICE_STATS_MISSING",
     `${name} needs ${parts.join(" and ")}, which these statistics do not have`,
-    { hint: `collect them with \`coppice calibrate ${flags.join(" ")}\``, details: { name, ...missing } },
+    {
+      hint: `collect them with \`coppice calibrate ${collectingFlags({ extras, sample })}\``,
+      details: { name, ...missing },
+    },
   );
+}
+
+/** The options of `coppice calibrate` that collect what is collected on demand. */
+export function collectingFlags({
+  extras = [],
+  sample = [],
+}: Pick<Criterion["needs"], "extras" | "sample">): string {
+  return [
+    ...(extras.length > 0 ? [`--with ${extras.join(",")}`] : []),
+    ...(sample.length > 0 ? [`--sample ${sample.join(",")}`] : []),
+  ].join(" ");
 }
