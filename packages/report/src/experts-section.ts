@@ -1,3 +1,5 @@
+import type { SkipRule } from "@coppice/core";
+import { formatShare } from "./format.js";
 import { type Html, html } from "./html.js";
 import type { ReportData, ReportLayer } from "./report-data.js";
 
@@ -15,7 +17,7 @@ export function expertsSection({ layers }: ReportData): Html {
     merged
       ? "An outlined cell keeps its router row; the number is the largest weight with which the expert went into a merged one."
       : "Filled cells are kept, with their router rows; the others are gone."
-  }${layers.some(({ mapped }) => mapped) ? " Router probabilities are mapped, which stock runtimes cannot do." : ""}</p>
+  }${notes(layers)}</p>
 <div class="scroll" tabindex="0" role="region" aria-labelledby="experts"><table class="heat${numbered ? "" : " small"}">
 <thead><tr><th scope="col"><span class="hidden">layer</span></th>${Array.from(
     { length: columns },
@@ -23,14 +25,47 @@ export function expertsSection({ layers }: ReportData): Html {
       html`<th scope="col">${numbered || expert % 8 === 0 ? expert : html`<span class="hidden">${expert}</span>`}</th>`,
   )}</tr></thead>
 <tbody>${layers.map(
-    (
-      layer,
-    ) => html`<tr><th scope="row">layer ${layer.layer}: ${layer.kept.length} of ${layer.experts}, top-${layer.topK}</th>${Array.from(
+    (layer) => html`<tr><th scope="row">layer ${layer.layer}: ${layerWords(layer)}</th>${Array.from(
       { length: layer.experts },
       (_, expert) => cell(layer, expert, numbered),
     )}</tr>
 `,
   )}</tbody></table></div></section>`;
+}
+
+/** What plans do beyond keeping and merging experts, where some layer does. */
+function notes(layers: readonly ReportLayer[]): string {
+  const sentences: [boolean, string][] = [
+    [layers.some(({ mapped }) => mapped), "Router probabilities are mapped, which stock runtimes cannot do."],
+    [
+      layers.some(({ unitSlots }) => unitSlots),
+      "Slots by units were put together hidden unit by hidden unit: their weights are averages over the units of an expert, those left out included.",
+    ],
+    [
+      layers.some(({ newRouter }) => newRouter),
+      "Where the router is new, its rows are no longer those of the kept experts, but computed anew.",
+    ],
+    [
+      layers.some(({ skip }) => skip),
+      "By skip rules some tokens use fewer experts than the top-k, which stock runtimes cannot do; sizes per token are those without.",
+    ],
+  ];
+  return sentences.map(([holds, sentence]) => (holds ? ` ${sentence}` : "")).join("");
+}
+
+function layerWords({ kept, experts, topK, unitSlots, newRouter, skip }: ReportLayer): string {
+  return [
+    `${kept.length} of ${experts}, top-${topK}`,
+    ...(unitSlots ? [`${unitSlots} ${unitSlots === 1 ? "slot" : "slots"} by units`] : []),
+    ...(newRouter ? ["new router"] : []),
+    ...(skip ? [skipWords(skip)] : []),
+  ].join(", ");
+}
+
+function skipWords({ rule, threshold, spare }: SkipRule): string {
+  const share = formatShare(threshold, 1);
+  const what = rule === "ratio" ? `skips below ${share} of the largest` : `skips beyond ${share} of the sum`;
+  return spare ? `${what}, spares ${formatShare(spare, 1)} of tokens` : what;
 }
 
 function cell(layer: ReportLayer, expert: number, numbered: boolean): Html {

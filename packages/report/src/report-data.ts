@@ -1,4 +1,12 @@
-import { type MoeModel, moeLayers, type Plan } from "@coppice/core";
+import {
+  type LayerPlan,
+  type MoeModel,
+  moeLayers,
+  type Plan,
+  type SkipRule,
+  skipRuleOf,
+  type UnitSource,
+} from "@coppice/core";
 
 /** A measured value with its confidence interval. */
 export interface Estimate {
@@ -40,8 +48,17 @@ export interface ReportLayer {
   readonly experts: number;
   /** Experts whose router rows are kept, slot by slot. */
   readonly kept: readonly number[];
-  /** Expert-merging matrix [slots][experts]; absent: slot i is expert `kept[i]` unchanged. */
+  /**
+   * With what weight each expert went into each slot, [slots][experts]; in slots that were put together by hidden units
+   * the average over these. Absent: slot i is expert `kept[i]` unchanged.
+   */
   readonly merge?: readonly (readonly number[])[];
+  /** Slots that were put together hidden unit by hidden unit; absent: none. */
+  readonly unitSlots?: number;
+  /** True when the router got new rows. */
+  readonly newRouter?: true;
+  /** Tokens that skip some of their experts. */
+  readonly skip?: SkipRule;
   /** True when router probabilities are mapped, which stock checkpoints cannot do. */
   readonly mapped: boolean;
   readonly topK: number;
@@ -106,13 +123,40 @@ export function reportLayers(model: MoeModel, plan: Plan): ReportLayer[] {
   const plans = new Map(plan.layers.map((layer) => [layer.layer, layer]));
   return moeLayers(model).map(({ index, feedForward: { router, experts } }) => {
     const layer = plans.get(index);
+    const merge = layer && mergeWeights(layer, experts.length);
+    const unitSlots = layer?.units?.filter((units) => units !== null).length ?? 0;
+    const skip = skipRuleOf(router, layer);
     return {
       layer: index,
       experts: experts.length,
       kept: layer?.experts ?? experts.map((_, expert) => expert),
-      ...(layer?.merge && { merge: layer.merge }),
+      ...(merge && { merge }),
+      ...(unitSlots > 0 && { unitSlots }),
       mapped: layer?.routerMap !== undefined,
+      ...(layer?.router && { newRouter: true }),
       topK: layer?.topK ?? router.topK,
+      ...(skip && { skip }),
     };
   });
+}
+
+function mergeWeights({ experts, merge, units }: LayerPlan, total: number): ReportLayer["merge"] {
+  if (!units) return merge;
+  const all = Array.from({ length: total }, (_, expert) => expert);
+  return experts.map((kept, slot) => {
+    const sources = units[slot];
+    if (!sources) return merge?.[slot] ?? all.map((expert) => (expert === kept ? 1 : 0));
+    const weights = new Map(sources.map((source) => [source.expert, averageFactor(source)]));
+    return all.map((expert) => weights.get(expert) ?? 0);
+  });
+}
+
+/** Of an expert's units, those that are left out included with 0. */
+function averageFactor({ to, rows }: UnitSource): number {
+  const sum = to.reduce(
+    (total, target, unit) =>
+      target < 0 ? total : total + (typeof rows === "number" ? rows : (rows[unit] ?? 0)),
+    0,
+  );
+  return to.length === 0 ? 0 : sum / to.length;
 }

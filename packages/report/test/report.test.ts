@@ -1,5 +1,5 @@
 import { createPlan, type MoeModel } from "@coppice/core";
-import { renderReport, reportLayers } from "@coppice/report";
+import { type ReportLayer, renderReport, reportLayers } from "@coppice/report";
 import { describe, expect, it } from "vitest";
 import { formatBytes, formatCount, formatDifference, formatScore } from "../src/format.js";
 import { escapeHtml } from "../src/html.js";
@@ -161,6 +161,39 @@ describe("renderReport", () => {
     expect(page).toContain("412.5");
   });
 
+  it("says which layers have slots by units, new routers and skip rules", () => {
+    const data = sampleReport();
+    const [first, second, third, ...others] = data.layers as [
+      ReportLayer,
+      ReportLayer,
+      ReportLayer,
+      ...ReportLayer[],
+    ];
+    const page = renderReport({
+      ...data,
+      layers: [
+        { ...first, unitSlots: 3, newRouter: true },
+        { ...second, skip: { rule: "ratio", threshold: 0.25 } },
+        { ...third, unitSlots: 1, skip: { rule: "top-p", threshold: 0.9, spare: 0.02 } },
+        ...others,
+      ],
+    });
+    expect(page).toContain("layer 0: 4 of 8, top-2, 3 slots by units, new router<");
+    expect(page).toContain("layer 1: 4 of 8, top-2, skips below 25.0 % of the largest<");
+    expect(page).toContain(
+      "layer 2: 4 of 8, top-2, 1 slot by units, skips beyond 90.0 % of the sum, spares 2.0 % of tokens<",
+    );
+    expect(page).toContain("layer 3: 4 of 8, top-2<");
+    for (const sentence of [
+      "averages over the units",
+      "computed anew",
+      "sizes per token are those without",
+    ]) {
+      expect(page).toContain(sentence);
+      expect(renderReport(data)).not.toContain(sentence);
+    }
+  });
+
   it("stays small for many evaluations and experts", () => {
     const data = sampleReport();
     const page = renderReport({
@@ -218,6 +251,58 @@ describe("reportLayers", () => {
         ],
       },
     ]);
+  });
+});
+
+describe("reportLayers of plans with units, router rows and skip rules", () => {
+  const skip = { rule: "ratio", threshold: 0.5 } as const;
+  const model = {
+    family: "mixtral",
+    fingerprint: "f",
+    layers: [0, 1].map((index) => ({
+      index,
+      feedForward: { kind: "moe", router: { topK: 1, ...(index === 1 && { skip }) }, experts: [{}, {}, {}] },
+    })),
+  } as unknown as MoeModel;
+  const units = [
+    { expert: 0, to: [1, 0, -1, 2], rows: [1, 0.5, 8, 0.5], columns: 1 },
+    { expert: 2, to: [0, 1, 2, 3], rows: 0.25, columns: 0.75 },
+  ];
+
+  it("averages over units, and tells merged, whole and put together slots apart", () => {
+    const merge = [
+      [0.5, 0, 0.5],
+      [0.125, 0.875, 0],
+    ];
+    const layer = { layer: 0, experts: [2, 1], units: [units, null], router: { weight: "" } };
+    const [plain] = reportLayers(model, createPlan(model, [layer]));
+    const fields = {
+      layer: 0,
+      experts: 3,
+      kept: [2, 1],
+      mapped: false,
+      topK: 1,
+      unitSlots: 1,
+      newRouter: true,
+    };
+    expect(plain).toEqual({
+      ...fields,
+      merge: [
+        [0.5, 0, 0.25],
+        [0, 1, 0],
+      ],
+    });
+    const [merged] = reportLayers(model, createPlan(model, [{ ...layer, merge }]));
+    expect(merged?.merge).toEqual([[0.5, 0, 0.25], merge[1]]);
+  });
+
+  it("names the rule in force: the model's own, or the plan's in its place", () => {
+    const all = { layer: 1, experts: [0, 1, 2] };
+    expect(reportLayers(model, createPlan(model))[1]?.skip).toEqual(skip);
+    const other = { rule: "top-p", threshold: 0.5 } as const;
+    expect(reportLayers(model, createPlan(model, [{ ...all, skip: other }]))[1]?.skip).toEqual(other);
+    const none = { rule: "ratio", threshold: 0 } as const;
+    expect(reportLayers(model, createPlan(model, [{ ...all, skip: none }]))[1]).not.toHaveProperty("skip");
   });
 });
 
