@@ -40,9 +40,7 @@ export interface RoutingTrace {
 }
 
 /** What a trace says of a model, before anything is recorded. */
-export function traceHeader(
-  model: MoeModel,
-): Pick<RoutingTrace, "model" | "otherBytes" | "tokenBytes"> & {
+export function traceHeader(model: MoeModel): Pick<RoutingTrace, "model" | "otherBytes" | "tokenBytes"> & {
   layers: Omit<TraceLayer, "topK" | "routes">[];
 } {
   const otherBytes = bytesWithoutExperts(model);
