@@ -1,5 +1,13 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
-import { CoppiceError, extrasOf, unusedExperts } from "@coppice/core";
+import {
+  CoppiceError,
+  type Criterion,
+  collectingFlags,
+  extrasOf,
+  type Statistics,
+  sampleFieldsOf,
+  unusedExperts,
+} from "@coppice/core";
 import type { CliContext } from "../context.js";
 import {
   backendOption,
@@ -11,11 +19,13 @@ import {
   list,
   seedOption,
   statsOption,
+  wholeNumber,
   workersOption,
 } from "../options.js";
 import { listPlugins } from "../plugins/find-plugin.js";
 import { scoreCardText } from "../terminal/score-card.js";
 import { warnUnused } from "../terminal/unused-experts.js";
+import { checkKeepFits } from "../work/check-keep-fits.js";
 import { findStatistics, type NamedCriterion, openCriterion, scoreBy } from "../work/criterion-scores.js";
 import { openModel } from "../work/open-model.js";
 import { type CriterionScores, scoreCard } from "../work/score-card.js";
@@ -35,6 +45,12 @@ export function scoreCommand(context: CliContext): CommandUnknownOpts {
       ).argParser(list),
     )
     .addOption(criterionSetOption)
+    .addOption(
+      new Option(
+        "--keep <n>",
+        "experts that every layer is to keep, for criteria that choose sets, such as naee",
+      ).argParser(wholeNumber(1)),
+    )
     .addOption(statsOption)
     .addOption(dataOption)
     .addOption(dataLimitOption)
@@ -57,13 +73,15 @@ export function scoreCommand(context: CliContext): CommandUnknownOpts {
         names.map(async (name) => ({ name, criterion: await openCriterion(name, options.set, context) })),
       );
       await using opened = await openModel(path, context);
+      const { model } = opened.checkpoint;
+      if (options.keep !== undefined) checkKeepFits(model, options.keep);
       const given = options.stats !== undefined || options.data !== undefined;
       const computable = criteria.filter(
         ({ criterion }) => options.criterion || given || !criterion.needs.statistics,
       );
       // What takes more to collect is collected for criteria that were asked for, and read for all.
       const needing = computable.filter(
-        ({ criterion: { needs } }) => needs.statistics && (options.criterion || !needs.extras?.length),
+        ({ criterion: { needs } }) => needs.statistics && (options.criterion || !needsMore(needs)),
       );
       const statistics =
         needing.length > 0
@@ -74,22 +92,20 @@ export function scoreCommand(context: CliContext): CommandUnknownOpts {
               context,
             )
           : undefined;
-      const found = statistics ? extrasOf(statistics) : [];
       const wanted = computable.filter(
-        ({ criterion }) =>
-          options.criterion || (criterion.needs.extras ?? []).every((extra) => found.includes(extra)),
+        ({ criterion: { needs } }) => options.criterion || !needsMore(needs, statistics),
       );
       noteLeftOut(criteria, wanted, context);
       const scored: CriterionScores[] = [];
       for (const item of wanted) {
-        const scores = await scoreBy(item, opened, { seed: options.seed, statistics }, context);
+        const scores = await scoreBy(item, opened, { ...options, statistics }, context);
         scored.push({ criterion: item.name, scores });
       }
       const unused = statistics ? unusedExperts(statistics) : [];
       warnUnused(unused, context);
-      const card = scoreCard(opened.checkpoint.model, scored, statistics);
+      const card = scoreCard(model, scored, statistics);
       const [only] = scored.length === 1 ? scored : [];
-      context.out.result({ ...only, ...card, unused }, () => scoreCardText(card));
+      context.out.result({ ...only, keep: options.keep, ...card, unused }, () => scoreCardText(card));
     });
 }
 
@@ -100,6 +116,15 @@ function builtInNames(context: CliContext): string[] {
     .map(({ name }) => name);
 }
 
+/** Whether a criterion needs something of what is collected on demand, beside what `statistics` have. */
+function needsMore(
+  { extras = [], sample = [] }: Criterion["needs"],
+  statistics: Statistics = { model: "", tokens: 0, layers: [] },
+): boolean {
+  const [found, sampled] = [extrasOf(statistics), sampleFieldsOf(statistics)];
+  return !extras.every((field) => found.includes(field)) || !sample.every((field) => sampled.includes(field));
+}
+
 function noteLeftOut(
   all: readonly NamedCriterion[],
   wanted: readonly NamedCriterion[],
@@ -107,13 +132,16 @@ function noteLeftOut(
 ): void {
   const out = all.filter((item) => !wanted.includes(item));
   if (out.length === 0) return;
-  const extras = new Set(out.flatMap(({ criterion }) => criterion.needs.extras ?? []));
-  const bare = out.some(({ criterion }) => (criterion.needs.extras ?? []).length === 0);
+  const needs = out.map(({ criterion }) => criterion.needs);
+  const flags = collectingFlags({
+    extras: [...new Set(needs.flatMap(({ extras = [] }) => extras))],
+    sample: [...new Set(needs.flatMap(({ sample = [] }) => sample))],
+  });
   context.out.note(
     `Left out: ${out.map(({ name }) => name).join(", ")}. ` +
-      (bare
+      (needs.some((each) => !needsMore(each))
         ? "They need statistics: give --stats or --data."
-        : `They need statistics of \`coppice calibrate --with ${[...extras].join(",")}\`.`),
+        : `They need statistics of \`coppice calibrate ${flags}\`.`),
   );
 }
 

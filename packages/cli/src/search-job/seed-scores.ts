@@ -2,7 +2,8 @@ import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { type CollectedStatistics, encodeStatistics } from "@coppice/calibrate";
 import { readStatistics } from "@coppice/calibrate/node";
-import { CoppiceError, type Criterion, type ExtraField, Rng } from "@coppice/core";
+import { CoppiceError, type Criterion, Rng } from "@coppice/core";
+import { type WantedStatistics, wantedStatistics } from "../work/wanted-statistics.js";
 import type { SearchRun } from "./search-job.js";
 
 const statisticsName = "statistics.safetensors";
@@ -17,14 +18,14 @@ export async function seedScores(run: SearchRun): Promise<Map<string, Float64Arr
   const criteria: [name: string, criterion: Criterion][] = [];
   for (const { plugin } of job.criteria)
     criteria.push([plugin.pluginName, await plugin.create({}, undefined)]);
-  const extras = criteria.flatMap(([, { needs }]) => needs.extras ?? []);
-  const needed = criteria.some(([, { needs }]) => needs.statistics);
-  const statistics = needed ? await collected(run, extras) : undefined;
+  const needs = criteria.flatMap(([, { needs }]) => (needs.statistics ? [needs] : []));
+  const statistics = needs.length > 0 ? await collected(run, needs) : undefined;
   const scores = new Map<string, Float64Array[]>();
   for (const [name, criterion] of criteria) {
     const rows = await criterion.score({
       model,
       weights,
+      keep: job.keep,
       rng: Rng.fromSeed(job.seed),
       signal,
       ...(statistics && { statistics }),
@@ -34,7 +35,7 @@ export async function seedScores(run: SearchRun): Promise<Map<string, Float64Arr
   return scores;
 }
 
-async function collected(run: SearchRun, extras: readonly ExtraField[]): Promise<CollectedStatistics> {
+async function collected(run: SearchRun, needs: readonly Criterion["needs"][]): Promise<CollectedStatistics> {
   const { job, pool, folder, emitter, signal } = run;
   const path = join(folder.path, statisticsName);
   const { fingerprint } = job.opened.checkpoint.model;
@@ -50,7 +51,7 @@ async function collected(run: SearchRun, extras: readonly ExtraField[]): Promise
   const statistics = await pool.collectStatistics({
     task: job.sets.search,
     chat: job.chat,
-    extras,
+    ...collectionFor(needs),
     emitter,
     signal,
   });

@@ -1,12 +1,21 @@
 import type { CollectedStatistics } from "@coppice/calibrate";
 import { readStatistics } from "@coppice/calibrate/node";
-import { CoppiceError, type Criterion, Rng, RunEmitter, type Statistics, unusedExperts } from "@coppice/core";
+import {
+  CoppiceError,
+  type Criterion,
+  checkCollected,
+  Rng,
+  RunEmitter,
+  type Statistics,
+  unusedExperts,
+} from "@coppice/core";
 import type { CliContext } from "../context.js";
 import { loadPlugin } from "../plugins/find-plugin.js";
 import { warnUnused } from "../terminal/unused-experts.js";
 import { openPool, type PoolOptions } from "./model-pool.js";
 import type { OpenModel } from "./open-model.js";
 import { readTask } from "./task-file.js";
+import { wantedStatistics } from "./wanted-statistics.js";
 
 /** Where statistics come from, and what runs the model if they are to be collected. */
 export interface StatisticsOptions extends PoolOptions {
@@ -18,6 +27,8 @@ export interface StatisticsOptions extends PoolOptions {
 /** Options that `score` and `prune` share. */
 export interface CriterionOptions extends StatisticsOptions {
   readonly criterion: string;
+  /** Experts that every layer is to keep. */
+  readonly keep?: number;
   readonly set?: Readonly<Record<string, unknown>>;
   readonly seed: number;
 }
@@ -33,7 +44,7 @@ export async function criterionScores(
     ? await findStatistics(opened, [{ name: options.criterion, needs: criterion.needs }], options, context)
     : undefined;
   if (statistics) warnUnused(unusedExperts(statistics), context);
-  return scoreBy({ name: options.criterion, criterion }, opened, { seed: options.seed, statistics }, context);
+  return scoreBy({ name: options.criterion, criterion }, opened, { ...options, statistics }, context);
 }
 
 export async function openCriterion(
@@ -50,21 +61,25 @@ export interface NamedCriterion {
   readonly criterion: Criterion;
 }
 
+/** What a criterion gets to know beside the model. */
+export interface ScoreOptions extends Pick<CriterionOptions, "keep" | "seed"> {
+  readonly statistics: Statistics | undefined;
+}
+
 /** Scores by a criterion that is open, with the statistics that it needs. */
 export async function scoreBy(
   { name, criterion }: NamedCriterion,
   opened: OpenModel,
-  { seed, statistics }: { readonly seed: number; readonly statistics: Statistics | undefined },
+  { seed, keep, statistics }: ScoreOptions,
   context: CliContext,
 ): Promise<Float64Array[]> {
-  if (criterion.needs.weights) {
-    context.out.note(`Reading the weights of all experts to score them by ${name}.`);
-  }
+  if (criterion.needs.weights) context.out.note(`Reading weights to score experts by ${name}.`);
   return criterion.score({
     model: opened.checkpoint.model,
     weights: opened.checkpoint.weights,
     rng: Rng.fromSeed(seed),
     signal: context.signal,
+    ...(keep !== undefined && { keep }),
     ...(statistics && { statistics }),
   });
 }
@@ -87,7 +102,9 @@ export async function findStatistics(
 ): Promise<CollectedStatistics> {
   const { stats, data, limit } = options;
   if (stats !== undefined && data === undefined) {
-    return readStatistics(context.path(stats), { signal: context.signal });
+    const found = await readStatistics(context.path(stats), { signal: context.signal });
+    for (const { name, needs } of readers) checkCollected(found, needs, name);
+    return found;
   }
   if (data === undefined || stats !== undefined) {
     throw new CoppiceError(
@@ -104,7 +121,7 @@ export async function findStatistics(
     task,
     emitter,
     signal: context.signal,
-    extras: readers.flatMap(({ needs }) => needs.extras ?? []),
+    ...collectionFor(readers.map(({ needs }) => needs)),
     ...(limit !== undefined && { limit }),
   });
   context.out.settle();
