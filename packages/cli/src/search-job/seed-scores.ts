@@ -3,7 +3,7 @@ import { join } from "node:path";
 import { type CollectedStatistics, encodeStatistics } from "@coppice/calibrate";
 import { readStatistics } from "@coppice/calibrate/node";
 import { CoppiceError, type Criterion, Rng } from "@coppice/core";
-import { type WantedStatistics, wantedStatistics } from "../work/wanted-statistics.js";
+import { wantedStatistics } from "../work/wanted-statistics.js";
 import type { SearchRun } from "./search-job.js";
 
 const statisticsName = "statistics.safetensors";
@@ -51,7 +51,7 @@ async function collected(run: SearchRun, needs: readonly Criterion["needs"][]): 
   const statistics = await pool.collectStatistics({
     task: job.sets.search,
     chat: job.chat,
-    ...collectionFor(needs),
+    ...wantedStatistics(job.opened.checkpoint.model, needs),
     emitter,
     signal,
   });

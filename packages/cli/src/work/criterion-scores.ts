@@ -121,7 +121,10 @@ export async function findStatistics(
     task,
     emitter,
     signal: context.signal,
-    ...collectionFor(readers.map(({ needs }) => needs)),
+    ...wantedStatistics(
+      opened.checkpoint.model,
+      readers.map(({ needs }) => needs),
+    ),
     ...(limit !== undefined && { limit }),
   });
   context.out.settle();
