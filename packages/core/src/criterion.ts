@@ -30,6 +30,8 @@ export interface ScoreRequest {
    * `selectExperts` finds the set that they chose for this number. Others need not look at it.
    */
   readonly keep?: number;
+  /** Experts per token that the kept ones will be chosen with, where that is not the model's own top-k. */
+  readonly topK?: number;
   readonly rng: Rng;
   readonly signal?: AbortSignal;
 }

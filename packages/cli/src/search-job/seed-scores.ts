@@ -26,6 +26,7 @@ export async function seedScores(run: SearchRun): Promise<Map<string, Float64Arr
       model,
       weights,
       keep: job.keep,
+      ...(job.topK !== undefined && { topK: job.topK }),
       rng: Rng.fromSeed(job.seed),
       signal,
       ...(statistics && { statistics }),
