@@ -239,8 +239,8 @@ export class CpuRunner implements Runner {
   /** Input rows of the first layer to run: embeddings, or what the request gives. */
   #inputRows(unit: Unit, packed: PackedRows, request: RunRequest, { starts }: CheckedRunRequest): Tensor {
     const { hiddenSize, embeddingScale } = this.model;
-    const source = request.hidden ?? (this.#live().weights.embedding as Float32Array);
     const { hidden: given, sequences } = request;
+    const source = given ?? (this.#live().weights.embedding as Float32Array);
     const rows = new Float32Array(packed.count * hiddenSize);
     for (const [p, { sequence, begin, end }] of unit.pieces.entries()) {
       const ids = sequences[sequence] as Int32Array;

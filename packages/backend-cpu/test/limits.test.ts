@@ -121,6 +121,10 @@ describe("limits of a unit", () => {
     for (const layer of [1, 3]) {
       expect(maxDifference(a.boundaries.get(layer), b.boundaries.get(layer))).toBeLessThan(1e-5);
     }
+    const hidden = a.boundaries.get(1) as Float32Array;
+    const middle = { sequences, from: 1, to: 2, hidden, boundaries: [2] };
+    const [c, d] = [await whole.runner.run(middle), await split.runner.run(middle)];
+    expect(maxDifference(c.boundaries.get(2), d.boundaries.get(2))).toBeLessThan(1e-5);
     const inputs = async (runner: CpuRunner, batch: readonly Int32Array[]) => {
       const seen: number[][] = [[], [], []];
       await runner.run({
