@@ -129,7 +129,8 @@ describe("eval, calibrate, score", () => {
       task,
       "--out",
       `${stats}2`,
-      "--prompts-only",
+      "--kind",
+      "prompts",
       "--limit",
       "2",
     ]);

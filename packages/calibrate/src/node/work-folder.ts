@@ -4,6 +4,7 @@ import type { WorkStore } from "../work-store.js";
 import { replaceFile } from "./replace-file.js";
 import { systemError } from "./system-error.js";
 
+/** The process is in their names too: the worker of a killed one may end a moment later. */
 const unfinished = ".work-tmp";
 
 /**
@@ -32,7 +33,7 @@ export async function openWorkFolder(path: string): Promise<WorkStore> {
     read: (name) => reading(`read ${join(path, name)}`, () => readFile(join(path, name))),
     write: (name, bytes) =>
       writing(`write ${join(path, name)}`, () =>
-        replaceFile(join(path, name), join(path, `.${name}${unfinished}`), bytes),
+        replaceFile(join(path, name), join(path, `.${name}.${process.pid}${unfinished}`), bytes),
       ),
     freeBytes: () =>
       reading(`ask for the room in ${path}`, async () => {

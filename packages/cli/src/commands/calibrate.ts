@@ -1,14 +1,38 @@
 import { Command, type CommandUnknownOpts, InvalidArgumentError, Option } from "@commander-js/extra-typings";
+import type { CollectedStatistics, StreamEstimate } from "@coppice/calibrate";
 import { writeStatistics } from "@coppice/calibrate/node";
-import { type ExtraField, extraFields, RunEmitter, unusedExperts } from "@coppice/core";
+import {
+  CoppiceError,
+  extraFields,
+  extrasOf,
+  RunEmitter,
+  type SampleField,
+  sampleFields,
+  unusedExperts,
+} from "@coppice/core";
+import type { StatisticsOptions } from "@coppice/executor-local";
 import type { CliContext } from "../context.js";
-import { backendOption, backendSetOption, examples, list, wholeNumber, workersOption } from "../options.js";
+import {
+  backendOption,
+  backendSetOption,
+  byteCount,
+  examples,
+  list,
+  wholeNumber,
+  workersOption,
+} from "../options.js";
 import { formatFacts } from "../terminal/format.js";
+import { describeSample, sampleOf } from "../terminal/sample.js";
 import { warnUnused } from "../terminal/unused-experts.js";
-import { openPool } from "../work/model-pool.js";
-import { openModel } from "../work/open-model.js";
+import { openPool, type PoolOptions } from "../work/model-pool.js";
+import { type OpenModel, openModel } from "../work/open-model.js";
+import { streamStatistics } from "../work/stream-statistics.js";
 import { readTask } from "../work/task-file.js";
+import { defaultSampleTokens } from "../work/wanted-statistics.js";
 import { checkAbsent } from "../work/write-checkpoint.js";
+
+const collectGroup = "Collecting more:";
+const streamGroup = "Models larger than memory:";
 
 export function calibrateCommand(context: CliContext): CommandUnknownOpts {
   return new Command("calibrate")
@@ -20,57 +44,190 @@ export function calibrateCommand(context: CliContext): CommandUnknownOpts {
     .requiredOption("--data <file>", "task file (prompts with their answers) or text")
     .requiredOption("--out <file>", "statistics file to write, such as stats.safetensors")
     .addOption(new Option("--limit <n>", "only the first n samples").argParser(wholeNumber(1)))
-    .option("--prompts-only", "leave the answers out")
+    .addOption(
+      new Option(
+        "--kind <kind>",
+        "prompts alone, with the answers of the task, or with what the model writes itself",
+      )
+        .choices(["prompts", "answers", "generations"] as const)
+        .default("answers" as const),
+    )
+    .addOption(
+      new Option(
+        "--max-tokens <n>",
+        "--kind generations: most new tokens of each prompt; default 128",
+      ).argParser(wholeNumber(1)),
+    )
+    .option("--chat", "put prompts into the checkpoint's chat template")
     .addOption(
       new Option(
         "--with <sums>",
-        `what to collect beside the rest, separated by commas: ${extraFields.join(", ")}`,
-      ).argParser(extras),
+        `sums to collect beside the rest, separated by commas: ${extraFields.join(", ")}`,
+      )
+        .argParser(fieldsOf(extraFields))
+        .helpGroup(collectGroup),
     )
-    .option("--chat", "put prompts into the checkpoint's chat template")
+    .addOption(
+      new Option("--sample <fields>", `keep single tokens, with some of ${sampleFields.join(", ")}`)
+        .argParser(fieldsOf(sampleFields))
+        .helpGroup(collectGroup),
+    )
+    .addOption(
+      new Option("--sample-tokens <n>", `--sample: how many; default ${defaultSampleTokens}`)
+        .argParser(wholeNumber(1))
+        .helpGroup(collectGroup),
+    )
+    .addOption(
+      new Option(
+        "--memory <size>",
+        "load as many layers at a time as fit, such as 3GB, all data through them before the next",
+      )
+        .argParser(byteCount)
+        .helpGroup(streamGroup),
+    )
+    .addOption(
+      new Option(
+        "--work <folder>",
+        "--memory: where unfinished work is, for a later run to continue; default: <out>.partial",
+      ).helpGroup(streamGroup),
+    )
     .addOption(backendOption)
     .addOption(backendSetOption)
     .addOption(workersOption)
-    .addHelpText("after", examples("coppice calibrate ./model --data task.jsonl --out stats.safetensors"))
+    .addHelpText(
+      "after",
+      examples(
+        "coppice calibrate ./model --data task.jsonl --out stats.safetensors",
+        "coppice calibrate ./model --data task.jsonl --kind generations --max-tokens 64 --out own.safetensors",
+        "coppice calibrate ./model --data text.txt --with change,outputGram --out more.safetensors",
+        "coppice calibrate ./model --data task.jsonl --sample inputs,grams --sample-tokens 512 --out tokens.safetensors",
+        "coppice calibrate ./large --data task.jsonl --memory 8GB --backend-set threads=4 --out large.safetensors",
+      ),
+    )
     .action(async (path, options) => {
       const started = performance.now();
       const out = context.path(options.out);
+      checkOptions(options);
       checkAbsent(out);
       await using opened = await openModel(path, context);
       const data = await readTask(options.data, context);
       const emitter = new RunEmitter();
       context.out.follow(emitter);
-      await using pool = await openPool(opened, options, context);
-      const statistics = await pool.collectStatistics({
+      const collection = {
         task: data,
+        kind: options.kind,
         emitter,
         signal: context.signal,
         chat: options.chat ?? false,
-        promptsOnly: options.promptsOnly ?? false,
         ...(options.with && { extras: options.with }),
+        ...(options.sample && {
+          sample: { limit: options.sampleTokens ?? defaultSampleTokens, with: options.sample },
+        }),
         ...(options.limit !== undefined && { limit: options.limit }),
-      });
-      context.out.settle();
-      await writeStatistics(out, statistics, { signal: context.signal });
+      };
+      const keep = (statistics: CollectedStatistics) =>
+        writeStatistics(out, statistics, { signal: context.signal });
+      const { memory, kind } = options;
+      const { statistics, estimate } =
+        memory !== undefined && kind !== "generations"
+          ? await streamStatistics(
+              opened,
+              {
+                ...options,
+                collection: { ...collection, kind },
+                memory,
+                work: context.path(options.work ?? `${options.out}.partial`),
+                keep,
+              },
+              context,
+            )
+          : await collectInMemory(opened, collection, { ...options, keep }, context);
       const seconds = (performance.now() - started) / 1000;
       const { tokens, sources } = statistics;
       const unused = unusedExperts(statistics);
       warnUnused(unused, context);
-      context.out.result({ out, tokens, sources, unused, seconds }, () =>
-        formatFacts([
-          ["wrote", out],
-          ["tokens", tokens.toLocaleString("en")],
-          ["time", `${seconds.toFixed(1)} s`],
-        ]),
+      const extras = extrasOf(statistics);
+      const sample = sampleOf(statistics);
+      context.out.result(
+        {
+          out,
+          tokens,
+          sources,
+          extras,
+          sample: sample ?? null,
+          unused,
+          seconds,
+          ...(estimate && { estimate }),
+        },
+        () =>
+          formatFacts([
+            ["wrote", out],
+            ["tokens", tokens.toLocaleString("en")],
+            ...(extras.length > 0 ? [["with", extras.join(", ")] as const] : []),
+            ...(sample ? [["sample", describeSample(sample)] as const] : []),
+            ["time", `${seconds.toFixed(1)} s`],
+          ]),
       );
     });
 }
 
-/** `change,peak` */
-function extras(text: string): ExtraField[] {
-  return list(text).map((name) => {
-    const field = extraFields.find((known) => known === name);
-    if (field === undefined) throw new InvalidArgumentError(`expected some of ${extraFields.join(", ")}.`);
-    return field;
+interface InMemoryOptions extends PoolOptions {
+  readonly maxTokens?: number;
+  readonly keep: (statistics: CollectedStatistics) => Promise<void>;
+}
+
+async function collectInMemory(
+  opened: OpenModel,
+  collection: StatisticsOptions,
+  options: InMemoryOptions,
+  context: CliContext,
+): Promise<{ readonly statistics: CollectedStatistics; readonly estimate?: StreamEstimate }> {
+  await using pool = await openPool(opened, options, context);
+  const statistics = await pool.collectStatistics({
+    ...collection,
+    ...(options.maxTokens !== undefined && { maxTokens: options.maxTokens }),
   });
+  context.out.settle();
+  await options.keep(statistics);
+  return { statistics };
+}
+
+interface GivenOptions {
+  readonly kind: string;
+  readonly maxTokens?: number;
+  readonly sample?: readonly SampleField[];
+  readonly sampleTokens?: number;
+  readonly memory?: number;
+  readonly work?: string;
+  readonly workers?: number;
+}
+
+/** Refuses options that would do nothing. */
+function checkOptions({ kind, maxTokens, sample, sampleTokens, memory, work, workers }: GivenOptions): void {
+  const refuse = (message: string, hint?: string) => {
+    throw new CoppiceError("COPPICE_USAGE", message, hint === undefined ? {} : { hint });
+  };
+  if (maxTokens !== undefined && kind !== "generations") refuse("--max-tokens is for --kind generations");
+  if (sampleTokens !== undefined && !sample)
+    refuse("--sample-tokens needs --sample", "--sample logits keeps the least");
+  if (work !== undefined && memory === undefined) refuse("--work is for --memory");
+  if (memory === undefined) return;
+  if (workers !== undefined)
+    refuse("--memory runs one worker", "give its backend threads: --backend-set threads=4");
+  if (kind === "generations") {
+    refuse(
+      "--memory cannot be used with --kind generations: a model writes with all of its layers at once",
+      "write the generations elsewhere and give them as answers of a task",
+    );
+  }
+}
+
+/** `change,peak` */
+function fieldsOf<F extends string>(known: readonly F[]): (text: string) => F[] {
+  return (text) =>
+    list(text).map((name) => {
+      const field = known.find((one) => one === name);
+      if (field === undefined) throw new InvalidArgumentError(`expected some of ${known.join(", ")}.`);
+      return field;
+    });
 }

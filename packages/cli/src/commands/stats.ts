@@ -5,18 +5,14 @@ import {
   InvalidArgumentError,
   Option,
 } from "@commander-js/extra-typings";
-import {
-  type CollectedStatistics,
-  mergeStatistics,
-  scaleStatistics,
-  statisticsVersion,
-} from "@coppice/calibrate";
+import { type CollectedStatistics, mergeStatistics, scaleStatistics } from "@coppice/calibrate";
 import { readStatistics, writeStatistics } from "@coppice/calibrate/node";
-import { CoppiceError, unusedExperts } from "@coppice/core";
+import { CoppiceError, extrasOf, unusedExperts } from "@coppice/core";
 import type { CliContext } from "../context.js";
 import { examples, list } from "../options.js";
 import { formatFacts, formatTable } from "../terminal/format.js";
 import { printable } from "../terminal/printable.js";
+import { describeSample, sampleOf } from "../terminal/sample.js";
 import { warnUnused } from "../terminal/unused-experts.js";
 import { checkAbsent } from "../work/write-checkpoint.js";
 
@@ -24,7 +20,8 @@ export function statsCommand(context: CliContext): CommandUnknownOpts {
   return new Command("stats")
     .description(
       "Shows a statistics file of `coppice calibrate`, or merges several of the same model and of different data into " +
-        "the statistics of all their data. With weights, every token of a file counts as often as its weight says.",
+        "the statistics of all their data. With weights, every token of a file counts as often as its weight says, and is as " +
+        "much likelier to be in the sample.",
     )
     .addArgument(new Argument("<action>").choices(["show", "merge"] as const))
     .argument("<files...>", "statistics files")
@@ -96,11 +93,19 @@ function show(
     unused: count.filter((tokens) => tokens === 0).length,
     counts: Array.from(count),
   }));
+  const extras = extrasOf(statistics);
+  const sample = sampleOf(statistics);
   context.out.result(
-    { ...data, version: statisticsVersion, model, tokens, sources, layers: rows, unused },
+    { ...data, model, tokens, sources, extras, sample: sample ?? null, layers: rows, unused },
     () =>
       [
-        formatFacts([...facts, ["model", printable(model)], ["tokens", round(tokens)]]),
+        formatFacts([
+          ...facts,
+          ["model", printable(model)],
+          ["tokens", round(tokens)],
+          ["with", extras.join(", ") || "nothing more"],
+          ["sample", sample ? describeSample(sample) : "none"],
+        ]),
         formatTable(
           ["data", "kind", "sequences", "tokens", "weight", "options"],
           sources.map((source) => [
