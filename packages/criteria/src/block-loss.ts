@@ -1,4 +1,4 @@
-import { type LayerSample, type MoeLayer, type Routing, routeTokens, skipped } from "@coppice/core";
+import { type LayerSample, type MoeLayer, type Routing, routeTokens, skipped, withTopK } from "@coppice/core";
 
 /** What a sample must show of a layer. */
 export type SampledLayer = Required<Pick<LayerSample, "logits" | "grams">>;
@@ -19,6 +19,7 @@ export interface Choices {
  * expert runs again. Of no experts it is what all outputs amount to.
  */
 export class BlockLoss {
+  /** With the top-k that kept experts are chosen with. */
   readonly layer: MoeLayer;
   readonly tokens: number;
   /** Experts of the layer, E. */
@@ -35,7 +36,13 @@ export class BlockLoss {
   readonly #changed: Int32Array;
   #logitBuffer = new Float32Array(0);
 
-  constructor(layer: MoeLayer, { logits, grams }: SampledLayer, correction: Float32Array | undefined) {
+  /** @param topK of the kept experts; those of the whole block are chosen with the router's own */
+  constructor(
+    layer: MoeLayer,
+    { logits, grams }: SampledLayer,
+    correction: Float32Array | undefined,
+    topK?: number,
+  ) {
     const { experts, router } = layer.feedForward;
     this.layer = layer;
     this.experts = experts.length;
@@ -44,8 +51,9 @@ export class BlockLoss {
     this.correction = correction;
     this.#grams = grams;
     this.#change = new Float64Array(experts.length);
-    this.#changed = new Int32Array(2 * router.topK);
+    this.#changed = new Int32Array(router.topK + (topK ?? router.topK));
     this.#full = this.choices(Array.from(experts.keys()));
+    this.layer = withTopK(layer, topK);
   }
 
   /**

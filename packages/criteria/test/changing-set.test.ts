@@ -34,7 +34,10 @@ const routers: Record<string, Omit<RouterSpec, "weight" | "topK">> = {
   "a rule that skips": { order: "softmax-topk", skip: { rule: "ratio", threshold: 0.6 } },
 };
 
-describe.each(Object.keys(routers))("%s", (name) => {
+/** Every router with its own top-k, and with a lower one for what is kept. */
+const cases = Object.keys(routers).flatMap((name) => [3, 2].map((topK) => [name, topK] as const));
+
+describe.each(cases)("%s, top-%i of the kept", (name, topK) => {
   const router: RouterSpec = { ...(routers[name] as (typeof routers)[string]), weight, topK: 3 };
   const rng = Rng.fromSeed(9);
   const normals = (count: number, scale = 1) =>
@@ -56,32 +59,33 @@ describe.each(Object.keys(routers))("%s", (name) => {
     { ...layer, feedForward: { ...layer.feedForward, router } },
     { logits, grams },
     correction,
+    topK,
   );
 
   /** Outputs of the block itself, put together expert by expert. */
-  function blockOutput(kept: readonly number[]): number[] {
+  function blockOutput(kept: readonly number[], choosing: number): number[] {
     const cut = Float32Array.from(
       { length: tokens * kept.length },
       (_, i) => logits[Math.floor(i / kept.length) * experts + (kept[i % kept.length] as number)] as number,
     );
-    const plan: LayerPlan = { layer: 0, experts: kept };
+    const plan: LayerPlan = { layer: 0, experts: kept, topK: choosing };
     const cutCorrection = correction && Float32Array.from(kept, (expert) => correction[expert] as number);
-    const { slots, gates, topK } = routeTokens(cut, tokens, router, { plan, correction: cutCorrection });
+    const routing = routeTokens(cut, tokens, router, { plan, correction: cutCorrection });
     return Array.from({ length: tokens * hidden }, (_, i) => {
       const [t, h] = [Math.floor(i / hidden), i % hidden];
       let sum = 0;
-      for (let at = t * topK; at < (t + 1) * topK; at++) {
-        const expert = kept[slots[at] as number];
+      for (let at = t * routing.topK; at < (t + 1) * routing.topK; at++) {
+        const expert = kept[routing.slots[at] as number];
         if (expert === undefined) continue;
-        sum += (router.scalesInput ? 1 : (gates[at] as number)) * output(t, expert, h);
+        sum += (router.scalesInput ? 1 : (routing.gates[at] as number)) * output(t, expert, h);
       }
       return sum;
     });
   }
   const all = Array.from({ length: experts }, (_, expert) => expert);
-  const full = blockOutput(all);
+  const full = blockOutput(all, 3);
   const direct = (kept: readonly number[]) => {
-    const changed = kept.length === 0 ? full.map(() => 0) : blockOutput(kept);
+    const changed = kept.length === 0 ? full.map(() => 0) : blockOutput(kept, topK);
     return full.reduce((sum, y, i) => sum + (y - (changed[i] as number)) ** 2, 0);
   };
   const whole = direct([]);
