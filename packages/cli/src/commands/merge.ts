@@ -1,5 +1,5 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
-import { createPlan, Rng, unusedExperts } from "@coppice/core";
+import { createPlan, Rng, RunEmitter, unusedExperts } from "@coppice/core";
 import type { CliContext } from "../context.js";
 import {
   backendOption,
@@ -36,7 +36,10 @@ export function mergeCommand(context: CliContext): CommandUnknownOpts {
         .makeOptionMandatory(),
     )
     .addOption(
-      new Option("--merger <name>", "merger plugin, such as m-smoe, logit-clusters").default("m-smoe"),
+      new Option(
+        "--merger <name>",
+        "merger plugin, such as m-smoe, hc-smoe, ream, dern, logit-clusters, average",
+      ).default("m-smoe"),
     )
     .addOption(new Option("--set <key=value>", "option of the merger; repeatable").argParser(settings))
     .addOption(statsOption)
@@ -53,7 +56,8 @@ export function mergeCommand(context: CliContext): CommandUnknownOpts {
       "after",
       examples(
         "coppice merge ./model --keep 4 --data task.jsonl --out ./small",
-        "coppice merge ./model --keep 4 --merger logit-clusters --set linkage=complete --stats stats.safetensors --out ./small",
+        "coppice merge ./model --keep 4 --merger hc-smoe --set align=weights --stats stats.safetensors --out ./small",
+        "coppice merge ./model --keep 4 --merger average --out ./small",
       ),
     )
     .action(async (path, options) => {
@@ -70,14 +74,18 @@ export function mergeCommand(context: CliContext): CommandUnknownOpts {
         ? await findStatistics(opened, [{ name, needs }], options, context)
         : undefined;
       if (statistics) warnUnused(unusedExperts(statistics), context);
+      const emitter = new RunEmitter();
+      context.out.follow(emitter);
       const layers = await merger.merge({
         model,
         keep,
         weights,
         rng: Rng.fromSeed(seed),
         signal: context.signal,
+        emitter,
         ...(statistics && { statistics }),
       });
+      context.out.settle();
       const plan = createPlan(model, layers);
       const written = await writeCheckpoint(
         {
