@@ -78,7 +78,13 @@ export function simulateCache(trace: RoutingTrace, options: CacheOptions): Cache
   const sizes = "experts" in capacity ? uses.bytes.map(() => 1) : uses.bytes;
   const size = "experts" in capacity ? capacity.experts : capacity.bytes;
   const policies = options.policies ?? cachePolicies.filter((policy) => policy !== "static" || learn);
-  const caches = scope === "global" ? [uses.uses.map((_, i) => i)] : usesByLayer(uses, trace.layers.length);
+  const caches =
+    scope === "global"
+      ? [{ own: uses.uses.map((_, i) => i), learned }]
+      : usesByLayer(uses, trace.layers.length).map((own, layer) => ({
+          own,
+          learned: learned.map((count, item) => (uses.layers[item] === layer ? count : 0)),
+        }));
   return {
     sequences: tested.sequences.length,
     learned:
@@ -91,7 +97,7 @@ export function simulateCache(trace: RoutingTrace, options: CacheOptions): Cache
             : "another trace",
     policies: policies.map((policy): PolicyResult => {
       const hits = new Uint8Array(uses.uses.length);
-      for (const own of caches) {
+      for (const { own, learned } of caches) {
         const run = {
           sizes,
           capacity: size,

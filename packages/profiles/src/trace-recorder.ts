@@ -67,6 +67,7 @@ export class TraceRecorder {
         const result = await runner.run(
           withTap(request, ["routing"], (layer) => rows.add(layer, this.#experts)),
         );
+        this.#check(rows);
         const known = cache && this.#cached.get(cache);
         const own = known ?? this.#open(sequences.length);
         if (cache && !known) this.#cached.set(cache, own);
@@ -96,6 +97,7 @@ export class TraceRecorder {
     await runner.run(
       withTap({ sequences, to, ...options }, ["routing"], (layer) => rows.add(layer, this.#experts)),
     );
+    this.#check(rows);
     const own = this.#open(sequences.length);
     this.#take(rows, own, sequences, "prefill");
     own.forEach((sequence, i) => {
@@ -126,6 +128,22 @@ export class TraceRecorder {
     };
   }
 
+  /** Refuses a run that does not show what the trace needs, before anything of it is kept. */
+  #check(rows: RunRoutes): void {
+    for (let place = 0; place < this.#places.size; place++) {
+      const topK = rows.topK(place);
+      const before = this.#topK[place] ?? topK;
+      if (topK === 0 || topK !== before) {
+        throw new CoppiceError(
+          "COPPICE_USAGE",
+          `MoE layer ${place} showed ${topK} choices per token, ${before || "at least 1"} were expected`,
+          { hint: "record runs through all MoE layers, all under the same plan" },
+        );
+      }
+      this.#topK[place] = topK;
+    }
+  }
+
   #open(count: number): Sequence[] {
     const opened = Array.from({ length: count }, () => ({
       prefill: 0,
@@ -142,18 +160,6 @@ export class TraceRecorder {
     sequences: readonly Int32Array[],
     phase: "prefill" | "decode",
   ): void {
-    for (let place = 0; place < this.#places.size; place++) {
-      const topK = rows.topK(place);
-      const before = this.#topK[place] ?? topK;
-      if (topK === 0 || topK !== before) {
-        throw new CoppiceError(
-          "COPPICE_USAGE",
-          `MoE layer ${place} showed ${topK} choices per token, ${before || "at least 1"} were expected`,
-          { hint: "record runs through all MoE layers, all under the same plan" },
-        );
-      }
-      this.#topK[place] = topK;
-    }
     let start = 0;
     sequences.forEach(({ length }, i) => {
       const sequence = own[i] as Sequence;
