@@ -61,9 +61,10 @@ export const naee = definePlugin({
       const statistics = collectedLayers(request, needs, "naee");
       const scores: Float64Array[] = [];
       for (const [i, layer] of moeLayers(request.model).entries()) {
+        const turns = new Turns(request.signal, `choosing the experts of layer ${layer.index}`);
+        await turns.next();
         const sample = statistics[i]?.sample as SampledLayer;
         const block = new BlockLoss(layer, sample, await correctionOf(layer, request), request.topK);
-        const turns = new Turns(request.signal, `choosing the experts of layer ${layer.index}`);
         scores.push(ascending(await chain(block, options, request.keep, turns)));
       }
       return scores;

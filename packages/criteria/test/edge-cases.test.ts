@@ -1,4 +1,11 @@
-import { type LayerStatistics, Rng, statisticsFields, statisticsShape } from "@coppice/core";
+import {
+  highest,
+  type LayerStatistics,
+  Rng,
+  type Statistics,
+  statisticsFields,
+  statisticsShape,
+} from "@coppice/core";
 import { randomModel } from "@coppice/plugin-kit";
 import { expect, test } from "vitest";
 import { fixtureModel, registry, score } from "./score.js";
@@ -44,6 +51,7 @@ test.each([
   ["easy-ep", "change"],
   ["mone", "outputSum,outputNorm2"],
   ["super-experts", "peak"],
+  ["heapr-lite", "unitSquares"],
 ] as const)("%s says how to collect what it needs", async (name, fields) => {
   const { model } = await fixtureModel("mixtral");
   const layers = [0, 1, 2].map((index) => layerOf(index, {}));
@@ -55,6 +63,62 @@ test.each([
   });
   const criterion = await registry.create("criterion", name, {}, undefined);
   expect(criterion.needs.extras).toEqual(fields.split(","));
+});
+
+/** Two tokens of the Mixtral fixture: the first sends experts 0 and 1 the same output, the second experts 2 and 3. */
+function sampled(): Statistics {
+  const logits = Float32Array.of(5, 5, 0, 0, 0, 0, 0, 0, 0, 0, 5, 5, 0, 0, 0, 0);
+  const grams = new Float32Array(2 * 64);
+  for (const [token, one, other] of [
+    [0, 0, 1],
+    [1, 2, 3],
+  ] as const) {
+    for (const i of [one, other]) for (const j of [one, other]) grams[token * 64 + i * 8 + j] = 4;
+  }
+  const layers = [0, 1, 2].map((index) => ({ ...layerOf(index, {}), sample: { logits, grams } }));
+  return { model: "", tokens: 2, layers, sample: { limit: 2, priorities: Float64Array.of(0, 1) } };
+}
+
+test("naee keeps one of two experts that do the same", async () => {
+  const { model } = await fixtureModel("mixtral");
+  const statistics = { ...sampled(), model: model.fingerprint };
+  for (const method of ["auto", "exact", "backward", "forward"] as const) {
+    for (const row of await score("naee", { model, statistics, keep: 2 }, { method })) {
+      const [a, b] = highest(row, 2) as [number, number];
+      expect([Math.floor(a / 2), Math.floor(b / 2)]).toEqual([0, 1]);
+      // Without any expert two outputs of norm 2 are lost, of one token each.
+      expect(Math.max(...row)).toBeCloseTo(Math.sqrt(8), 5);
+      expect(new Set(row).size).toBe(8);
+    }
+  }
+  await expect(score("naee", { model, statistics, keep: 1 })).rejects.toMatchObject({
+    code: "COPPICE_PLAN_KEEP",
+  });
+  // A lower top-k may keep fewer: then one token loses its output.
+  const [alone] = await score("naee", { model, statistics, keep: 1, topK: 1 });
+  expect((alone as Float64Array).toSorted().at(-2)).toBeCloseTo(2, 5);
+});
+
+test("naee says what it lacks", async () => {
+  const { model, weights } = await fixtureModel("minimax_m2");
+  const { sample: _, ...bare } = { ...sampled(), model: model.fingerprint };
+  const layers = bare.layers.map(({ sample: _, ...layer }) => layer);
+  await expect(score("naee", { model, weights, statistics: { ...bare, layers } })).rejects.toMatchObject({
+    code: "COPPICE_STATS_MISSING",
+    hint: expect.stringContaining("--sample logits,grams"),
+  });
+  const statistics = { ...sampled(), model: model.fingerprint };
+  await expect(score("naee", { model, statistics })).rejects.toThrow(/correction of the router of layer 0/);
+  const request = { model, weights, statistics };
+  await expect(score("naee", request, { method: "exact" })).rejects.toMatchObject({ code: "COPPICE_USAGE" });
+  await expect(
+    score("naee", { ...request, keep: 4 }, { method: "exact", subsets: 69 }),
+  ).rejects.toMatchObject({
+    code: "COPPICE_PLUGIN_OPTIONS",
+    message: expect.stringContaining("more than 69 sets"),
+  });
+  const signal = AbortSignal.abort();
+  await expect(score("naee", { ...request, signal })).rejects.toMatchObject({ code: "COPPICE_ABORTED" });
 });
 
 test("super experts are those beyond the quantile and the share of the highest, in the first layers", async () => {
@@ -123,9 +187,19 @@ test("random follows the generator, and every expert is as likely as another", a
   for (const count of wins) expect(Math.abs(count - 375)).toBeLessThan(90);
 });
 
-test.each(["weight-magnitude", "aimer"] as const)("%s needs a reader and stops when told", async (name) => {
-  const { model, weights } = await fixtureModel("mixtral");
-  await expect(score(name, { model })).rejects.toMatchObject({ code: "COPPICE_USAGE" });
-  const signal = AbortSignal.abort();
-  await expect(score(name, { model, weights, signal })).rejects.toMatchObject({ code: "COPPICE_ABORTED" });
-});
+test.each(["weight-magnitude", "aimer", "heapr-lite"] as const)(
+  "%s needs a reader and stops when told",
+  async (name) => {
+    const { model, weights } = await fixtureModel("mixtral");
+    const layers = [0, 1, 2].map((index) => ({
+      ...layerOf(index, {}),
+      unitSquares: new Float64Array(8 * 32),
+    }));
+    const statistics = { model: model.fingerprint, tokens: 4, layers };
+    await expect(score(name, { model, statistics })).rejects.toMatchObject({ code: "COPPICE_USAGE" });
+    const signal = AbortSignal.abort();
+    await expect(score(name, { model, statistics, weights, signal })).rejects.toMatchObject({
+      code: "COPPICE_ABORTED",
+    });
+  },
+);
