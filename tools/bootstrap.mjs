@@ -69,6 +69,7 @@ const commands = {
     script("@coppice/executor-bullmq", "packages/executor-bullmq/scripts/many-jobs.mjs", args),
   "check-large": (args) =>
     script("@coppice/checkpoint", "packages/checkpoint/scripts/large-checkpoint.mjs", args),
+  "check-calibrate": (args) => script("coppice", "packages/cli/scripts/check-calibrate.mjs", args),
   "bench-forms": (args) => script("@coppice/backend-cpu", "packages/backend-cpu/bench/graph-forms.mjs", args),
   "check-packages"(args) {
     turbo(["build"]);

@@ -146,6 +146,82 @@ describe("the statistics file", () => {
     }
   });
 
+  const sampled: CollectedStatistics = {
+    ...statistics,
+    layers: statistics.layers.map((layer) => ({
+      ...layer,
+      unitSquares: Float64Array.of(1, 2, 3, 4, 5, 6),
+      outputGram: Float64Array.of(1, -2, 3, -2, 4, 0, 3, 0, 5),
+      sample: {
+        logits: Float32Array.of(1, 2, 3, -4, 5, 6),
+        inputs: Float32Array.of(1, 2, 3, 4, 5, 6, 7, 8),
+        grams: Float32Array.of(1, 2, 3, 2, 4, 5, 3, 5, 6, 1, 0, 0, 0, 1, 0, 0, 0, 1),
+        units: Float32Array.from({ length: 12 }, (_, i) => i / 7),
+      },
+    })),
+    sample: { limit: 2, priorities: Float64Array.of(0.25, 1 / 3) },
+  };
+
+  test("holds a sample, as float32", async () => {
+    const bytes = encodeStatistics(sampled);
+    expect(await decodeStatistics(bytes, "s")).toEqual(sampled);
+    const { tensors, metadata } = await parseSafetensors(bytes, "s");
+    expect(metadata.get("version")).toBe("3");
+    expect(metadata.get("sampleLimit")).toBe("2");
+    expect(tensors.get("sample.priorities")).toMatchObject({ dtype: "F64", shape: [2] });
+    for (const [field, shape] of [
+      ["logits", [2, 3]],
+      ["inputs", [2, 4]],
+      ["grams", [2, 3, 3]],
+      ["units", [2, 3, 2]],
+    ] as const) {
+      expect(tensors.get(`layers.11.sample.${field}`)).toMatchObject({ dtype: "F32", shape });
+    }
+  });
+
+  const sampleDamage: Record<string, (typeof damage)[string]> = {
+    "no limit": (_, metadata) => metadata.delete("sampleLimit"),
+    "no priorities": (tensors) => tensors.delete("sample.priorities"),
+    "a limit of nothing": (_, metadata) => metadata.set("sampleLimit", "0"),
+    "fewer tokens than it must have": (_, metadata) => metadata.set("sampleLimit", "3"),
+    "a limit beyond all numbers": (_, metadata) => metadata.set("sampleLimit", "1e999"),
+    "priorities that descend": (tensors) => tensors.set("sample.priorities", float64(0.5, 0.25)),
+    "a priority of zero": (tensors) => tensors.set("sample.priorities", float64(0, 0.25)),
+    "a priority that is NaN": (tensors) => tensors.set("sample.priorities", float64(0.25, Number.NaN)),
+    "no logits": (tensors) => tensors.delete("layers.11.sample.logits"),
+    "a field that one layer lacks": (tensors) => tensors.delete("layers.11.sample.inputs"),
+    "inputs of another dtype": (tensors) =>
+      tensors.set("layers.1.sample.inputs", { ...float64(1, 2, 3, 4, 5, 6, 7, 8), shape: [2, 4] }),
+    "inputs of another number of tokens": (tensors) =>
+      tensors.set("layers.1.sample.inputs", float32([1, 4], 1, 2, 3, 4)),
+    "inputs without columns": (tensors) => tensors.set("layers.1.sample.inputs", float32([2, 0])),
+    "a Gram matrix that is not symmetric": (tensors) =>
+      tensors.set("layers.1.sample.grams", float32([2, 3, 3], ...Array.from({ length: 18 }, (_, i) => i))),
+    "units of other experts": (tensors) =>
+      tensors.set("layers.1.sample.units", float32([2, 2, 3], ...new Array<number>(12).fill(1))),
+    "units of another width than the sums": (tensors) =>
+      tensors.set("layers.1.sample.units", float32([2, 3, 1], 1, 2, 3, 4, 5, 6)),
+    "a value that is infinite": (tensors) =>
+      tensors.set("layers.1.sample.logits", float32([2, 3], 1, 2, 3, 4, 5, Number.POSITIVE_INFINITY)),
+    "an output Gram matrix that is not symmetric": (tensors) =>
+      tensors.set("layers.1.outputGram", { ...float64(1, 2, 3, 4, 5, 6, 7, 8, 9), shape: [3, 3] }),
+  };
+  test.each(Object.keys(sampleDamage))("is refused with a sample with %s", async (what) => {
+    const { tensors, metadata } = await parseSafetensors(encodeStatistics(sampled), "s");
+    const changed = { tensors: new Map(tensors), metadata: new Map(metadata) };
+    sampleDamage[what]?.(changed.tensors, changed.metadata);
+    const bytes = serializeSafetensors(changed.tensors, changed.metadata);
+    await expect(decodeStatistics(bytes, "file.st")).rejects.toMatchObject({
+      code: "COPPICE_STATS_FORMAT",
+    });
+  });
+
+  test("is read when it has version 2, which is 3 without what came since", async () => {
+    const { tensors, metadata } = await parseSafetensors(encodeStatistics(statistics), "s");
+    const old = serializeSafetensors(tensors, new Map([...metadata, ["version", "2"]]));
+    expect(await decodeStatistics(old, "s")).toEqual(statistics);
+  });
+
   test("is refused when cut short at any byte, with one code", async () => {
     const bytes = encodeStatistics(statistics);
     for (let length = 0; length < bytes.length; length += 13) {
@@ -198,4 +274,8 @@ describe("statistics on disk", () => {
 
 function float64(...values: number[]): TensorBytes {
   return { dtype: "F64", shape: [values.length], bytes: new Uint8Array(Float64Array.from(values).buffer) };
+}
+
+function float32(shape: number[], ...values: number[]): TensorBytes {
+  return { dtype: "F32", shape, bytes: new Uint8Array(Float32Array.from(values).buffer) };
 }
