@@ -9,7 +9,7 @@ export interface AlignRequest {
   /** Weight of every expert in the slot, [E]; members are those that do not weigh 0. */
   readonly row: readonly number[];
   readonly features: FeatureSource;
-  /** Called before every member that is aligned. */
+  /** Called after every member that was aligned. */
   readonly onMember: () => Promise<void>;
 }
 
@@ -36,9 +36,9 @@ export async function alignUnits(request: AlignRequest): Promise<UnitSource[] | 
   const width = (target[0] as UnitFeatures).norms.length;
   const costs = new Float64Array(width * width);
   for (const member of members) {
-    await onMember();
     compareUnits(await features(member), target, distance, costs);
     order.set(member, assign(costs, width));
+    await onMember();
   }
   if ([...order.values()].every((to) => Array.from(to).every((unit, i) => unit === i))) return null;
   if (row[leader] !== 0) {

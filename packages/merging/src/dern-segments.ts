@@ -21,7 +21,7 @@ export interface PlaceRequest {
   readonly reach: ReadonlyMap<number, readonly number[]>;
   readonly threshold: number;
   readonly features: FeatureSource;
-  /** Called before every pair of experts. */
+  /** Called after every pair of experts. */
   readonly onPair: () => Promise<void>;
 }
 
@@ -61,11 +61,9 @@ export async function placeSegments({ reach, threshold, features, onPair }: Plac
       const target = await load(retained);
       for (const [expert, { features: own, best }] of block) {
         if (!reach.get(expert)?.includes(retained)) continue;
-        await onPair();
         compareUnits(own, target, cosine, similarities);
-        for (let i = 0; i < similarities.length; i++)
-          similarities[i] = (similarities[i] as number) / own.length;
-        takeBest({ similarities, best, retained, threshold }, places.get(expert) as Places);
+        takeBest({ similarities, sets: own.length, best, retained, threshold }, places.get(expert) as Places);
+        await onPair();
       }
     }
   }
@@ -73,19 +71,20 @@ export async function placeSegments({ reach, threshold, features, onPair }: Plac
 }
 
 interface Compared {
-  /** [width, width]: units of the dropped expert by those of the retained one. */
+  /** [width, width]: units of the dropped expert by those of the retained one, added up over the sets of features. */
   readonly similarities: Float64Array;
+  readonly sets: number;
   /** [width], the highest so far of each segment. */
   readonly best: Float64Array;
   readonly retained: number;
   readonly threshold: number;
 }
 
-function takeBest({ similarities, best, retained, threshold }: Compared, places: Places): void {
+function takeBest({ similarities, sets, best, retained, threshold }: Compared, places: Places): void {
   const width = best.length;
   for (let segment = 0; segment < width; segment++) {
     for (let unit = 0; unit < width; unit++) {
-      const value = similarities[segment * width + unit] as number;
+      const value = (similarities[segment * width + unit] as number) / sets;
       if (value < threshold || !(value > (best[segment] as number))) continue;
       best[segment] = value;
       places.expert[segment] = retained;

@@ -3,14 +3,15 @@ import {
   definePlugin,
   type LayerPlan,
   type LayerStatistics,
-  type MergeRequest,
   type MoeLayer,
   matchingStatistics,
   moeLayers,
   selectExperts,
   throwIfAborted,
+  withTopK,
 } from "@coppice/core";
 import * as v from "valibot";
+import { countSteps } from "./count-steps.js";
 import { placeSegments } from "./dern-segments.js";
 import { recombine } from "./dern-units.js";
 import { logitSimilarity } from "./expert-similarity.js";
@@ -72,17 +73,28 @@ export const dern = definePlugin({
     return {
       needs,
       async merge(request) {
+        const { model, keep, topK } = request;
         const statistics = matchingStatistics(request);
         if (request.statistics) checkCollected(request.statistics, needs, "dern");
-        const splits = moeLayers(request.model).map((layer, i) =>
-          split(layer, statistics[i] as LayerStatistics, request.keep, candidates),
+        const splits = moeLayers(model).map((layer, i) =>
+          split(withTopK(layer, topK), statistics[i] as LayerStatistics, { keep, candidates }),
         );
-        const total = splits.reduce((sum, { reach }) => sum + pairsOf(reach), 0);
+        const onPair = countSteps(request, {
+          stage: "comparing hidden units",
+          unit: "pairs of experts",
+          total: splits.flatMap(({ reach }) => [...reach.values()]).flat().length,
+        });
         const plans: LayerPlan[] = [];
-        for (const part of splits) {
-          const before = plans.length;
-          const done = splits.slice(0, before).reduce((sum, { reach }) => sum + pairsOf(reach), 0);
-          plans.push(await rebuild(part, { align, threshold, done, total }, request));
+        for (const { layer, sums, retained, reach } of splits) {
+          throwIfAborted(request.signal, `recombining experts of layer ${layer.index}`);
+          const features = featureSource(align, layer, sums, request);
+          const segments = await placeSegments({ reach, threshold, features, onPair });
+          const units = retained.map((expert) => recombine(expert, segments, sums.count));
+          plans.push({
+            layer: layer.index,
+            experts: retained,
+            ...(units.some((sources) => sources !== null) && { units }),
+          });
         }
         return plans;
       },
@@ -98,7 +110,11 @@ interface Split {
   readonly reach: ReadonlyMap<number, readonly number[]>;
 }
 
-function split(layer: MoeLayer, sums: LayerStatistics, keep: number, candidates: number): Split {
+function split(
+  layer: MoeLayer,
+  sums: LayerStatistics,
+  { keep, candidates }: { readonly keep: number; readonly candidates: number },
+): Split {
   const { count, gate } = sums;
   const scores = count.map((tokens, expert) => tokens * (gate[expert] as number));
   const retained = selectExperts(layer.feedForward, scores, keep, layer.index);
@@ -110,47 +126,4 @@ function split(layer: MoeLayer, sums: LayerStatistics, keep: number, candidates:
     reach.set(expert, [...retained].sort((a, b) => like(b) - like(a) || a - b).slice(0, candidates));
   }
   return { layer, sums, retained, reach };
-}
-
-function pairsOf(reach: Split["reach"]): number {
-  return [...reach.values()].reduce((sum, { length }) => sum + length, 0);
-}
-
-interface Settings {
-  readonly align: UnitView;
-  readonly threshold: number;
-  /** Pairs of experts that were compared in the layers before, and that there are in all. */
-  readonly done: number;
-  readonly total: number;
-}
-
-async function rebuild(
-  { layer, sums, retained, reach }: Split,
-  { align, threshold, done, total }: Settings,
-  request: MergeRequest,
-): Promise<LayerPlan> {
-  const { signal, emitter } = request;
-  let compared = done;
-  const segments = await placeSegments({
-    reach,
-    threshold,
-    features: featureSource(align, layer, sums, request),
-    async onPair() {
-      // Lets the signal and other work have their turn between pairs, each of which may take seconds.
-      await new Promise((resolve) => setTimeout(resolve, 0));
-      throwIfAborted(signal, `recombining experts of layer ${layer.index}`);
-      emitter?.notify("progress", {
-        stage: "comparing hidden units",
-        done: compared++,
-        total,
-        unit: "pairs",
-      });
-    },
-  });
-  const units = retained.map((expert) => recombine(expert, segments, sums.count));
-  return {
-    layer: layer.index,
-    experts: retained,
-    ...(units.some((sources) => sources !== null) && { units }),
-  };
 }

@@ -10,9 +10,11 @@ import {
   moeLayers,
   throwIfAborted,
   type UnitSource,
+  withTopK,
 } from "@coppice/core";
 import * as v from "valibot";
 import { alignUnits, membersToAlign } from "./align-units.js";
+import { countSteps } from "./count-steps.js";
 import { type ExpertGroup, expertWeights, groupPlan, type Weighting } from "./group-plan.js";
 import { featureSource, type UnitView, unitNeeds } from "./unit-features.js";
 
@@ -59,23 +61,16 @@ export function groupMerger({ name, weights, align, needs: own, group }: GroupMe
   return {
     needs,
     async merge(request) {
-      const { model, signal } = request;
-      const layers = moeLayers(model);
+      const { model, topK, signal } = request;
       const statistics = needs.statistics ? matchingStatistics(request) : undefined;
       if (request.statistics && statistics) checkCollected(request.statistics, needs, name);
       const plans: LayerPlan[] = [];
-      for (const [i, layer] of layers.entries()) {
+      for (const [i, layer] of moeLayers(model).entries()) {
         throwIfAborted(signal, `merging experts of layer ${layer.index}`);
         const sums = statistics?.[i];
-        const { length } = layer.feedForward.experts;
-        const groups = await group(layer, sums, request);
-        plans.push(
-          groupPlan(
-            layer.index,
-            groups,
-            sums ? expertWeights(sums, weights) : new Float64Array(length).fill(1),
-          ),
-        );
+        const groups = await group(withTopK(layer, topK), sums, request);
+        const members = expertWeights(layer.feedForward.experts.length, sums, weights);
+        plans.push(groupPlan(layer.index, groups, members));
       }
       return align === "none" ? plans : alignPlans(plans, align, request);
     },
@@ -87,21 +82,17 @@ async function alignPlans(
   view: UnitView,
   request: MergeRequest,
 ): Promise<LayerPlan[]> {
-  const { model, statistics, signal, emitter } = request;
   const slots = plans.map(({ experts, merge = [] }) =>
     experts.map((leader, slot) => ({ leader, row: merge[slot] as readonly number[] })),
   );
-  const total = slots.flat().reduce((sum, slot) => sum + membersToAlign(slot).length, 0);
-  let done = 0;
+  const onMember = countSteps(request, {
+    stage: "aligning hidden units",
+    unit: "experts",
+    total: slots.flat().reduce((sum, slot) => sum + membersToAlign(slot).length, 0),
+  });
   const aligned: LayerPlan[] = [];
-  for (const [i, layer] of moeLayers(model).entries()) {
-    const features = featureSource(view, layer, statistics?.layers[i], request);
-    const onMember = async () => {
-      // Lets the signal and other work have their turn between experts, each of which may take seconds.
-      await new Promise((resolve) => setTimeout(resolve, 0));
-      throwIfAborted(signal, `aligning experts of layer ${layer.index}`);
-      emitter?.notify("progress", { stage: "aligning hidden units", done: done++, total, unit: "experts" });
-    };
+  for (const [i, layer] of moeLayers(request.model).entries()) {
+    const features = featureSource(view, layer, request.statistics?.layers[i], request);
     const units: (UnitSource[] | null)[] = [];
     for (const slot of slots[i] ?? []) units.push(await alignUnits({ ...slot, features, onMember }));
     const plan = plans[i] as LayerPlan;

@@ -34,10 +34,17 @@ export function saliency(sums: LayerStatistics): Float64Array {
   );
 }
 
-/** The weight of every expert of a layer, [E]. */
-export function expertWeights(sums: LayerStatistics, weights: Weighting): Float64Array {
-  if (weights === "frequency") return sums.count;
-  return weights === "saliency" ? saliency(sums) : new Float64Array(sums.count.length).fill(1);
+/**
+ * The weight of every expert of a layer, [E].
+ * @param sums absent only where `weights` is `uniform`
+ */
+export function expertWeights(
+  experts: number,
+  sums: LayerStatistics | undefined,
+  weights: Weighting,
+): Float64Array {
+  if (!sums || weights === "uniform") return new Float64Array(experts).fill(1);
+  return weights === "frequency" ? sums.count : saliency(sums);
 }
 
 /**

@@ -104,6 +104,14 @@ test("groups without a single routed token weigh their members alike", async () 
   expect(halves?.merge?.every((row) => Math.abs(row.reduce((a, b) => a + b, 0) - 1) < 1e-12)).toBe(true);
 });
 
+test("as few experts as the top-k that they will be chosen with", async () => {
+  const { model, weights } = randomModel(shape);
+  for (const name of ["m-smoe", "average", "dern"] as const) {
+    const plans = await merge(name, { model, weights, statistics: oneUsed(model), keep: 1, topK: 1 });
+    expect(plans.map(({ experts }) => experts.length)).toEqual([1, 1]);
+  }
+});
+
 test("all experts kept change nothing", async () => {
   const { model, weights } = randomModel(shape);
   const request = { model, weights, statistics: oneUsed(model), keep: 8 };
@@ -145,7 +153,9 @@ test("a stopped merge stops, and progress counts experts", async () => {
   const options = { align: "weights", weights: "uniform" } as const;
   await merge("m-smoe", { model, weights, statistics, keep: 2, emitter }, options);
   // In both layers six experts join the first.
-  expect(seen.map(({ done, total }) => [done, total])).toEqual(Array.from({ length: 12 }, (_, i) => [i, 12]));
+  expect(seen.map(({ done, total }) => [done, total])).toEqual(
+    Array.from({ length: 12 }, (_, i) => [i + 1, 12]),
+  );
   const controller = new AbortController();
   // The merger looks at the signal itself, whatever the reader does.
   const reader: typeof weights = { read: (ref) => weights.read(ref) };

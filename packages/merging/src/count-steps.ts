@@ -1,0 +1,29 @@
+import { type MergeRequest, throwIfAborted } from "@coppice/core";
+
+export interface Steps {
+  /** What is being done, in words. */
+  readonly stage: string;
+  /** What is counted. */
+  readonly unit: string;
+  readonly total: number;
+}
+
+/**
+ * To be called after every step of work that takes long: tells progress, lets other work have its turn and looks at the
+ * signal.
+ * @throws COPPICE_ABORTED from the function that it returns
+ */
+export function countSteps(
+  { emitter, signal }: Pick<MergeRequest, "emitter" | "signal">,
+  { stage, unit, total }: Steps,
+): () => Promise<void> {
+  const start = performance.now();
+  let done = 0;
+  return async () => {
+    done++;
+    const etaMs = ((performance.now() - start) / done) * (total - done);
+    emitter?.notify("progress", { stage, done, total, unit, etaMs });
+    await new Promise((resolve) => setTimeout(resolve, 0));
+    throwIfAborted(signal, `${stage} after ${done} of ${total} ${unit}`);
+  };
+}
