@@ -98,14 +98,14 @@ async function runRange(run: RangeRun): Promise<CollectedStatistics | undefined>
   let estimated = pace.estimate() !== undefined;
   for (const part of collection.parts) {
     const collectors = collection.collectors(part, layers);
-    for (const { sequences, tokens, ...batch } of part.batches) {
+    for (const batch of part.batches) {
       throwIfAborted(signal, `collecting statistics of layer ${from} of ${collection.end}`);
       const start = performance.now();
-      const { tap, finish } = collection.tap({ sequences, tokens, ...batch }, collectors);
-      const hidden =
-        from > 0 ? await files.readHidden(from, number, tokens * collection.model.hiddenSize) : undefined;
+      const { tap, finish } = collection.tap(batch, collectors);
+      const values = batch.tokens * collection.model.hiddenSize;
+      const hidden = from > 0 ? await files.readHidden(from, number, values) : undefined;
       const { boundaries } = await runner.run({
-        sequences,
+        sequences: batch.sequences,
         from,
         to,
         ...(hidden && { hidden }),
@@ -116,7 +116,7 @@ async function runRange(run: RangeRun): Promise<CollectedStatistics | undefined>
       finish();
       if (to < collection.end) await files.writeHidden(to, number, boundaries.get(to) as Float32Array);
       number++;
-      pace.ran(tokens, (performance.now() - start) / 1000);
+      pace.ran(batch.tokens, (performance.now() - start) / 1000);
       const estimate = pace.estimate();
       if (estimate && !estimated) onEstimate?.(estimate);
       estimated ||= estimate !== undefined;
@@ -168,7 +168,8 @@ async function checkSpace(
 ): Promise<void> {
   const free = await store.freeBytes();
   // Of a pass that continues, the input of the next layer is there already.
-  const hidden = hiddenBytes(collection, ranges.slice(ranges[0]?.from ? 1 : 0));
+  const there = ranges[0]?.from ? hiddenBytes(collection, ranges.slice(0, 1)) : 0;
+  const hidden = hiddenBytes(collection, ranges) - there;
   const layers = ranges.flatMap(({ from, to }) =>
     collection.layers.filter(({ index }) => index >= from && index < to),
   );

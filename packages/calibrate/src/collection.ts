@@ -1,5 +1,6 @@
 import {
   CoppiceError,
+  checkWholeNumber,
   type ExtraField,
   extraFields,
   type LayerStatistics,
@@ -27,7 +28,7 @@ import { checkedSample, type SampleOptions, selectSample } from "./token-sample.
 /** What to collect on which data, however the model runs. */
 export interface CollectionOptions {
   /**
-   * Token ids: stretches of text, or prompts with their answers behind them. Every token counts once, whichever
+   * Token ids: stretches of text, or prompts with answers behind them. Every token counts once, whichever
    * sequence it stands in; there is no padding.
    */
   readonly sequences: readonly Int32Array[];
@@ -99,7 +100,7 @@ export class Collection {
     ];
     this.allExperts = ofExtras.some(isEvery) ? "all tokens" : ofSample.some(isEvery) ? "sample" : "none";
     const sample = options.sample ? selectSample(sequences, options.sample.limit) : [];
-    this.parts = cutParts(sequences, parts, tokenBudget, sample);
+    this.parts = cutParts(sequences, checkWholeNumber("parts", parts), tokenBudget, sample);
     this.source = {
       name,
       hash: hashSequences(sequences),
@@ -128,7 +129,7 @@ export class Collection {
     );
   }
 
-  /** Shows a run over a batch to collectors by layer; an error is left in the result for after the run. */
+  /** Shows a run over a batch to collectors by layer; `finish`, to be called after it, throws what was wrong. */
   tap(batch: Batch, collectors: ReadonlyMap<number, LayerCollector>): { tap: Tap; finish(): void } {
     const { sampled } = batch;
     const noneWanted = this.allExperts !== "all tokens" && !sampled;

@@ -1,9 +1,12 @@
 import {
+  type CollectedPart,
   type CollectedStatistics,
+  collectParts,
   collectStatistics,
   decodeStatistics,
   encodeStatistics,
   mergeStatistics,
+  PartSum,
   scaleStatistics,
 } from "@coppice/calibrate";
 import {
@@ -82,7 +85,8 @@ function slowStatistics(source: MemoryModel, sequences: readonly Int32Array[]) {
         ),
       ),
     };
-    return { layer: index, tokens: tokens.length, topK: router.topK, ...sums };
+    const choices = tokens.flatMap((token) => token.choices);
+    return { layer: index, tokens: tokens.length, topK: router.topK, choices, ...sums };
   });
 }
 
@@ -121,7 +125,9 @@ describe.each(Object.keys(models))("statistics of %s", (name) => {
     found.layers.forEach((layer, i) => {
       const slow = expected[i] as (typeof expected)[number];
       expect([...layer.count]).toEqual(slow.count);
-      expect(layer.count.reduce((a, b) => a + b)).toBe(32 * slow.topK);
+      const skipped = slow.choices.filter(({ slot }) => slot < 0).length;
+      expect(layer.count.reduce((a, b) => a + b)).toBe(32 * slow.topK - skipped);
+      if (name === "routers that skip experts") expect(skipped).toBeGreaterThan(0);
       for (const field of statisticsFields) expectNear(field, layer[field], slow[field], 1e-5);
     });
   });
@@ -307,6 +313,34 @@ describe("collectStatistics", () => {
     });
     await expect(collect([new Int32Array(257)])).rejects.toMatchObject({ code: "COPPICE_TASK_TOO_LONG" });
     await expect(collect(sequences, AbortSignal.abort())).rejects.toMatchObject({ code: "COPPICE_ABORTED" });
+    for (const wrong of [{ parts: 0 }, { parts: 1.5 }, { tokenBudget: 0 }, { tokenBudget: Number.NaN }]) {
+      await expect(collectStatistics({ runner, sequences, name: "test", ...wrong })).rejects.toMatchObject({
+        code: "COPPICE_USAGE",
+      });
+    }
+  });
+});
+
+describe("collectParts", () => {
+  test("gives the same bits whoever collects which part, and whenever it comes", async () => {
+    const source = randomModel({ seed: 5 });
+    await using runner = await load(source);
+    const sequences = randomSequences(source.model.vocabSize, [5, 7, 3, 8, 2, 9, 1]);
+    const options = { runner, sequences, name: "test", parts: 4, sample: { limit: 6 } };
+    const whole = await collectStatistics(options);
+    const found: CollectedPart[] = [];
+    for (const index of [2, 0, 1]) {
+      for await (const part of collectParts(options, { index, count: 3 })) found.push(part);
+    }
+    expect(found.map(({ part }) => part)).toEqual([2, 0, 3, 1]);
+    const sum = new PartSum();
+    expect(() => sum.result()).toThrow(expect.objectContaining({ code: "COPPICE_INTERNAL" }));
+    // Twice: a worker that ended begins anew.
+    for (const part of [...found, ...found]) sum.add(part);
+    expect(sum.result()).toEqual(whole);
+    // More parts than sequences are cut into as many as have any.
+    const many = await collectStatistics({ ...options, parts: 50 });
+    expect(many.layers[0]?.count).toEqual(whole.layers[0]?.count);
   });
 });
 

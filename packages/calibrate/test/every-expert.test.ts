@@ -1,5 +1,6 @@
 import {
   type CollectedStatistics,
+  type CollectOptions,
   collectStatistics,
   decodeStatistics,
   encodeStatistics,
@@ -7,7 +8,7 @@ import {
   scaleStatistics,
 } from "@coppice/calibrate";
 import { type ExtraField, extraFields, type LayerStatistics } from "@coppice/core";
-import { type MemoryModel, slowForward } from "@coppice/plugin-kit";
+import { type MemoryModel, memoryModel, slowForward } from "@coppice/plugin-kit";
 import { describe, expect, test } from "vitest";
 import { load, models, randomSequences, relativeError } from "./models.js";
 
@@ -90,5 +91,35 @@ describe("sums over all experts", () => {
       const alone = await collect([field]);
       expect(alone.layers.map((layer) => layer[field])).toEqual(all.layers.map((layer) => layer[field]));
     }
+  });
+
+  test("name an expert whose output is not finite, although no token chose it", async () => {
+    const source = await (models["many-experts"] as () => Promise<MemoryModel>)();
+    await using runner = await load(source);
+    const sequences = [Int32Array.of(1)];
+    const { layers } = await collectStatistics({ runner, sequences, name: "test" });
+    const unused = layers[1]?.count.indexOf(0) as number;
+    const moe = source.model.layers[1]?.feedForward;
+    const down = moe?.kind === "moe" ? (moe.experts[unused]?.down.name ?? "") : "";
+    const tensors = new Map(source.tensors);
+    tensors.set(down, new Float32Array((tensors.get(down) as Float32Array).length).fill(3e38));
+    await using damaged = await load(memoryModel(source.model, tensors));
+    const collect = (options: Partial<CollectOptions>) =>
+      collectStatistics({ runner: damaged, sequences, name: "test", ...options });
+    await expect(collect({})).resolves.toBeDefined();
+    for (const options of [
+      { extras: ["everyOutputSum"] },
+      { extras: ["outputGram"] },
+      { sample: { limit: 1, with: ["grams"] } },
+    ] as const) {
+      await expect(collect(options)).rejects.toMatchObject({
+        code: "COPPICE_BACKEND_FAILED",
+        message: expect.stringContaining("of layer 1"),
+        details: { layer: 1 },
+      });
+    }
+    await expect(collect({ extras: ["everyOutputSum"] })).rejects.toMatchObject({
+      details: { expert: unused },
+    });
   });
 });

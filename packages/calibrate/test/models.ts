@@ -1,6 +1,6 @@
 import { reference } from "@coppice/backend-reference";
 import { type Backend, createRegistry, Rng, type Runner } from "@coppice/core";
-import { intoMemory, type MemoryModel, randomModel, sampleShapes } from "@coppice/plugin-kit";
+import { intoMemory, type MemoryModel, memoryModel, randomModel, sampleShapes } from "@coppice/plugin-kit";
 import { fixtureNames, loadFixture } from "@coppice/plugin-kit/node";
 
 export function referenceBackend(): Promise<Backend> {
@@ -39,6 +39,16 @@ export const models: Readonly<Record<string, () => Promise<MemoryModel>>> = {
   ...Object.fromEntries(shapes.map((name) => [name, async () => randomModel(sampleShapes[name])])),
   "a model with dense layers and gates that are not normalised": async () =>
     randomModel({ seed: 4, layers: 4, denseLayers: [0, 3], normalize: false, experts: 6 }),
+  "routers that skip experts": async () => {
+    const { model, tensors } = randomModel({ seed: 6, experts: 6, topK: 3 });
+    const skip = { rule: "ratio", threshold: 0.6 } as const;
+    const layers = model.layers.map((layer) => {
+      const { feedForward } = layer;
+      if (feedForward.kind !== "moe") return layer;
+      return { ...layer, feedForward: { ...feedForward, router: { ...feedForward.router, skip } } };
+    });
+    return memoryModel({ ...model, layers }, tensors);
+  },
 };
 
 /** The largest difference, relative to the larger of each pair or, with `signed`, to the largest value of all. */
