@@ -1,5 +1,12 @@
-import { packFloats, type RouterSpec, roundToDtype, storedRouterRows } from "@coppice/core";
-import { expect, test } from "vitest";
+import {
+  packFloats,
+  plannedRouter,
+  type RouterSpec,
+  roundToDtype,
+  routerLogits,
+  storedRouterRows,
+} from "@coppice/core";
+import { describe, expect, it, test } from "vitest";
 import { tinyModel } from "./tiny-model.js";
 
 const { layers, finalNorm } = tinyModel().model;
@@ -32,3 +39,45 @@ test("what the rows do not replace stays undefined", () => {
     correction: undefined,
   });
 });
+
+describe("plannedRouter and routerLogits", () => {
+  const router = {
+    weight: stored([3, 2]),
+    bias: stored([3]),
+    correction: stored([3]),
+    order: "sigmoid-topk",
+    topK: 1,
+  } as const;
+  const whole = {
+    weight: Float32Array.of(1, 2, 3, 4, 5, 6),
+    bias: Float32Array.of(0.5, 0.25, 0.125),
+    correction: Float32Array.of(7, 8, 9),
+  };
+
+  it("take the rows of the plan's experts, or its own", () => {
+    const kept = plannedRouter(whole, { experts: [2, 0] }, router);
+    expect(kept).toEqual({
+      weight: Float32Array.of(5, 6, 1, 2),
+      bias: Float32Array.of(0.125, 0.5),
+      correction: Float32Array.of(9, 7),
+    });
+    const rows = { weight: packFloats(Float32Array.of(1, 0, 0, 1)), bias: [10, 20] };
+    const own = plannedRouter(whole, { experts: [2, 0], router: rows }, router);
+    expect(own.weight).toEqual(Float32Array.of(1, 0, 0, 1));
+    expect(own.bias).toEqual(Float32Array.of(10, 20));
+    expect(own.correction).toEqual(Float32Array.of(9, 7));
+  });
+
+  it("multiply rows with inputs", () => {
+    const { weight, bias } = plannedRouter(whole, { experts: [2, 0] }, router);
+    // 5·1 + 6·2 + 1/8, 1·1 + 2·2 + 1/2; then inputs [0, -1].
+    expect(routerLogits(weight, bias, Float32Array.of(1, 2, 0, -1), 2)).toEqual(
+      Float32Array.of(17.125, 5.5, -5.875, -1.5),
+    );
+    expect(routerLogits(weight, undefined, Float32Array.of(1, 2), 2)).toEqual(Float32Array.of(17, 5));
+  });
+});
+
+function stored(shape: number[]) {
+  return { name: "router", dtype: "F32", shape, file: "", begin: 0, end: 0 } as const;
+}
