@@ -46,7 +46,7 @@ export const average = definePlugin({
     grouping: v.optional(v.picklist(["router", "random"]), "router"),
   }),
   create: ({ weights, align, grouping }) =>
-    groupMerger({
+    groupMerger<LayerStatistics | undefined>({
       name: "average",
       weights,
       align,

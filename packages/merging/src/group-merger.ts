@@ -32,8 +32,11 @@ export const views = ["weights", "activations", "both"] as const satisfies reado
 
 export const alignOptions = { align: v.optional(v.picklist(["none", ...views]), "none") };
 
-/** A merger that puts the experts of every layer into groups and averages each group. */
-export interface GroupMerger {
+/**
+ * A merger that puts the experts of every layer into groups and averages each group. S: the statistics that grouping
+ * gets, undefined only for mergers that may do without.
+ */
+export interface GroupMerger<S extends LayerStatistics | undefined> {
   readonly name: string;
   readonly weights: Weighting;
   readonly align: UnitView | "none";
@@ -43,14 +46,17 @@ export interface GroupMerger {
     readonly weights?: boolean;
     readonly extras?: readonly ExtraField[];
   };
-  /**
-   * `keep` groups that hold every expert of the layer once.
-   * @param sums of the layer; absent only when nothing needs statistics
-   */
-  group(layer: MoeLayer, sums: LayerStatistics | undefined, request: MergeRequest): Promise<ExpertGroup[]>;
+  /** `keep` groups that hold every expert of the layer once. */
+  group(layer: MoeLayer, sums: S, request: MergeRequest): Promise<ExpertGroup[]>;
 }
 
-export function groupMerger({ name, weights, align, needs: own, group }: GroupMerger): Merger {
+export function groupMerger<S extends LayerStatistics | undefined = LayerStatistics>({
+  name,
+  weights,
+  align,
+  needs: own,
+  group,
+}: GroupMerger<S>): Merger {
   const units = unitNeeds(align);
   const needs = {
     ...own,
@@ -68,7 +74,7 @@ export function groupMerger({ name, weights, align, needs: own, group }: GroupMe
       for (const [i, layer] of moeLayers(model).entries()) {
         throwIfAborted(signal, `merging experts of layer ${layer.index}`);
         const sums = statistics?.[i];
-        const groups = await group(withTopK(layer, topK), sums, request);
+        const groups = await group(withTopK(layer, topK), sums as S, request);
         const members = expertWeights(layer.feedForward.experts.length, sums, weights);
         plans.push(groupPlan(layer.index, groups, members));
       }

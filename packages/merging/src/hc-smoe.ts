@@ -1,4 +1,4 @@
-import { definePlugin, type LayerStatistics } from "@coppice/core";
+import { definePlugin } from "@coppice/core";
 import * as v from "valibot";
 import { clusterExperts, mostUsed } from "./cluster-experts.js";
 import type { Linkage } from "./clusters.js";
@@ -47,10 +47,8 @@ export const hcSmoe = definePlugin({
       weights,
       align,
       needs: { statistics: true, extras: ["everyOutputSum"] },
-      async group(layer, given, { keep }) {
-        const sums = given as LayerStatistics;
-        const { count, tokens } = sums;
-        const means = (sums.everyOutputSum as Float64Array).map((sum) => sum / tokens);
+      async group(layer, { count, tokens, everyOutputSum }, { keep }) {
+        const means = (everyOutputSum as Float64Array).map((sum) => sum / tokens);
         const distances = rowDistances(means, count.length);
         return clusterExperts(layer, { keep, distances, linkage, usage: count, leader: mostUsed(count) });
       },

@@ -1,4 +1,4 @@
-import { definePlugin, type LayerStatistics } from "@coppice/core";
+import { definePlugin } from "@coppice/core";
 import * as v from "valibot";
 import { clusterExperts, mostUsed } from "./cluster-experts.js";
 import type { Linkage } from "./clusters.js";
@@ -43,8 +43,7 @@ export const logitClusters = definePlugin({
       weights,
       align,
       needs: { statistics: true },
-      async group(layer, given, { keep }) {
-        const sums = given as LayerStatistics;
+      async group(layer, sums, { keep }) {
         const distances = logitSimilarity(sums).map((row) => row.map((value) => 1 - value));
         const usage = sums.count;
         return clusterExperts(layer, { keep, distances, linkage, usage, leader: mostUsed(usage) });

@@ -37,7 +37,7 @@ export const mSmoe = definePlugin({
       weights,
       align,
       needs: { statistics: true },
-      group: async (layer, sums, { keep }) => joinDominant(layer, sums as LayerStatistics, keep),
+      group: async (layer, sums, { keep }) => joinDominant(layer, sums, keep),
     }),
 });
 

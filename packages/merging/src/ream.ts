@@ -49,8 +49,7 @@ export const ream = definePlugin({
       weights,
       align,
       needs: { statistics: true, extras: ["outputCosine"] },
-      async group({ feedForward, index }, given, { keep }) {
-        const sums = given as LayerStatistics;
+      async group({ feedForward, index }, sums, { keep }) {
         const scores = saliency(sums);
         const centroids = selectExperts(feedForward, scores, keep, index);
         checkCapacity(capacity, keep, scores.length, index);

@@ -36,12 +36,14 @@ export function unitNeeds(view: UnitView | "none"): { weights: boolean; sample?:
 export type FeatureSource = (expert: number) => Promise<UnitFeatures[]>;
 
 export interface FeatureRequest {
-  /** @throws COPPICE_USAGE when weights are needed and there is no reader */
   readonly weights?: WeightReader;
   readonly signal?: AbortSignal;
 }
 
-/** Activations come first, so that `magnitudes` of the first set are the best there are. */
+/**
+ * Activations come first, so that `magnitudes` of the first set are the best there are.
+ * @throws COPPICE_USAGE when weights are needed and there is no reader
+ */
 export function featureSource(
   view: UnitView,
   { feedForward }: MoeLayer,
@@ -74,12 +76,15 @@ export async function storedUnits(
   weights: WeightReader,
   signal?: AbortSignal,
 ): Promise<UnitFeatures> {
-  const read = (ref: TensorRef | undefined) => ref && weights.read(ref, { ...(signal && { signal }) });
-  const present = (parts: readonly (Float32Array | undefined)[]) =>
-    parts.filter((part) => part !== undefined);
-  const gateParts = present([await read(gate), await read(gateBias)]);
-  const upParts = present([await read(up), await read(upBias)]);
-  const columns = transpose(await weights.read(down, { ...(signal && { signal }) }), width);
+  const read = (ref: TensorRef) => weights.read(ref, { ...(signal && { signal }) });
+  const readAll = async (...refs: readonly (TensorRef | undefined)[]) => {
+    const parts: Float32Array[] = [];
+    for (const ref of refs) if (ref) parts.push(await read(ref));
+    return parts;
+  };
+  const gateParts = await readAll(gate, gateBias);
+  const upParts = await readAll(up, upBias);
+  const columns = transpose(await read(down), width);
   const [gates, ups] = [squares(gateParts, width), squares(upParts, width)];
   const parts = [...gateParts, ...upParts, columns];
   return {

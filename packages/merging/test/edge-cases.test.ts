@@ -1,4 +1,11 @@
-import { type MoeModel, moeLayers, type Progress, RunEmitter, type Statistics } from "@coppice/core";
+import {
+  type MoeModel,
+  moeLayers,
+  type Progress,
+  RunEmitter,
+  type Statistics,
+  type TensorRef,
+} from "@coppice/core";
 import { randomModel } from "@coppice/plugin-kit";
 import { loadFixture } from "@coppice/plugin-kit/node";
 import { describe, expect, test } from "vitest";
@@ -102,6 +109,20 @@ test("groups without a single routed token weigh their members alike", async () 
   ]);
   const [halves] = await merge("logit-clusters", { model, statistics, keep: 2 });
   expect(halves?.merge?.every((row) => Math.abs(row.reduce((a, b) => a + b, 0) - 1) < 1e-12)).toBe(true);
+});
+
+test("experts whose units stand in the same order already are averaged whole", async () => {
+  const { model, tensors } = randomModel(shape);
+  const weights = {
+    // Every expert is the first.
+    read: async ({ name }: TensorRef) =>
+      (tensors.get(name.replace(/experts\.\d+/, "experts.0")) as Float32Array).slice(),
+  };
+  const request = { model, weights, statistics: oneUsed(model), keep: 2 };
+  for (const plan of await merge("m-smoe", request, { align: "weights", weights: "uniform" })) {
+    expect(plan.units).toBeUndefined();
+    expect(plan.merge?.[0]).toContain(1 / 7);
+  }
 });
 
 test("as few experts as the top-k that they will be chosen with", async () => {

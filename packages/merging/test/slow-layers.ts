@@ -2,7 +2,6 @@ import { reference } from "@coppice/backend-reference";
 import { collectStatistics } from "@coppice/calibrate";
 import {
   createRegistry,
-  type LayerStatistics,
   type MlpSpec,
   type MoeLayer,
   moeLayers,
@@ -25,9 +24,8 @@ export const families = [
 
 /** A model, token by token in float64. */
 export interface SlowModel {
-  readonly name: string;
   readonly source: MemoryModel;
-  /** Collected sums, and what mergers need of what is collected on demand, from the formulas. */
+  /** What mergers read, collected by the reference backend; a sample of all tokens. */
   readonly statistics: Statistics;
   /** One per MoE layer. */
   readonly layers: readonly SlowExperts[];
@@ -57,7 +55,14 @@ export async function slowModel(name: (typeof families)[number]): Promise<SlowMo
   const registry = createRegistry([reference]);
   const backend = await registry.create("backend", "reference", {}, undefined);
   const runner = await backend.load(fixture);
-  const collected = await collectStatistics({ runner, sequences: golden.sequences, name });
+  const statistics = await collectStatistics({
+    runner,
+    sequences: golden.sequences,
+    name,
+    extras: ["everyOutputSum", "outputCosine"],
+    // More than there are.
+    sample: { limit: 1000, with: ["units"] },
+  });
   await runner.dispose();
   const source = await intoMemory(model, fixture.weights);
   const results = golden.sequences.map((ids) => slowForward(source, [...ids]));
@@ -71,7 +76,7 @@ export async function slowModel(name: (typeof families)[number]): Promise<SlowMo
       }),
     ),
   );
-  return { name, source, layers, statistics: withExtras(collected, layers) };
+  return { source, layers, statistics };
 }
 
 interface Token {
@@ -183,29 +188,4 @@ export function apart(a: readonly number[], b: readonly number[]): number {
 export function atUnitLength(vector: readonly number[]): number[] {
   const norm = Math.sqrt(inner(vector, vector));
   return vector.map((value) => (norm > 0 ? value / norm : 0));
-}
-
-function withExtras(collected: Statistics, slow: readonly SlowExperts[]): Statistics {
-  const layers = collected.layers.map((sums, i): LayerStatistics => {
-    const { outputs, units, logits } = slow[i] as SlowExperts;
-    const meanOf = (list: readonly (readonly number[])[]) =>
-      (list[0] as readonly number[]).map((_, h) => list.reduce((sum, f) => sum + (f[h] as number), 0));
-    const cosines = outputs.flatMap((a) =>
-      outputs.map((b) => a.reduce((sum, f, t) => sum + cosine(f, b[t] as readonly number[]), 0)),
-    );
-    return {
-      ...sums,
-      everyOutputSum: Float64Array.from(outputs.flatMap(meanOf)),
-      outputCosine: Float64Array.from(cosines),
-      sample: {
-        logits: Float32Array.from(logits.flat()),
-        units: Float32Array.from(
-          logits.flatMap((_, t) => units.flatMap((unit) => unit[t] as readonly number[])),
-        ),
-      },
-    };
-  });
-  const tokens = slow[0]?.logits.length ?? 0;
-  const priorities = Float64Array.from({ length: tokens }, (_, t) => t);
-  return { ...collected, layers, sample: { limit: tokens, priorities } };
 }
