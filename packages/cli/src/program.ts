@@ -54,6 +54,14 @@ export const commands: Readonly<Record<string, Entry>> = {
     summary: "search which experts to keep and how to merge them",
     load: async () => (await import("./commands/search.js")).searchCommand,
   },
+  profile: {
+    summary: "keep experts per task, and find the task of a prompt",
+    load: async () => (await import("./commands/profile.js")).profileCommand,
+  },
+  trace: {
+    summary: "record which experts run, and simulate caches of them",
+    load: async () => (await import("./commands/trace.js")).traceCommand,
+  },
   worker: {
     summary: "evaluate plans for a search that runs elsewhere",
     load: async () => (await import("./commands/worker.js")).workerCommand,
@@ -114,9 +122,21 @@ export async function loadCommand(
   const { load, summary } = commands[name] as Entry;
   const command = (await load())(context);
   if (!command.summary()) command.summary(summary);
+  return completed(command, context, program);
+}
+
+/** The command and those below it with the settings of the program and the options that every command has. */
+function completed(
+  command: CommandUnknownOpts,
+  context: CliContext,
+  parent: CommandUnknownOpts,
+): CommandUnknownOpts {
+  command.copyInheritedSettings(parent).helpOption("-h, --help", "print help");
+  if (command.commands.length > 0) {
+    for (const below of command.commands) completed(below, context, command);
+    return command.helpCommand("help [command]", "print help for a command");
+  }
   return command
-    .copyInheritedSettings(program)
-    .helpOption("-h, --help", "print help")
     .addOption(new Option("--json", "print one JSON object to stdout").helpGroup(outputGroup))
     .addOption(new Option("-q, --quiet", "no progress on stderr").helpGroup(outputGroup))
     .addOption(

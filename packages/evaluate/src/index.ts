@@ -1,6 +1,7 @@
 export { judgeAnswer, normalizeAnswer, type Verdict } from "./answer-text.js";
 export { type ChatMessage, chatTemplateLimits } from "./chat-template.js";
 export { type ContinueOptions, continuePrompts } from "./continue-prompts.js";
+export { type EncodedPrompt, encodePrompt } from "./encode-prompt.js";
 export {
   type EncodedSample,
   type EncodedSequence,
