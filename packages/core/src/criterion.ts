@@ -1,3 +1,4 @@
+import type { RunEmitter } from "./events.js";
 import type { MoeModel } from "./model.js";
 import type { Rng } from "./rng.js";
 import type { ExtraField, SampleField, Statistics } from "./statistics.js";
@@ -33,5 +34,7 @@ export interface ScoreRequest {
   /** Experts per token that the kept ones will be chosen with, where that is not the model's own top-k. */
   readonly topK?: number;
   readonly rng: Rng;
+  /** Gets `progress` where the work takes long. */
+  readonly emitter?: RunEmitter;
   readonly signal?: AbortSignal;
 }

@@ -1,5 +1,4 @@
 import type { Criterion, ScoreRequest } from "./criterion.js";
-import type { RunEmitter } from "./events.js";
 import type { LayerPlan } from "./plan.js";
 
 /** Makes layers smaller by merging experts. Created by a plugin of kind "merger". */
@@ -17,6 +16,4 @@ export interface Merger {
 export interface MergeRequest extends ScoreRequest {
   /** Experts that every layer is left with. */
   readonly keep: number;
-  /** Gets `progress` in experts where merging takes long. */
-  readonly emitter?: RunEmitter;
 }
