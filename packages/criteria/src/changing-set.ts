@@ -22,8 +22,8 @@ function followOf({ order, correction, normalize }: RouterSpec): Follow {
 
 /**
  * A set of experts that changes by one at a time, and what each such change makes of the loss. Tokens are only routed
- * again where the expert that comes or goes reaches their choices, and only among the experts that can be chosen then: a
- * step over all experts costs about as much as k such tokens each, whatever the number of experts.
+ * again where the expert that comes or goes reaches their choices, and only among the experts that can be chosen then: to
+ * try all experts routes every token about k times, however many experts there are.
  */
 export class ChangingSet {
   readonly #block: BlockLoss;

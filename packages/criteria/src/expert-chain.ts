@@ -1,3 +1,4 @@
+import { CoppiceError } from "@coppice/core";
 import type { BlockLoss } from "./block-loss.js";
 import { ChangingSet } from "./changing-set.js";
 import type { Turns } from "./turns.js";
@@ -22,17 +23,10 @@ export async function eliminateFrom(
   const set = new ChangingSet(block, start);
   const steps: ChainStep[] = [];
   while (set.experts.length > 0) {
-    let best: ChainStep | undefined;
-    for (const expert of set.experts) {
-      await turns.next();
-      if (!allows(set.toggled(expert))) continue;
-      const squared = set.squaredToggled(expert);
-      // Of equal ones the last goes, as ties between scores go to the lower expert.
-      if (!best || squared <= best.squared) best = { expert, squared };
-    }
-    if (!best) throw new Error("no expert may be dropped");
-    set.toggle(best.expert);
-    steps.push(best);
+    // Of equal ones the last goes, as ties between scores go to the lower expert.
+    const step = await leastToggle(set, [...set.experts].reverse(), turns, allows);
+    set.toggle(step.expert);
+    steps.push(step);
   }
   return steps;
 }
@@ -46,20 +40,31 @@ export async function addTo(
 ): Promise<ChainStep[]> {
   const set = new ChangingSet(block, start);
   const steps: ChainStep[] = [];
-  const left = new Set(Array.from({ length: block.experts }, (_, expert) => expert));
-  for (const expert of start) left.delete(expert);
-  while (left.size > 0) {
-    let best: ChainStep | undefined;
-    for (const expert of left) {
-      await turns.next();
-      if (!allows(set.toggled(expert))) continue;
-      const squared = set.squaredToggled(expert);
-      if (!best || squared < best.squared) best = { expert, squared };
-    }
-    if (!best) throw new Error("no expert may be added");
-    steps.push({ expert: best.expert, squared: set.squared });
-    set.toggle(best.expert);
-    left.delete(best.expert);
+  while (set.experts.length < block.experts) {
+    const others = Array.from({ length: block.experts }, (_, expert) => expert).filter(
+      (expert) => !set.experts.includes(expert),
+    );
+    const { expert } = await leastToggle(set, others, turns, allows);
+    steps.push({ expert, squared: set.squared });
+    set.toggle(expert);
   }
   return steps;
+}
+
+/** The expert that changes the set to the one with the least loss, and this loss; of equal ones the first. */
+async function leastToggle(
+  set: ChangingSet,
+  experts: readonly number[],
+  turns: Turns,
+  allows: Allows,
+): Promise<ChainStep> {
+  let best: ChainStep | undefined;
+  for (const expert of experts) {
+    await turns.next();
+    if (!allows(set.toggled(expert))) continue;
+    const squared = set.squaredToggled(expert);
+    if (!best || squared < best.squared) best = { expert, squared };
+  }
+  if (best) return best;
+  throw new CoppiceError("COPPICE_INTERNAL", `no way leads on from the experts ${set.experts.join(" ")}`);
 }

@@ -14,11 +14,17 @@ export type LayerWith<F extends ExtraField> = LayerStatistics & Required<Pick<La
 
 /** A criterion that scores each layer from its statistics alone. */
 export function statisticsCriterion(scoreLayer: (statistics: LayerStatistics) => Float64Array): Criterion {
-  return extrasCriterion("", [], (layers) => layers.map(scoreLayer));
+  return {
+    needs: { statistics: true, weights: false },
+    async score(request) {
+      throwIfAborted(request.signal, "scoring experts");
+      return matchingStatistics(request).map(scoreLayer);
+    },
+  };
 }
 
 /**
- * A criterion that scores all layers from their statistics.
+ * A criterion that scores all layers together, from statistics with more than the sums that all have.
  * @param name of the criterion, for messages about `extras`
  * @param extras what it needs of what is collected on demand
  */

@@ -59,13 +59,19 @@ export const naee = definePlugin({
     needs,
     async score(request) {
       const statistics = collectedLayers(request, needs, "naee");
+      const { model, keep, topK, emitter, signal } = request;
+      const layers = moeLayers(model);
+      const start = performance.now();
       const scores: Float64Array[] = [];
-      for (const [i, layer] of moeLayers(request.model).entries()) {
-        const turns = new Turns(request.signal, `choosing the experts of layer ${layer.index}`);
+      for (const [i, layer] of layers.entries()) {
+        const turns = new Turns(signal, `choosing the experts of layer ${layer.index}`);
         await turns.next();
         const sample = statistics[i]?.sample as SampledLayer;
-        const block = new BlockLoss(layer, sample, await correctionOf(layer, request), request.topK);
-        scores.push(ascending(await chain(block, options, request.keep, turns)));
+        const block = new BlockLoss(layer, sample, await correctionOf(layer, request), topK);
+        scores.push(ascending(await chain(block, options, keep, turns)));
+        const [done, total] = [i + 1, layers.length];
+        const etaMs = ((performance.now() - start) / done) * (total - done);
+        emitter?.notify("progress", { stage: "choosing experts", done, total, unit: "layers", etaMs });
       }
       return scores;
     },

@@ -13,7 +13,7 @@ const statisticsName = "statistics.safetensors";
  * run's identity vouches for them.
  */
 export async function seedScores(run: SearchRun): Promise<Map<string, Float64Array[]>> {
-  const { job, signal } = run;
+  const { job, emitter, signal } = run;
   const { model, weights } = job.opened.checkpoint;
   const criteria: [name: string, criterion: Criterion][] = [];
   for (const { plugin } of job.criteria)
@@ -28,6 +28,7 @@ export async function seedScores(run: SearchRun): Promise<Map<string, Float64Arr
       keep: job.keep,
       ...(job.topK !== undefined && { topK: job.topK }),
       rng: Rng.fromSeed(job.seed),
+      emitter,
       signal,
       ...(statistics && { statistics }),
     });

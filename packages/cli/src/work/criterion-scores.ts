@@ -74,14 +74,19 @@ export async function scoreBy(
   context: CliContext,
 ): Promise<Float64Array[]> {
   if (criterion.needs.weights) context.out.note(`Reading weights to score experts by ${name}.`);
-  return criterion.score({
+  const emitter = new RunEmitter();
+  context.out.follow(emitter);
+  const scores = await criterion.score({
     model: opened.checkpoint.model,
     weights: opened.checkpoint.weights,
     rng: Rng.fromSeed(seed),
+    emitter,
     signal: context.signal,
     ...(keep !== undefined && { keep }),
     ...(statistics && { statistics }),
   });
+  context.out.settle();
+  return scores;
 }
 
 /** A criterion or merger, and what it reads. */
