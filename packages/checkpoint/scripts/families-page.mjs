@@ -44,7 +44,9 @@ Every expert must have the same siblings; a missing one, or one of no known kind
 
 ## Layers for multi-token prediction
 
-They are found by name, have experts of their own and follow the plan of the last decoder layer with experts. Other numbers of them than the config
+They are found by name, have experts of their own and follow the plan of the last decoder layer with experts: they keep and merge the same experts. New
+router rows, and merges by hidden units, are fitted to inputs and units of the decoder layer, so there they keep their own rows, and the slot's expert
+unchanged. Other numbers of them than the config
 states, or of their experts, are refused with \`COPPICE_FORMAT_MTP\`; none at all is no fault.
 
 ## Adding a family

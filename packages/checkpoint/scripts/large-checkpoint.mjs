@@ -6,6 +6,7 @@
 //   --shard-gigabytes <n>  size of its files; default 3
 //   --form <form>          separate (Mixtral, default), fused (the same, experts stacked), fp8 (DeepSeek-V3), mxfp4 (GPT-OSS)
 //   --merge                every kept expert is a merge of two
+//   --units                every kept expert is put together from two, the hidden units of one of them permuted
 //
 // Makes an untrained checkpoint in a new folder below `folder` (default: the system's folder for temporary files), prunes
 // it to half, measures each step in a process of its own, and deletes everything. Needs 2.6 times its size of disk.
@@ -29,6 +30,7 @@ const { values: options, positionals } = parseArgs({
     "shard-gigabytes": { type: "string", default: "3" },
     form: { type: "string", default: "separate" },
     merge: { type: "boolean", default: false },
+    units: { type: "boolean", default: false },
   },
 });
 
@@ -88,6 +90,16 @@ function throughput(bytesRead, bytesWritten, seconds) {
   return { bytesRead, bytesWritten, gigabytesPerSecond: (bytesRead + bytesWritten) / seconds / 1e9 };
 }
 
+/** An expert with another whose hidden units are permuted. */
+function aligned(rng, expert, other) {
+  const width = layerSize.expertWidth;
+  const same = Array.from({ length: width }, (_, unit) => unit);
+  return [
+    { expert, to: same, rows: 0.75, columns: 0.75 },
+    { expert: other, to: rng.sample(width, width), rows: 0.25, columns: 0.25 },
+  ].sort((a, b) => a.expert - b.expert);
+}
+
 const steps = {
   make: async (folder) => {
     await writeSyntheticCheckpoint(folder, modelSize());
@@ -104,17 +116,19 @@ const steps = {
     return { seconds, parameters, activeParameters, bytes, largestTensor, shards: shards.length };
   },
   prune: async (folder, out) => {
-    const { merge } = options;
+    const { merge, units } = options;
     const checkpoint = await loadModel(await openFolder(folder));
     const { model } = checkpoint;
     const rng = Rng.fromSeed(1);
     const scores = moeLayers(model).map(({ feedForward }) => feedForward.experts.map(() => rng.uniform()));
     let plan = planFromScores(model, scores, layerSize.experts / 2);
-    if (merge) {
+    if (merge || units) {
       const layers = plan.layers.map((layer) => {
         const dropped = scores[0]
           .map((_, expert) => expert)
           .filter((expert) => !layer.experts.includes(expert));
+        if (units)
+          return { ...layer, units: layer.experts.map((expert, i) => aligned(rng, expert, dropped[i])) };
         const rows = layer.experts.map((expert, slot) =>
           scores[0].map((_, other) => (other === expert ? 0.75 : other === dropped[slot] ? 0.25 : 0)),
         );
@@ -129,7 +143,7 @@ const steps = {
       if (written !== bytes) throw new Error(`${name} has ${written} bytes, predicted were ${bytes}`);
     }
     await checkpoint.close();
-    const read = predicted.tensorBytes * (merge ? 2 : 1);
+    const read = predicted.tensorBytes * (merge || units ? 2 : 1);
     return { seconds, ...throughput(read, predicted.bytes, seconds) };
   },
   verify: async (folder) => {

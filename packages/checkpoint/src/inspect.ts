@@ -9,6 +9,7 @@ import {
   moeLayers,
   type Plan,
   parsePlan,
+  type SkipRule,
 } from "@coppice/core";
 import { type OutputOptions, type OutputSummary, predictOutput } from "./apply.js";
 import type { ExpertTensors } from "./families/expert-tensors.js";
@@ -51,6 +52,8 @@ export interface Inspection {
   readonly largestTensor: { readonly name: string; readonly bytes: number };
   /** How tokens choose experts, in words. */
   readonly routing: string;
+  /** Layers some of whose tokens skip experts (runtime layout), with their rules; absent: none. */
+  readonly skips?: readonly ({ readonly layer: number } & SkipRule)[];
   /** What every token goes through beside the routed experts, in words. */
   readonly shared?: string;
   /** Where experts lie: a tensor for every matrix, or all of a layer in stacks. */
@@ -80,6 +83,9 @@ export async function inspectModel(
   const withExperts = moeLayers(model);
   const [{ feedForward: first }] = withExperts as [MoeLayer, ...MoeLayer[]];
   const counts = withExperts.map(({ feedForward }) => feedForward.experts.length);
+  const skips = withExperts.flatMap(({ index, feedForward: { router } }) =>
+    router.skip ? [{ layer: index, ...router.skip }] : [],
+  );
   const shared = sharedWords(first);
   const quantization = quantizationWords(loaded);
   const dtypes: Partial<Record<DType, number>> = {};
@@ -114,6 +120,7 @@ export async function inspectModel(
     perExpert: expertSize(loaded),
     largestTensor: largest,
     routing: routingWords(first),
+    ...(skips.length > 0 && { skips }),
     ...(shared !== undefined && { shared }),
     layout: detected.layout.kind,
     ...(quantization !== undefined && { quantization }),

@@ -1,6 +1,7 @@
 import {
   applyPlan,
   compareTensors,
+  inspectModel,
   type LoadedCheckpoint,
   loadModel,
   memoryFolder,
@@ -151,6 +152,8 @@ describe("skip rules of a plan", () => {
     expect(JSON.parse(text(first.files.get("config.json"))).coppice_skip).toEqual([ratio, null]);
     expect(routerOf(first.output, 0).skip).toEqual(ratio);
     expect(routerOf(first.output, 1).skip).toBeUndefined();
+    expect((await inspectModel(first.output)).skips).toEqual([{ layer: 0, ...ratio }]);
+    expect(await inspectModel(checkpoint)).not.toHaveProperty("skips");
     expect(first.output.model.fingerprint).not.toBe(checkpoint.model.fingerprint);
     const topP = { rule: "top-p", threshold: 0.75 } as const;
     const pruned = [

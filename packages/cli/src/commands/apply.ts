@@ -23,7 +23,7 @@ export function applyCommand(context: CliContext): CommandUnknownOpts {
     .addOption(
       new Option(
         "--layout <name>",
-        "stock: what every runtime of the family loads; runtime: different numbers of experts per layer, which coppice loads",
+        "stock: what every runtime of the family loads; runtime: also different numbers of experts per layer and skip rules, which coppice alone knows",
       )
         .choices(["stock", "runtime"] as const)
         .default("stock" as const),

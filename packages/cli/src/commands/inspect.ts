@@ -58,6 +58,14 @@ function facts(name: string, model: Inspection): string {
     ["layers", layerWords(model)],
     ["experts", `${model.expertsByLayer?.join(", ") ?? model.experts} per layer, top-${model.topK}`],
     ["routing", model.routing],
+    ...(model.skips === undefined
+      ? []
+      : [
+          [
+            "skips experts",
+            `in ${model.skips.length} of ${model.moeLayers} layers, in Coppice alone`,
+          ] as const,
+        ]),
     ...(model.shared === undefined ? [] : [["shared expert", model.shared] as const]),
     [
       "layout",
