@@ -70,6 +70,7 @@ const commands = {
   "check-large": (args) =>
     script("@coppice/checkpoint", "packages/checkpoint/scripts/large-checkpoint.mjs", args),
   "check-calibrate": (args) => script("coppice", "packages/cli/scripts/check-calibrate.mjs", args),
+  "table-criteria": (args) => script("coppice", "packages/cli/scripts/criteria-table.mjs", args),
   "bench-forms": (args) => script("@coppice/backend-cpu", "packages/backend-cpu/bench/graph-forms.mjs", args),
   "check-packages"(args) {
     turbo(["build"]);
