@@ -7,5 +7,15 @@ export {
 } from "./allocate.js";
 export { expertPlan, topKPlan } from "./allocation-plan.js";
 export { type ExpertChoicesOptions, expertBytes, expertChoices } from "./expert-choices.js";
+export {
+  type FitSkippingOptions,
+  type FittedSkipping,
+  fitSkipping,
+  type LayerSkipping,
+  type SkippingPreset,
+  skippingPresets,
+} from "./fit-skipping.js";
 export { type MeasureTopKOptions, measureTopK } from "./measure-top-k.js";
+export type { SampleRequest } from "./sampled-layers.js";
+export { sampledTopK, topKNeeds } from "./sampled-top-k.js";
 export { type TopKCosts, topKChoices } from "./top-k-choices.js";

@@ -6,10 +6,8 @@ import type { RouterValues } from "./router-values.js";
 /** One change of a router that was accepted. */
 export interface RepairStep {
   readonly kind: "ridge" | "temperature" | "expert-temperature" | "bias" | "correction";
-  /** The penalty that the held-out part chose; of `ridge`. */
+  /** The penalty on the change of rows, in mean squares of the inputs; of `ridge`. */
   readonly penalty?: number;
-  /** Share of the fitted change that was made; of `ridge`. */
-  readonly share?: number;
   /** Factor on all logits; of `temperature`. */
   readonly factor?: number;
   /** Errors after it. */
@@ -21,8 +19,15 @@ export interface RouterFit {
   readonly steps: readonly RepairStep[];
 }
 
-/** Rounds of fits, each of which aims anew from where the last one came; few are accepted after the third. */
-const rounds = 4;
+export interface FitOptions {
+  /** Share of the best ridge fit's gain on the held-out part that may be given up for rows that change less. */
+  readonly caution: number;
+  /** Most rounds; each aims anew from where the last one came. */
+  readonly rounds: number;
+  /** Throws when the caller wants no more. */
+  stop(): void;
+}
+
 /** Below it the error is that of float32. */
 const negligible = 1e-10;
 /** What a step has to take off the held-out error, relatively, to be no accident. */
@@ -30,11 +35,14 @@ export const leastGain = 1e-3;
 
 /**
  * Fits the router of one layer: alternates line searches of a factor on all logits, of one per slot, of bias and of
- * correction with ridge fits of the rows, whose penalty is on the change of the rows. What is tried is chosen by the fit
- * part where it has one number per slot or fewer, and by the held-out part where it has a row per slot; every step is
- * accepted only if the held-out error falls.
+ * correction with ridge fits of the rows, whose penalty is on the change of the rows. Line searches go by the fit part, the
+ * penalty of a ridge fit by the held-out part; every step is accepted only if the held-out error falls.
  */
-export function fitRouter(sample: SplitSample, start: RouterValues, stop: () => void): RouterFit {
+export function fitRouter(
+  sample: SplitSample,
+  start: RouterValues,
+  { caution, rounds, stop }: FitOptions,
+): RouterFit {
   let best = sample.measure(start);
   const steps: RepairStep[] = [];
   const accept = (found: Fitted | undefined, step: Omit<RepairStep, "errors">): boolean => {
@@ -53,8 +61,9 @@ export function fitRouter(sample: SplitSample, start: RouterValues, stop: () => 
       accepted = accept(searchShifts(sample, best, kind), { kind }) || accepted;
     }
     stop();
-    const { found, penalty, share } = ridge.fit(best);
-    if (!(accept(found, { kind: "ridge", penalty, share }) || accepted)) break;
+    const step = ridge.fit(best, caution);
+    accepted = (step && accept(step.found, { kind: "ridge", penalty: step.penalty })) || accepted;
+    if (!accepted) break;
   }
   return { best, steps };
 }

@@ -1,6 +1,6 @@
-import type { Routing } from "@coppice/core";
+import { type Routing, routerLogits } from "@coppice/core";
 import type { BlockView } from "./block-view.js";
-import { type RouterValues, routerLogits } from "./router-values.js";
+import type { RouterValues } from "./router-values.js";
 
 /** Errors of a router on the two parts of the sample, as shares of the squared norm of what the block puts out. */
 export interface PartErrors {

@@ -1,6 +1,7 @@
 import {
   CoppiceError,
   checkCollected,
+  checkWholeNumber,
   createPlan,
   type LayerPlan,
   type LayerSample,
@@ -28,6 +29,15 @@ export interface RepairOptions {
   readonly plan: Plan;
   /** Of the model without the plan, with a sample of `repairNeeds`. */
   readonly statistics: Statistics;
+  /**
+   * Share of the best ridge fit's gain on held-out tokens that is given up for router rows that change less, from 0 to 1. The
+   * inputs of the fit are those of the whole model; under the plan they differ, and rows that were fitted closely to them
+   * serve it worse.
+   * @default 0.3
+   */
+  readonly caution?: number;
+  /** Most rounds of fits per layer. More fit the sample closer, which seldom helps the model. @default 1 */
+  readonly rounds?: number;
   /** Gets `progress` in layers. */
   readonly emitter?: RunEmitter;
   readonly signal?: AbortSignal;
@@ -40,7 +50,7 @@ export const repairNeeds = { sample: ["logits", "inputs", "grams"] } as const;
 export interface LayerRepair {
   readonly layer: number;
   /** Tokens of the sample in each part. */
-  readonly tokens: PartErrors;
+  readonly tokens: { readonly fit: number; readonly heldOut: number };
   readonly before: PartErrors;
   /** Of the rows as they are stored; those of before where nothing helped. */
   readonly after: PartErrors;
@@ -55,6 +65,9 @@ export interface RepairedRouter {
   readonly layers: readonly LayerRepair[];
 }
 
+const defaultCaution = 0.3;
+/** Each takes seconds per layer, and few change anything. */
+const mostRounds = 100;
 /** One in so many tokens is held out. */
 const heldOutEvery = 4;
 /** Fewest tokens that make a split worth the name. */
@@ -73,13 +86,17 @@ const fewestTokens = 32;
  * Layers are fitted one by one to the inputs that they have in the whole model; what the plan changes of the inputs of later
  * layers is not seen. Merged experts are taken to put out the weighted mean of their members' outputs (`slotMixes`).
  *
- * Source: item 5 of the open list of router repair without training; the idea of fitting to outputs of the whole block is
- * that of Router KD (arXiv 2603.02217), which trains on the model's predictions.
+ * The aim is that of Router KD (arXiv 2603.02217), which trains routers by gradients to the whole model's predictions; the
+ * method is this package's own.
  * @throws COPPICE_STATS_MISSING, COPPICE_STATS_MODEL, COPPICE_FAMILY_UNSUPPORTED where gate weights scale inputs,
  * COPPICE_PLAN_INVALID for a plan with router maps, COPPICE_ABORTED; those of the reader
  */
 export async function repairRouter(options: RepairOptions): Promise<RepairedRouter> {
-  const { model, plan, statistics, emitter, signal } = options;
+  const { model, plan, statistics, emitter, signal, caution = defaultCaution, rounds = 1 } = options;
+  checkWholeNumber("rounds", rounds, mostRounds);
+  if (!(caution >= 0 && caution <= 1)) {
+    throw new CoppiceError("COPPICE_USAGE", `caution is ${caution}, expected a number from 0 to 1`);
+  }
   const samples = checkedSamples(model, statistics);
   const plans = new Map(plan.layers.map((layer) => [layer.layer, layer]));
   checkRepairable(model, plan);
@@ -119,7 +136,7 @@ async function repairLayer(
   { index, feedForward }: MoeLayer,
   plan: LayerPlan,
   { logits, inputs, grams }: RepairSample,
-  { model, weights, signal }: RepairOptions,
+  { model, weights, signal, caution = defaultCaution, rounds = 1 }: RepairOptions,
   stop: () => void,
 ): Promise<{ plan: LayerPlan; report: LayerRepair }> {
   const { router, experts } = feedForward;
@@ -134,7 +151,7 @@ async function repairLayer(
   const block = new BlockView(router, plan, mixes, { logits, grams }, whole.correction);
   const sample = new SplitSample(block, inputs, model.hiddenSize, heldOutEvery);
   const before = sample.measure(own).errors;
-  const { best, steps } = fitRouter(sample, own, stop);
+  const { best, steps } = fitRouter(sample, own, { caution, rounds, stop });
   const rows = routerRows(best.values, router);
   const after = sample.measure(plannedValues(whole, { ...plan, router: rows }, router)).errors;
   const helps = after.heldOut < before.heldOut * (1 - leastGain);

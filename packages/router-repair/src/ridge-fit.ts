@@ -1,18 +1,16 @@
+import { routerLogits } from "@coppice/core";
 import type { Fitted, SplitSample } from "./fit-state.js";
 import { Ridge } from "./ridge.js";
-import { type RouterValues, routerLogits } from "./router-values.js";
+import type { RouterValues } from "./router-values.js";
 import { tokenTargets } from "./token-targets.js";
 
-/** The largest leaves the rows nearly as they are, the smallest fits all that a thousand tokens show. */
-const penalties = [1e-3, 1e-2, 1e-1, 1] as const;
-const shares = [1, 0.5, 0.25] as const;
+/** Descending. The first changes the rows by a few percent, the last fits all that a thousand tokens show. */
+const penalties = [100, 10, 1, 0.1, 0.01, 0.001] as const;
 
 export interface RidgeStep {
-  readonly found: Fitted | undefined;
+  readonly found: Fitted;
   /** λ of `Ridge`. */
   readonly penalty: number;
-  /** Share of the fitted change that is made. */
-  readonly share: number;
 }
 
 /** Ridge fits of the change of rows, and of biases where there are any, to the change of logits that tokens ask for. */
@@ -20,46 +18,44 @@ export class RidgeFit {
   readonly #sample: SplitSample;
   readonly #hasBias: boolean;
   #ridge: Ridge | undefined;
-  /** Those that are tried: all at first, then the one that was best. */
-  #penalties: readonly number[] = penalties;
 
   constructor(sample: SplitSample) {
     this.#sample = sample;
     this.#hasBias = sample.block.router.bias !== undefined;
   }
 
-  /** The best on the held-out part of all penalties and shares of the step. */
-  fit(from: Fitted): RidgeStep {
-    const { block, fit, hidden } = this.#sample;
+  /**
+   * The fit with the largest penalty of those that take nearly as much off the held-out error as the best one.
+   * @param caution share of the best one's gain that may be given up
+   * @returns undefined when no token asks for a change, or none takes anything off
+   */
+  fit(from: Fitted, caution: number): RidgeStep | undefined {
+    const { block, fit, hidden, inputs } = this.#sample;
     const errors = block.errors(block.route(from.logits, from.correction));
     const choice = block.choose(from.logits, from.correction);
     const { changes, weights } = tokenTargets(block, fit, from.logits, from.correction, choice, errors);
-    let best: RidgeStep = { found: undefined, penalty: 0, share: 0 };
     const mean = weights.reduce((sum, weight) => sum + weight, 0) / weights.length;
-    if (!(mean > 0)) return best;
+    if (!(mean > 0)) return undefined;
     this.#ridge ??= new Ridge(this.#features(), this.#hasBias ? hidden + 1 : hidden);
     const solved = this.#ridge.solve(
       changes,
       weights.map((weight) => weight / mean),
-      this.#penalties,
+      penalties,
     );
-    for (const [i, step] of solved.entries()) {
+    const steps = solved.map((step, i): RidgeStep => {
       const { weight, bias } = this.#split(step);
-      const change = routerLogits(weight, bias, this.#sample.inputs, hidden);
-      for (const share of shares) {
-        const values: RouterValues = {
-          ...from.values,
-          weight: from.values.weight.map((value, at) => value + share * (weight[at] as number)),
-          bias: from.values.bias?.map((value, slot) => value + share * (bias?.[slot] as number)),
-        };
-        const logits = from.logits.map((z, at) => z + share * (change[at] as number));
-        const found = this.#sample.measureLogits(values, logits);
-        if (best.found && best.found.errors.heldOut <= found.errors.heldOut) continue;
-        best = { found, penalty: this.#penalties[i] as number, share };
-      }
-    }
-    this.#penalties = [best.penalty];
-    return best;
+      const values: RouterValues = {
+        ...from.values,
+        weight: from.values.weight.map((value, at) => value + (weight[at] as number)),
+        bias: from.values.bias?.map((value, slot) => value + (bias?.[slot] as number)),
+      };
+      const change = routerLogits(weight, bias, inputs, hidden);
+      const logits = from.logits.map((z, at) => z + (change[at] as number));
+      return { found: this.#sample.measureLogits(values, logits), penalty: penalties[i] as number };
+    });
+    const gain = ({ found }: RidgeStep) => from.errors.heldOut - found.errors.heldOut;
+    const most = Math.max(...steps.map(gain));
+    return most > 0 ? steps.find((step) => gain(step) >= (1 - caution) * most) : undefined;
   }
 
   /** Inputs of the fit part, and a 1 for the bias. */
