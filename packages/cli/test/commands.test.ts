@@ -1,5 +1,6 @@
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import { packFloats } from "@coppice/core";
 import { fixturePath, loadFixture } from "@coppice/plugin-kit/node";
 import { describe, expect, it } from "vitest";
 import { coppiceHere as coppice, coppiceJson } from "./cli.js";
@@ -228,6 +229,54 @@ describe("prune, apply, verify", () => {
     expect(await coppiceJson(["inspect", out])).toMatchObject({ expertsByLayer: [5, 2, 8] });
     expect(await coppiceJson(["verify", model, out])).toMatchObject({ equal: true, maxAbsDiff: 0 });
     expect(await coppiceJson(["verify", model, out, "--tensors"])).toMatchObject({ equal: true });
+  });
+
+  it("write merged units and new router rows, and in the runtime layout skip rules, and verify them", async () => {
+    const { fingerprint, family, hiddenSize } = await coppiceJson(["inspect", model]);
+    const [{ width = 0 } = {}] = (await loadFixture("mixtral")).model.layers.flatMap(({ feedForward }) =>
+      feedForward.kind === "moe" ? feedForward.experts : [],
+    );
+    const turned = Array.from({ length: width }, (_, unit) => (unit + 1) % width);
+    const whole = Array.from({ length: width }, (_, unit) => unit);
+    const units = [
+      [
+        { expert: 1, to: whole, rows: 0.75, columns: 0.75 },
+        { expert: 4, to: turned, rows: 0.25, columns: 0.25 },
+      ],
+      null,
+    ];
+    const values = Float32Array.from({ length: 2 * (hiddenSize as number) }, (_, i) => Math.sin(i) / 4);
+    const router = { weight: packFloats(values) };
+    const layers = [0, 1, 2].map((layer) => ({ layer, experts: [1, 6], units, router }));
+    const plan = join(work, "units.json");
+    const write = (more: object) =>
+      writeFileSync(
+        plan,
+        JSON.stringify({
+          format: "coppice.plan",
+          version: 1,
+          model: { fingerprint, family },
+          layers: layers.map((layer) => ({ ...layer, ...more })),
+        }),
+      );
+    write({});
+    const stock = join(work, "units");
+    await coppiceJson(["apply", model, "--plan", plan, "--out", stock]);
+    for (const how of [[], ["--tensors"]]) {
+      expect(await coppiceJson(["verify", model, stock, ...how])).toMatchObject({ equal: true });
+    }
+    write({ skip: { rule: "ratio", threshold: 0.75 } });
+    const skips = join(work, "skips");
+    const refused = await coppice(["apply", model, "--plan", plan, "--out", skips]);
+    expect(refused.stderr).toMatch(/COPPICE_PLAN_EXPORT.*skips experts by a rule.*runtime layout/s);
+    await coppiceJson(["apply", model, "--plan", plan, "--out", skips, "--layout", "runtime"]);
+    for (const how of [[], ["--tensors"]]) {
+      expect(await coppiceJson(["verify", model, skips, ...how])).toMatchObject({ equal: true });
+    }
+    expect((await coppice(["inspect", skips])).stdout).toMatch(/skips experts +in 3 of 3 layers/);
+    // The two differ in their rules alone, which verification must see.
+    const finished = await coppice(["verify", model, stock, "--plan", plan, "--json"]);
+    expect({ code: finished.code, ...finished.json() }).toMatchObject({ code: 1, equal: false });
   });
 
   it("needs no backend for criteria without data", async () => {
