@@ -43,6 +43,7 @@ function ranking(row: Float64Array): string {
     .join(" ");
 }
 
+/** Columns are numbered, because the names of all criteria would not fit beside each other. */
 function correlationTable({ criteria, correlations }: ScoreCard): string {
   if (correlations.length === 0) return "";
   const names = criteria.map(({ criterion }) => criterion);
@@ -52,9 +53,9 @@ function correlationTable({ criteria, correlations }: ScoreCard): string {
   return [
     "Rank correlation (Spearman), mean over layers",
     formatTable(
-      ["", ...names],
-      names.map((name) => [name, ...names.map((other) => cell(name, other))]),
-      names.map((_, i) => i + 1),
+      ["", "", ...names.map((_, i) => String(i + 1))],
+      names.map((name, i) => [String(i + 1), name, ...names.map((other) => cell(name, other))]),
+      [0, ...names.map((_, i) => i + 2)],
     ),
   ].join("\n");
 }
