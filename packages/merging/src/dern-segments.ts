@@ -19,20 +19,29 @@ export interface Places {
 export interface PlaceRequest {
   /** Dropped experts, and the retained ones that their segments may join. */
   readonly reach: ReadonlyMap<number, readonly number[]>;
+  /** Hidden units of every expert. */
+  readonly width: number;
   readonly threshold: number;
   readonly features: FeatureSource;
   /** Called after every pair of experts. */
   readonly onPair: () => Promise<void>;
+  /**
+   * Bytes of the features of dropped experts that are held at a time, though at least one expert: every retained expert
+   * is read once for all of them.
+   * @default 512 MiB
+   */
+  readonly blockBytes?: number;
 }
 
-/**
- * Bytes of the features of dropped experts that are held at a time: every retained expert is read once for all of them.
- * A block has at least one expert, so that memory is this or three experts.
- */
-const blockBytes = 512 * 2 ** 20;
-
 /** Finds the most similar unit for every segment; ties go to the lower expert and unit. */
-export async function placeSegments({ reach, threshold, features, onPair }: PlaceRequest): Promise<Segments> {
+export async function placeSegments({
+  reach,
+  width,
+  threshold,
+  features,
+  onPair,
+  blockBytes = 512 * 2 ** 20,
+}: PlaceRequest): Promise<Segments> {
   const places = new Map<number, Places>();
   const magnitudes = new Map<number, Float64Array>();
   const load = async (expert: number) => {
@@ -40,29 +49,29 @@ export async function placeSegments({ reach, threshold, features, onPair }: Plac
     magnitudes.set(expert, (loaded[0] as UnitFeatures).magnitudes);
     return loaded;
   };
-  let similarities = new Float64Array(0);
-  let perBlock = 1;
-  const dropped = [...reach.keys()];
-  for (let from = 0; from < dropped.length; ) {
+  const similarities = new Float64Array(width * width);
+  const waiting = [...reach.keys()];
+  while (waiting.length > 0) {
     const block = new Map<number, { features: UnitFeatures[]; best: Float64Array }>();
-    for (const expert of dropped.slice(from, from + perBlock)) {
+    for (
+      let left = blockBytes, size = 0;
+      waiting.length > 0 && (block.size === 0 || size <= left);
+      left -= size
+    ) {
+      const expert = waiting.shift() as number;
       const loaded = await load(expert);
-      const { length: width } = (loaded[0] as UnitFeatures).norms;
-      if (from === 0 && block.size === 0) {
-        similarities = new Float64Array(width * width);
-        perBlock = Math.max(1, Math.floor(blockBytes / bytesOf(loaded)));
-      }
+      size = bytesOf(loaded);
       block.set(expert, { features: loaded, best: new Float64Array(width).fill(Number.NEGATIVE_INFINITY) });
       places.set(expert, { expert: new Int32Array(width).fill(-1), unit: new Int32Array(width).fill(-1) });
     }
-    from += block.size;
     const wanted = new Set([...block.keys()].flatMap((expert) => reach.get(expert) ?? []));
     for (const retained of [...wanted].sort((a, b) => a - b)) {
       const target = await load(retained);
       for (const [expert, { features: own, best }] of block) {
         if (!reach.get(expert)?.includes(retained)) continue;
         compareUnits(own, target, cosine, similarities);
-        takeBest({ similarities, sets: own.length, best, retained, threshold }, places.get(expert) as Places);
+        const compared = { similarities, sets: own.length, best };
+        takeBest({ ...compared, retained, threshold }, places.get(expert) as Places);
         await onPair();
       }
     }

@@ -3,6 +3,7 @@ import {
   definePlugin,
   type LayerPlan,
   type LayerStatistics,
+  type MlpSpec,
   type MoeLayer,
   matchingStatistics,
   moeLayers,
@@ -88,7 +89,8 @@ export const dern = definePlugin({
         for (const { layer, sums, retained, reach } of splits) {
           throwIfAborted(request.signal, `recombining experts of layer ${layer.index}`);
           const features = featureSource(align, layer, sums, request);
-          const segments = await placeSegments({ reach, threshold, features, onPair });
+          const { width } = layer.feedForward.experts[0] as MlpSpec;
+          const segments = await placeSegments({ reach, width, threshold, features, onPair });
           const units = retained.map((expert) => recombine(expert, segments, sums.count));
           plans.push({
             layer: layer.index,

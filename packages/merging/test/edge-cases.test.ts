@@ -1,4 +1,5 @@
 import {
+  type MoeLayer,
   type MoeModel,
   moeLayers,
   type Progress,
@@ -9,6 +10,8 @@ import {
 import { randomModel } from "@coppice/plugin-kit";
 import { loadFixture } from "@coppice/plugin-kit/node";
 import { describe, expect, test } from "vitest";
+import { placeSegments } from "../src/dern-segments.js";
+import { featureSource } from "../src/unit-features.js";
 import { merge } from "./merge.js";
 
 /** Statistics in which all experts are alike and only the first was ever used. */
@@ -163,6 +166,36 @@ test("segments of experts that no token went to are discarded unread", async () 
   );
   expect(plans.map(({ units }) => units)).toEqual([undefined, undefined]);
   expect(reads).toBe(0);
+});
+
+test("segments find the same places whatever memory there is", async () => {
+  const { model, weights } = randomModel(shape);
+  const layer = moeLayers(model)[0] as MoeLayer;
+  const features = featureSource("weights", layer, undefined, { weights });
+  const reach = new Map([
+    [1, [0, 6]],
+    [2, [6]],
+    [5, [0, 4, 6]],
+  ]);
+  const read: number[] = [];
+  const place = (limit: { blockBytes?: number }) => {
+    read.length = 0;
+    return placeSegments({
+      reach,
+      width: shape.width,
+      threshold: 0.1,
+      features: (expert) => {
+        read.push(expert);
+        return features(expert);
+      },
+      onPair: async () => {},
+      ...limit,
+    });
+  };
+  const whole = await place({});
+  expect(read).toEqual([1, 2, 5, 0, 4, 6]);
+  expect(await place({ blockBytes: 1 })).toEqual(whole);
+  expect(read).toEqual([1, 0, 6, 2, 6, 5, 0, 4, 6]);
 });
 
 test("a stopped merge stops, and progress counts experts", async () => {
