@@ -1,6 +1,8 @@
 import {
   applyPlan,
   compareTensors,
+  type ExpertSlot,
+  type ExpertTensors,
   type LoadedCheckpoint,
   loadModel,
   memoryFolder,
@@ -12,6 +14,7 @@ import {
   type LayerPlan,
   type MlpSpec,
   type MoeLayer,
+  type MoeModel,
   moeLayers,
   packFloats,
   Rng,
@@ -20,6 +23,7 @@ import {
   type UnitSource,
 } from "@coppice/core";
 import { describe, expect, it } from "vitest";
+import { checkSharedBlocks } from "../src/output/expert-shares.js";
 import { made } from "./edited-checkpoints.js";
 import { expectError } from "./helpers.js";
 import { fixture, loadMade, randomTensors } from "./made-checkpoint.js";
@@ -150,6 +154,22 @@ describe("layers for multi-token prediction", () => {
 });
 
 describe("experts whose values cannot be computed", () => {
+  it("share scales with others: rows of stacks that lie transposed hold units of all of them", () => {
+    const scales: TensorRef = { name: "scales", dtype: "F32", shape: [4, 1], file: "f", begin: 0, end: 16 };
+    const stack: TensorRef = {
+      ...{ name: "gate", dtype: "F8_E4M3", file: "f", begin: 16, end: 40 },
+      shape: [3, 4],
+      view: { offset: 0, strides: [1, 6] },
+      scales: { format: "scaled", stored: [4, 6], rows: 1, columns: 6, scales },
+    };
+    const model = { layers: [{ index: 0, feedForward: { kind: "moe", experts: [{ gate: stack }] } }] };
+    const set = { layer: 0, label: "layer 0" } as ExpertTensors;
+    const rest = { kind: "expert", expert: 0 } as const;
+    const check = (slot: ExpertSlot) => () => checkSharedBlocks(model as unknown as MoeModel, set, [slot]);
+    expect(check({ kind: "units", expert: 0, units: [], rest })).toThrow(/gate shares blocks of scales/);
+    expect(check(rest)).not.toThrow();
+  });
+
   it("cannot be put together unit by unit", async () => {
     const { tensors, config } = await fixture("mixtral");
     for (const [name, { shape }] of [...tensors]) {

@@ -5,6 +5,7 @@ import {
   type MoeModel,
   moeLayers,
   quantizeBlocks,
+  roundToStored,
   type TensorRef,
 } from "@coppice/core";
 import type { ExpertTensors, MergeRule, StackedTensor, UnitPlaces } from "../families/expert-tensors.js";
@@ -172,8 +173,18 @@ export function checkSharedBlocks(model: MoeModel, set: ExpertTensors, slots: re
   const layer = moeLayers(model).find(({ index }) => index === set.layer);
   const [expert] = layer?.feedForward.experts ?? [];
   for (const ref of [expert?.gate, expert?.up, expert?.down]) {
-    if (!ref?.view || !ref.scales || ref.scales.rows === 1) continue;
+    if (!ref?.view || !ref.scales || hasOwnBlocks(ref)) continue;
     throw notMergeable(`${ref.name} shares blocks of scales with another matrix`, set.label);
+  }
+}
+
+/** Whether core, and so every backend, rounds values in the blocks of the tensor. */
+function hasOwnBlocks(ref: TensorRef): boolean {
+  try {
+    roundToStored(new Float32Array(0), ref);
+    return true;
+  } catch {
+    return false;
   }
 }
 
