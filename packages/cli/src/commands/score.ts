@@ -61,7 +61,7 @@ export function scoreCommand(context: CliContext): CommandUnknownOpts {
     .addHelpText(
       "after",
       examples(
-        "coppice score ./model --stats stats.safetensors",
+        "coppice score ./model --stats stats.safetensors --keep 4",
         "coppice score ./model --criterion reap,frequency --data task.jsonl",
         "coppice score ./model --criterion weight-magnitude --json",
       ),
