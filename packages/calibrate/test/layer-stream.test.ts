@@ -163,7 +163,9 @@ describe("a layer-streamed pass", () => {
       done = !(first instanceof Error);
       const before = seen.loads.length;
       stopAfter(Number.POSITIVE_INFINITY);
-      expect(await collectByLayers(options)).toEqual(expected);
+      // With more memory the ranges are others than those of files that the record does not know yet.
+      const memory = kill % 4 === 0 ? {} : { memory: 1e9 };
+      expect(await collectByLayers({ ...options, ...memory })).toEqual(expected);
       // At most the layer that was in hand is run again.
       if (!done) expect(seen.loads.length).toBeLessThanOrEqual(before === 0 ? 3 : 4);
       else expect(seen.loads.length).toBe(3);

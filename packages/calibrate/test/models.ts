@@ -1,7 +1,15 @@
 import { reference } from "@coppice/backend-reference";
-import { type Backend, createRegistry, Rng, type Runner } from "@coppice/core";
+import {
+  type Backend,
+  createRegistry,
+  type ExtraField,
+  Rng,
+  type Runner,
+  type StatisticsField,
+} from "@coppice/core";
 import { intoMemory, type MemoryModel, memoryModel, randomModel, sampleShapes } from "@coppice/plugin-kit";
 import { fixtureNames, loadFixture } from "@coppice/plugin-kit/node";
+import { expect } from "vitest";
 
 export function referenceBackend(): Promise<Backend> {
   return createRegistry([reference]).create("backend", "reference", {}, undefined);
@@ -64,4 +72,26 @@ export function relativeError(
     const error = Math.abs((actual[i] as number) - value) / scale;
     return Math.max(error, most);
   }, 0);
+}
+
+/** Sums of signed values, or of squares of sums that were rounded, may cancel: only the largest says what is near. */
+const signed = new Set<StatisticsField | ExtraField>([
+  "topLogit",
+  "routedLogit",
+  "logitGram",
+  "outputSum",
+  "everyOutputSum",
+  "outputGram",
+  "outputCosine",
+  "unitSquares",
+]);
+
+export function expectNear(
+  field: StatisticsField | ExtraField,
+  actual: ArrayLike<number>,
+  expected: ArrayLike<number>,
+  relative: number,
+): void {
+  const error = relativeError(actual, expected, { signed: signed.has(field) });
+  expect(error, field).toBeLessThanOrEqual(relative);
 }
