@@ -23,7 +23,7 @@ export function gateRange({ order, normalize, scale = 1 }: RouterSpec): GateRang
 }
 
 /** Smallest share of the total that a chosen slot is to get: logits grow without limit towards 0. */
-const least = 0.02;
+const least = 0.002;
 const sweeps = 30;
 
 /** One token's `e(a) = c - 2 bᵀa + aᵀ H a` without c (`BlockView`). */
@@ -36,8 +36,8 @@ export interface TokenQuadratic {
 
 /**
  * The gate weights of the given slots within the router's range that put out nearest to what is wanted: coordinate
- * descent, by pairs where the sum is fixed, each step exact. For an L_p norm other than 1 they are scaled to it behind
- * every sweep, which is near the optimum and not always it.
+ * descent, by pairs where the sum or norm is fixed. Each step is exact, but for an L_p norm, along which pairs are searched on
+ * a grid.
  * @param chosen slots, all different
  * @param gates [chosen], where the descent starts; replaced by what is found
  * @returns e(a) - c
@@ -67,6 +67,17 @@ export function fitGates(
       moved = Math.max(moved, Math.abs(step));
     };
     for (let i = 0; i < count; i++) {
+      if (range.kind === "norm") {
+        for (let j = 0; j < i; j++) {
+          const a = alongNorm(gates[i] as number, gates[j] as number, range.power, floor, (da, db) => {
+            const linear = da * slope(i) + db * slope(j);
+            return da * da * gram(i, i) + 2 * da * db * gram(i, j) + db * db * gram(j, j) - 2 * linear;
+          });
+          move(j, a.second - (gates[j] as number));
+          move(i, a.first - (gates[i] as number));
+        }
+        continue;
+      }
       if (range.kind === "sum") {
         for (let j = 0; j < i; j++) {
           const curve = gram(i, i) - 2 * gram(i, j) + gram(j, j);
@@ -91,7 +102,6 @@ export function fitGates(
       const wish = (gates[i] as number) + slope(i) / curve;
       move(i, Math.max(floor, Math.min(most, wish)) - (gates[i] as number));
     }
-    if (range.kind === "norm") scaleToNorm(gates, range);
     if (moved < 1e-6 * range.total) break;
   }
   let error = 0;
@@ -99,6 +109,36 @@ export function fitGates(
     error -= (gates[i] as number) * (slope(i) + (wanted[chosen[i] as number] as number));
   }
   return error;
+}
+
+/** Points of a grid between the ends of what a pair can share out, then around the best. */
+const gridPoints = 16;
+
+/**
+ * The two gate weights with the same L_p norm as `a` and `b` at which the error is least.
+ * @param change of the error when they change by so much
+ */
+function alongNorm(
+  a: number,
+  b: number,
+  power: number,
+  floor: number,
+  change: (da: number, db: number) => number,
+): { first: number; second: number } {
+  const total = a ** power + b ** power;
+  let best = { first: a, second: b, error: 0, at: a ** power };
+  let [from, to] = [floor ** power, total - floor ** power];
+  for (let round = 0; round < 4 && to > from; round++) {
+    const step = (to - from) / gridPoints;
+    for (let i = 0; i <= gridPoints; i++) {
+      const at = from + i * step;
+      const [first, second] = [at ** (1 / power), Math.max(0, total - at) ** (1 / power)];
+      const error = change(first - a, second - b);
+      if (error < best.error) best = { first, second, error, at };
+    }
+    [from, to] = [Math.max(from, best.at - step), Math.min(to, best.at + step)];
+  }
+  return best;
 }
 
 /** Moves gate weights into the range. */

@@ -14,7 +14,8 @@ const edge = 1e-4;
  * - gate weights that are shares of a softmax (`softmax-topk` that divides, `topk-softmax`): z_i = ln a_i + v in C, the
  *   same for every L_p norm; v, which changes nothing, is the mean over C of present z_i - ln a_i
  * - `softmax-topk` that does not divide: the softmax is a_i / s in C; the other slots share 1 - Σ_C a_i / s as they do now
- * - `sigmoid-topk` that divides: sigmoids are proportional to a in C and add up to what they do now; else they are a_i / s
+ * - `sigmoid-topk` that divides: sigmoids are proportional to a in C, logits have the mean over C that they have now; that does
+ *   not divide: sigmoids are a_i / s
  * - `sparsemixer`: with both chosen slots i, j alone within tolerance, z_i - z_j = logit a_i; the best of the others is
  *   logit a_j below z_j
  *
@@ -39,9 +40,8 @@ export function targetLogits(
   const present = chosen.map((slot) => logits[slot] as number);
   let below = margin;
   if (order === "sigmoid-topk") {
-    const sum = present.reduce((total, z) => total + sigmoid(z), 0);
-    const unit = range.kind === "each" ? range.total : gates.reduce((total, gate) => total + gate, 0) / sum;
-    set(Array.from(gates, (gate) => logit(gate / unit)));
+    const unit = range.kind === "each" ? 1 / range.total : proportion(gates, present);
+    set(Array.from(gates, (gate) => logit(gate * unit)));
   } else if (order === "sparsemixer") {
     const first = (present[0] as number) >= (present[1] as number) ? 0 : 1;
     const middle = ((present[0] as number) + (present[1] as number)) / 2;
@@ -69,6 +69,18 @@ export function targetLogits(
   lowerOthers(order, chosen, below, correction, out);
 }
 
+/** The factor on gate weights with which the logits of the products have the mean of `present`, by bisection. */
+function proportion(gates: Float64Array, present: readonly number[]): number {
+  const wanted = present.reduce((sum, z) => sum + z, 0);
+  let [low, high] = [0, 1 / gates.reduce((a, b) => Math.max(a, b))];
+  for (let i = 0; i < 50; i++) {
+    const middle = (low + high) / 2;
+    if (gates.reduce((sum, gate) => sum + logit(gate * middle), 0) < wanted) low = middle;
+    else high = middle;
+  }
+  return (low + high) / 2;
+}
+
 function lowerOthers(
   order: RouterSpec["order"],
   chosen: readonly number[],
@@ -94,7 +106,7 @@ function lowerOthers(
   }
 }
 
-export function sigmoid(value: number): number {
+function sigmoid(value: number): number {
   return 1 / (1 + Math.exp(-value));
 }
 
