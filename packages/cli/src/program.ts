@@ -50,6 +50,14 @@ export const commands: Readonly<Record<string, Entry>> = {
     summary: "merge experts into fewer, group by group",
     load: async () => (await import("./commands/merge.js")).mergeCommand,
   },
+  allocate: {
+    summary: "share out experts, top-k or skipping over layers",
+    load: async () => (await import("./commands/allocate.js")).allocateCommand,
+  },
+  repair: {
+    summary: "fit router rows of a plan to what the whole layers put out",
+    load: async () => (await import("./commands/repair.js")).repairCommand,
+  },
   search: {
     summary: "search which experts to keep and how to merge them",
     load: async () => (await import("./commands/search.js")).searchCommand,

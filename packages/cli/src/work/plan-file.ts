@@ -1,4 +1,5 @@
 import { type MoeModel, type Plan, parsePlan } from "@coppice/core";
+import { writeFileAtomic } from "@coppice/search/node";
 import type { CliContext } from "../context.js";
 import { readJsonFile } from "./text-file.js";
 
@@ -13,6 +14,11 @@ const planBytes = 256 * 1024 * 1024;
 export async function readPlan(path: string, model: MoeModel, context: CliContext): Promise<Plan> {
   const value = await readJsonFile(context.path(path), planBytes, "COPPICE_PLAN_INVALID", context.signal);
   return parsePlan(unwrap(value), model);
+}
+
+/** Writes a plan file, which appears complete or not at all. @throws COPPICE_IO_WRITE, COPPICE_IO_NO_SPACE */
+export async function writePlan(path: string, plan: Plan): Promise<void> {
+  await writeFileAtomic(path, `${JSON.stringify(plan)}\n`);
 }
 
 function unwrap(value: unknown): unknown {

@@ -1,0 +1,104 @@
+import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
+import { RunEmitter } from "@coppice/core";
+import { formatScore, formatShare } from "@coppice/report";
+import { type LayerRepair, repairNeeds, repairRouter } from "@coppice/router-repair";
+import type { CliContext } from "../context.js";
+import {
+  backendOption,
+  backendSetOption,
+  dataLimitOption,
+  dataOption,
+  examples,
+  numberIn,
+  statsOption,
+  wholeNumber,
+  workersOption,
+} from "../options.js";
+import { formatFacts, formatTable } from "../terminal/format.js";
+import { findStatistics } from "../work/criterion-scores.js";
+import { openModel } from "../work/open-model.js";
+import { readPlan, writePlan } from "../work/plan-file.js";
+import { checkAbsent } from "../work/write-checkpoint.js";
+
+export function repairCommand(context: CliContext): CommandUnknownOpts {
+  return new Command("repair")
+    .description(
+      "Fits the router rows of a plan so that every layer puts out what the whole layer did, from a sample of tokens, without " +
+        "gradients and without running the model. A quarter of the tokens is held out and decides what is accepted. Writes the " +
+        "plan with its new rows; score both plans by `coppice eval` before you keep it.",
+    )
+    .argument("<model>", "checkpoint folder that the plan was made for")
+    .requiredOption("--plan <file>", "plan to repair: pruned, merged, or with another top-k")
+    .requiredOption("--out <file>", "plan file to write")
+    .addOption(statsOption)
+    .addOption(dataOption)
+    .addOption(dataLimitOption)
+    .addOption(
+      new Option(
+        "--caution <share>",
+        "share of the fit's gain on held-out tokens that is given up for rows that change less; default 0.3",
+      ).argParser(numberIn(0, 1)),
+    )
+    .addOption(
+      new Option("--rounds <n>", "most rounds of fits per layer; default 1").argParser(wholeNumber(1)),
+    )
+    .addOption(backendOption)
+    .addOption(backendSetOption)
+    .addOption(workersOption)
+    .addHelpText(
+      "after",
+      examples(
+        "coppice calibrate ./model --data task.jsonl --sample logits,inputs,grams --out stats.safetensors",
+        "coppice repair ./model --plan plan.json --stats stats.safetensors --out repaired.json",
+        "coppice apply ./model --plan repaired.json --out ./small",
+      ),
+    )
+    .action(async (path, options) => {
+      const out = context.path(options.out);
+      checkAbsent(out);
+      await using opened = await openModel(path, context);
+      const { model, weights } = opened.checkpoint;
+      const plan = await readPlan(options.plan, model, context);
+      const needs = { statistics: true, weights: true, ...repairNeeds };
+      const statistics = await findStatistics(opened, [{ name: "router repair", needs }], options, context);
+      const emitter = new RunEmitter();
+      context.out.follow(emitter);
+      const repaired = await repairRouter({
+        model,
+        weights,
+        plan,
+        statistics,
+        emitter,
+        signal: context.signal,
+        ...(options.caution !== undefined && { caution: options.caution }),
+        ...(options.rounds !== undefined && { rounds: options.rounds }),
+      });
+      context.out.settle();
+      await writePlan(out, repaired.plan);
+      if (repaired.layers.some(({ exact }) => !exact)) {
+        context.out.note(
+          "Errors of layers with merged experts are estimates: a merged expert is taken to put out the mean of its members.",
+        );
+      }
+      const { layers } = repaired;
+      context.out.result({ out, layers, plan: repaired.plan }, () =>
+        [describeLayers(layers), "", formatFacts([["wrote", out]])].join("\n"),
+      );
+    });
+}
+
+function describeLayers(layers: readonly LayerRepair[]): string {
+  return formatTable(
+    ["layer", "error before", "after", "held out before", "after", "left", "steps"],
+    layers.map(({ layer, before, after, steps }) => [
+      String(layer),
+      formatScore(before.fit),
+      formatScore(after.fit),
+      formatScore(before.heldOut),
+      formatScore(after.heldOut),
+      before.heldOut > 0 ? formatShare(after.heldOut, before.heldOut) : "",
+      steps.map(({ kind }) => kind).join(", ") || "none helped",
+    ]),
+    [0, 1, 2, 3, 4, 5],
+  );
+}
