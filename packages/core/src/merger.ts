@@ -7,7 +7,7 @@ export interface Merger {
   readonly needs: Criterion["needs"];
   /**
    * @returns one layer plan per MoE layer, in layer order, with `keep` slots each: slot i answers to the router row of
-   * one of the experts that are merged into it, and rows of `merge` sum to 1
+   * one of the experts that are merged into it, and rows of `merge`, where there are any, sum to 1
    * @throws COPPICE_PLAN_KEEP, COPPICE_PLAN_GROUPS, COPPICE_STATS_MISSING, COPPICE_STATS_MODEL
    */
   merge(request: MergeRequest): Promise<LayerPlan[]>;
