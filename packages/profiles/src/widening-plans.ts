@@ -46,7 +46,8 @@ export function* wideningPlans(
       widest = wider;
       yield widest;
     }
-    if (expertCount(widest) < allExperts(model)) yield createPlan(model);
+    if (expertCount(widest) < allExperts(model))
+      yield widen(model, widest, lists, (i) => lists[i]?.ranking ?? []);
     return;
   }
   while (expertCount(widest) < allExperts(model)) {

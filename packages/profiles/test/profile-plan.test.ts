@@ -143,7 +143,7 @@ describe("wideningPlans", () => {
       expect(plans.length).toBeGreaterThan(2);
       expect(plans[0]).toEqual(profilePlan(model, pickOf(model).profiles[0]?.layers ?? [], { keep }));
       const all = moeLayers(model).map(({ feedForward }) => feedForward.experts.map((_, expert) => expert));
-      const kept = plans.map(({ layers }) => all.map((every, i) => layers[i]?.experts ?? every));
+      const kept = plans.map(({ layers }) => layers.map(({ experts }) => experts));
       kept.slice(1).forEach((layers, i) => {
         layers.forEach((experts, layer) => {
           for (const expert of kept[i]?.[layer] ?? []) expect(experts).toContain(expert);

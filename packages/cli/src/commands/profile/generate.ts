@@ -128,7 +128,7 @@ export function generateCommand(context: CliContext): CommandUnknownOpts {
           widenings.push({ tokens: written, dropped: drift.dropped, keep });
           context.out.note(
             `After ${written} tokens ${formatScore(drift.dropped)} of the probability is dropped, more than ` +
-              `${formatScore(threshold)}: loading ${keep.length === 0 ? "all" : keep.join(", ")} experts.`,
+              `${formatScore(threshold)}: loading ${keep.join(", ")} experts.`,
           );
         },
       });
@@ -158,7 +158,8 @@ export function generateCommand(context: CliContext): CommandUnknownOpts {
 
       async function found(): Promise<Pick> {
         await using reader = await openPromptReader(backend, { model, weights, signal });
-        return pickFor(reader, store, ids, options, signal);
+        // Awaited here: the reader is let go at the end of this function.
+        return await pickFor(reader, store, ids, options, signal);
       }
     });
 }
