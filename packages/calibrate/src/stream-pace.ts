@@ -18,7 +18,7 @@ export interface StreamEstimate {
   readonly loads: number;
   /** Most bytes of hidden states on disk at once. */
   readonly diskBytes: number;
-  /** Estimated peak of memory. */
+  /** Estimated bound of memory; backends that run a batch in pieces stay well below it. */
   readonly memoryBytes: number;
 }
 

@@ -83,7 +83,7 @@ try {
   console.log(
     `real            ${(seconds - estimatedAfter).toFixed(1)} s from then on, ${seconds.toFixed(1)} s in all`,
   );
-  console.log(`predicted peak  ${gigabytes(estimate.memoryBytes)}`);
+  console.log(`memory bound    ${gigabytes(estimate.memoryBytes)}`);
   console.log(
     `peak            ${gigabytes(most)} of ${gigabytes(limit)} ${most <= limit ? "ok" : "TOO MUCH"}`,
   );

@@ -82,7 +82,7 @@ function describeEstimate(estimate: StreamEstimate, work: string): string {
     `and ${count(tokenLayers)} tokens x layers to run at ${count(tokenLayersPerSecond)} per second,`,
     `as measured on ${count(measured.tokens)} tokens of ${nameLayers(measured.layers)}.`,
     `Layers are loaded in ${loads} ${loads === 1 ? "part" : "parts"};`,
-    `memory reaches about ${formatBytes(estimate.memoryBytes)},`,
+    `memory stays below about ${formatBytes(estimate.memoryBytes)},`,
     `hidden states up to ${formatBytes(estimate.diskBytes)} in ${work}.`,
   ].join(" ");
 }
