@@ -39,7 +39,8 @@ const tasks =
   options.tasks?.split(",") ??
   readdirSync(join(options.folder, "search"))
     .filter((name) => name.endsWith(".jsonl"))
-    .map((name) => basename(name, ".jsonl"));
+    .map((name) => basename(name, ".jsonl"))
+    .sort();
 
 /**
  * Exact match, in percent, of the demo model on 300 unseen samples per task with 4 experts left, measured with other code. Those of
@@ -59,8 +60,7 @@ const knownSamples = 300;
 
 const figures = [];
 for (const path of positionals.length > 0 ? positionals : [modelPath]) {
-  figures.push(await tabulate(path));
-  if (options.json !== undefined) writeFileSync(options.json, `${JSON.stringify(figures, null, 1)}\n`);
+  await tabulate(path);
 }
 
 /** Measures all tasks with one model, which is loaded once, and prints each as soon as it is done. */
@@ -73,6 +73,7 @@ async function tabulate(path) {
   });
   const model = path === modelPath ? "coppice-mixtral-27m" : basename(path);
   const results = [];
+  figures.push({ model, keep, results });
   try {
     console.log(`\n${model}, ${keep} experts per layer, exact match on unseen samples\n`);
     head(
@@ -93,6 +94,7 @@ async function tabulate(path) {
       const result = await measureTask({ checkpoint, pool, keep, sampled, search, holdout });
       const seconds = (performance.now() - start) / 1000;
       results.push({ task, ...result, seconds });
+      if (options.json !== undefined) writeFileSync(options.json, `${JSON.stringify(figures, null, 1)}\n`);
       console.log(taskRow(task, result));
       console.error(`${task} took ${seconds.toFixed(0)} s`);
     }
@@ -107,7 +109,6 @@ async function tabulate(path) {
   }
   console.log(row("best + router repair", ...results.map(({ search }) => score(search.repaired.exactMatch))));
   if (path === modelPath && keep === 4) compare(results);
-  return { model, keep, results };
 }
 
 function read(split, task) {
