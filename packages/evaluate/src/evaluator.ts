@@ -13,11 +13,13 @@ import { type MicroBatch, partBatches } from "./micro-batch.js";
 import {
   checkObjective,
   defaultObjective,
+  needsTeacher,
   type Objective,
   type SampleFitness,
   sampleFitness,
 } from "./objective.js";
 import { PrefixCache, prefixKeys } from "./prefix-cache.js";
+import { type BatchTeacher, teachBatch } from "./teacher.js";
 
 /** 256 MB, some 100 boundaries of 1,000 tokens in a model of hidden size 640. */
 export const defaultPrefixCacheBytes = 256 * 1024 * 1024;
@@ -72,6 +74,17 @@ export function createEvaluator(options: EvaluatorOptions): Evaluator {
   let tokenLayers = 0;
   let avoidedTokenLayers = 0;
 
+  const teachers = new Map<MicroBatch, BatchTeacher>();
+  const teacherOf = async (batch: MicroBatch, signal: AbortSignal | undefined) => {
+    if (!needsTeacher(objective)) return undefined;
+    const known = teachers.get(batch) ?? (await teachBatch(runner, task, batch, signal));
+    if (!teachers.has(batch)) {
+      teachers.set(batch, known);
+      tokenLayers += batch.tokens * model.layers.length;
+    }
+    return known;
+  };
+
   /** Runs a part and tells the result of every sample. */
   const run = async (
     plan: Plan,
@@ -92,6 +105,7 @@ export function createEvaluator(options: EvaluatorOptions): Evaluator {
         plan,
         ...(hidden && { from, hidden }),
         boundaries,
+        teacher: await teacherOf(batch, signal),
         signal,
       });
       tokenLayers += result.tokenLayers;

@@ -1,6 +1,7 @@
 import { CoppiceError, type Plan, type Runner, type RunResult } from "@coppice/core";
-import type { EncodedSample, EncodedTask } from "./encode-task.js";
+import type { EncodedSample, EncodedSequence, EncodedTask } from "./encode-task.js";
 import type { MicroBatch } from "./micro-batch.js";
+import { type BatchTeacher, choiceDivergence, divergenceFrom, type SequenceTeacher } from "./teacher.js";
 
 /** What one forward pass says about a sample. */
 export interface Evidence {
@@ -18,6 +19,8 @@ export interface Evidence {
   /** Choices: log-likelihood of every choice, the sum over its tokens, and which one is right. */
   readonly choices?: Float64Array;
   readonly rightChoice?: number;
+  /** KL from the whole model, summed over the positions (`divergenceFrom`), where a teacher was given. */
+  readonly divergence?: number;
 }
 
 export interface BatchRun {
@@ -25,6 +28,8 @@ export interface BatchRun {
   readonly from?: number;
   readonly hidden?: Float32Array;
   readonly boundaries?: readonly number[];
+  /** What the whole model makes of the batch, to compare with. */
+  readonly teacher?: BatchTeacher | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -35,32 +40,86 @@ export async function runBatch(
   batch: MicroBatch,
   run: BatchRun,
 ): Promise<{ result: RunResult; evidence: Evidence[] }> {
-  const { plan, from = 0, hidden, boundaries, signal } = run;
+  const { plan, from = 0, hidden, boundaries, teacher, signal } = run;
   const ends = moreEnds(task);
+  const asked = batch.sequences.map((sequence, i) => askedOf(sequence, ends, teacher?.sequences[i]));
   const result = await runner.run({
     sequences: batch.sequences.map(({ ids }) => ids),
-    positions: batch.sequences.map(({ positions }) =>
-      withMoreEnds(
-        positions,
-        ends.map(() => positions.at(-1)),
-      ),
-    ),
-    ...(!task.readsLogits && { targets: batch.sequences.map(({ targets }) => withMoreEnds(targets, ends)) }),
+    positions: asked.map(({ positions }) => positions),
+    ...(!task.readsLogits && { targets: asked.map(({ targets }) => targets) }),
     ...(plan && { plan }),
     ...(from > 0 && hidden && { from, hidden }),
     ...(boundaries && boundaries.length > 0 && { boundaries }),
     ...(signal && { signal }),
   });
-  return { result, evidence: readEvidence(runner.model.vocabSize, task, batch, result) };
+  if (!teacher) return { result, evidence: readEvidence(runner.model.vocabSize, task, batch, result) };
+  const { expected, divergences } =
+    teacher.sequences.length > 0 ? compare(teacher, asked, result) : { expected: result };
+  const evidence = readEvidence(runner.model.vocabSize, task, batch, expected ?? result);
+  return {
+    result,
+    evidence: evidence.map((found, i) => ({
+      ...found,
+      // Without choices a sample is one sequence.
+      divergence: divergences?.[i] ?? choiceDivergence(teacher.choices[i] as Float64Array, found),
+    })),
+  };
+}
+
+/** The positions of a sequence with what is asked there: the expected token, other ends, the teacher's tokens. */
+interface Asked {
+  readonly positions: Int32Array;
+  readonly targets: Int32Array;
+  /** Tokens of the teacher per position, the last of those asked there. */
+  readonly taught: number;
+}
+
+function askedOf(
+  { positions, targets }: EncodedSequence,
+  ends: readonly number[],
+  teacher: SequenceTeacher | undefined,
+): Asked {
+  const taught = teacher?.kept ?? 0;
+  if (taught === 0 && ends.length === 0) return { positions, targets, taught };
+  const at: number[] = [];
+  const wanted: number[] = [];
+  for (const [i, position] of positions.entries()) {
+    const more = i + 1 === positions.length ? ends : [];
+    wanted.push(targets[i] as number, ...more);
+    if (teacher) wanted.push(...teacher.tokens.subarray(i * taught, (i + 1) * taught));
+    while (at.length < wanted.length) at.push(position);
+  }
+  return { positions: Int32Array.from(at), targets: Int32Array.from(wanted), taught };
+}
+
+/** Takes the rows of the teacher's tokens out of a result: what is left is what a run without a teacher gives. */
+function compare(teacher: BatchTeacher, asked: readonly Asked[], result: RunResult) {
+  const logProbs = wanted(result.targetLogProbs, "targetLogProbs");
+  const argmax = wanted(result.argmax, "argmax");
+  const keptRows: number[] = [];
+  let row = 0;
+  const divergences = asked.map(({ positions, taught }, s) => {
+    const rows: number[] = [];
+    for (let i = 0; i < positions.length; ) {
+      let end = i;
+      while (end < positions.length && positions[end] === positions[i]) end++;
+      for (; i < end; i++) (i < end - taught ? keptRows : rows).push(row + i);
+    }
+    row += positions.length;
+    const taughtProbs = Float32Array.from(rows, (at) => logProbs[at] as number);
+    return divergenceFrom(teacher.sequences[s] as SequenceTeacher, taughtProbs);
+  });
+  const expected: RunResult = {
+    ...result,
+    targetLogProbs: Float32Array.from(keptRows, (at) => logProbs[at] as number),
+    argmax: Int32Array.from(keptRows, (at) => argmax[at] as number),
+  };
+  return { expected, divergences };
 }
 
 /** Targets of the last position of an answer besides the first. */
 function moreEnds(task: EncodedTask): readonly number[] {
   return task.form === "generation" ? task.endTokens.slice(1) : [];
-}
-
-function withMoreEnds(values: Int32Array, more: readonly (number | undefined)[]): Int32Array {
-  return more.length === 0 ? values : Int32Array.from([...values, ...(more as readonly number[])]);
 }
 
 function readEvidence(

@@ -1,8 +1,10 @@
 import { createPlan, type LayerPlan, type Plan, Rng, type Runner, raceParts } from "@coppice/core";
 import {
   createEvaluator,
+  type EncodedSequence,
   encodeTask,
   microBatches,
+  type Objective,
   objectives,
   parseTask,
   partBatches,
@@ -248,7 +250,97 @@ describe("objectives", () => {
       "exact-match": 1,
       likelihood: expect.closeTo(0.5, 5),
       "log-likelihood": expect.closeTo(Math.log(0.5), 5),
+      // The whole model imitates itself.
+      imitation: expect.closeTo(1, 5),
+      blend: expect.closeTo(0.75, 5),
     });
+  });
+
+  /** KL from the logits of the whole model to those of a plan, over all tokens, at every position that expects one. */
+  function slowDivergence(
+    inner: Runner,
+    sequences: readonly EncodedSequence[],
+    plan: Plan,
+  ): Promise<number>[] {
+    return sequences.map(async ({ ids, positions }) => {
+      const rows = async (given?: Plan) => {
+        const { logits } = await inner.run({
+          sequences: [ids],
+          positions: [positions],
+          ...(given && { plan: given }),
+        });
+        return logits as Float32Array;
+      };
+      const [p, q] = [await rows(), await rows(plan)];
+      let sum = 0;
+      for (let row = 0; row < positions.length; row++) {
+        const at = (logits: Float32Array) => {
+          const values = [...logits.subarray(row * model.vocabSize, (row + 1) * model.vocabSize)];
+          const total = Math.log(values.reduce((all, value) => all + Math.exp(value), 0));
+          return values.map((value) => value - total);
+        };
+        const [logP, logQ] = [at(p), at(q)];
+        sum += logP.reduce((all, log, i) => all + Math.exp(log) * (log - (logQ[i] as number)), 0);
+      }
+      return sum;
+    });
+  }
+
+  it("compare with the whole model at every position of an answer", async () => {
+    // Only 22 tokens ever come: all of them are told apart.
+    const few = () =>
+      scriptedRunner(model, (ids, plan) => {
+        const logits = new Float32Array(model.vocabSize).fill(-100);
+        for (const token of [0, newline, ...Array.from({ length: 20 }, (_, i) => a + i)]) {
+          logits[token] = 2 * Math.cos(token * ids.length + (plan?.layers.length ? 1 : 0));
+        }
+        return logits;
+      });
+    const answers = encodeTask(
+      parseTask(['{"prompt":"p","answer":"ab"}', '{"prompt":"qr","answer":"c"}'].join("\n"), "t.jsonl"),
+      { tokenizer, model },
+    );
+    const plan = createPlan(model, [{ layer: 1, experts: [1, 4] }]);
+    const evaluate = (objective: Objective, given: Plan) =>
+      createEvaluator({ runner: few(), task: answers, objective, prefixCacheBytes: 0 }).evaluate(given);
+    const sequences = answers.samples.flatMap((sample) => sample.sequences);
+    const expected = await Promise.all(slowDivergence(few(), sequences, plan));
+    const { scores: imitation } = await evaluate("imitation", plan);
+    const { scores: likelihood, correct } = await evaluate("likelihood", plan);
+    const { scores: blend, correct: taught } = await evaluate("blend", plan);
+    expected.forEach((divergence, i) => {
+      expect(divergence).toBeGreaterThan(0.01);
+      expect(imitation[i]).toBeCloseTo(Math.exp(-divergence), 5);
+      expect(blend[i]).toBeCloseTo((Math.exp(-divergence) + (likelihood[i] as number)) / 2, 5);
+    });
+    const { scores: own } = await evaluate("imitation", createPlan(model));
+    for (const score of own) expect(score).toBeCloseTo(1, 6);
+    expect(taught).toEqual(correct);
+  });
+
+  it("count tokens beyond the teacher's most likely as one, which makes a divergence smaller", async () => {
+    const plan = createPlan(model, [{ layer: 1, experts: [1, 4] }]);
+    const [divergence = 0] = await Promise.all(
+      slowDivergence(hiddenRunner(model), generation.samples[0]?.sequences ?? [], plan),
+    );
+    const { scores } = await createEvaluator({
+      runner: hiddenRunner(model),
+      task: generation,
+      objective: "imitation",
+    }).evaluate(plan);
+    expect(scores[0]).toBeLessThan(1);
+    expect(scores[0]).toBeGreaterThanOrEqual(Math.exp(-divergence));
+  });
+
+  it("compare text with the whole model per token", async () => {
+    const text = encodeTask(parseTask("some text", "t.txt"), { tokenizer, model });
+    const evaluator = createEvaluator({ runner: hiddenRunner(model), task: text, objective: "imitation" });
+    expect((await evaluator.evaluate(createPlan(model))).scores[0]).toBeCloseTo(0, 6);
+    const changed = await evaluator.evaluate(createPlan(model, [{ layer: 1, experts: [1, 4] }]));
+    expect(changed.scores[0]).toBeLessThan(-1e-5);
+    expect(() => createEvaluator({ runner: hiddenRunner(model), task: text, objective: "blend" })).toThrow(
+      /answers/,
+    );
   });
 
   it("score text", async () => {

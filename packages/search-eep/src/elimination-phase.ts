@@ -117,11 +117,11 @@ export class EliminationPhase implements Phase {
   }
 
   learn(results: readonly Scored[]): void {
-    results.forEach(({ fitness, key }, i) => {
+    results.forEach(({ fitness, key, scores }, i) => {
       const units = this.#asked[i] as Unit[];
       const subsets = this.#without(units);
       this.#known.set(subsetsKey(subsets), fitness);
-      if (this.#isFinished(subsets)) this.#finished.push({ subsets, fitness, key });
+      if (this.#isFinished(subsets)) this.#finished.push({ subsets, fitness, key, scores });
       if (this.#stage === "base") this.#base = fitness;
       else if (this.#stage === "single") (units[0] as Unit).loss = this.#lossAt(fitness);
       else this.#measured.push({ units, fitness });

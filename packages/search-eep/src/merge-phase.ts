@@ -24,7 +24,7 @@ export class MergePhase implements Phase {
   readonly #mapped: boolean;
   readonly #seen = new Set<string>();
   readonly #race: boolean;
-  #parent: { genome: Genome; fitness: number | undefined; key: string | undefined };
+  #parent: { genome: Genome; result: Result | undefined };
   #sigma: number;
   #left: number;
   #asked: Genome[] = [];
@@ -51,8 +51,7 @@ export class MergePhase implements Phase {
     const all: Subsets = layout.groups.map((group) => Array.from({ length: group.experts }, (_, e) => e));
     this.#parent = {
       genome: genomeFromSubsets(layout, options.start?.subsets ?? all),
-      fitness: options.start?.fitness,
-      key: options.start?.key,
+      result: options.start,
     };
     this.#race = options.race;
   }
@@ -60,7 +59,7 @@ export class MergePhase implements Phase {
   propose(limit: number): Proposal[] {
     const wanted = Math.min(limit, this.#left);
     this.#asked = [];
-    const origin = this.#parent.fitness === undefined ? "model" : "step";
+    const origin = this.#parent.result === undefined ? "model" : "step";
     if (origin === "model" && wanted > 0) this.#asked.push(this.#parent.genome);
     else {
       while (this.#asked.length < Math.min(wanted, this.#rates.mergeChildren)) {
@@ -70,7 +69,7 @@ export class MergePhase implements Phase {
       }
     }
     this.#left -= this.#asked.length;
-    const rival = this.#race ? this.#parent.key : undefined;
+    const rival = this.#race ? this.#parent.result?.key : undefined;
     return this.#asked.map((genome) => ({
       plan: planFromGenome(this.#layout, genome),
       origin,
@@ -79,18 +78,27 @@ export class MergePhase implements Phase {
   }
 
   learn(results: readonly Scored[]): void {
-    const { fitness: before } = this.#parent;
+    const { result: before } = this.#parent;
     if (before === undefined) {
-      this.#parent = { genome: this.#parent.genome, fitness: results[0]?.fitness, key: results[0]?.key };
+      this.#parent = { genome: this.#parent.genome, result: results[0] };
       return;
     }
-    const successes = results.filter(({ fitness }) => fitness > before).length;
+    const successes = results.filter((result) => this.#beats(result, before)).length;
     this.#sigma *= Math.exp(adaptation * (successes / Math.max(1, results.length) - targetSuccess));
-    results.forEach(({ fitness, key }, i) => {
-      if (fitness > (this.#parent.fitness as number)) {
-        this.#parent = { genome: this.#asked[i] as Genome, fitness, key };
+    results.forEach((result, i) => {
+      const { result: parent } = this.#parent;
+      if (this.#beats(result, before) && result.fitness > (parent?.fitness as number)) {
+        this.#parent = { genome: this.#asked[i] as Genome, result };
       }
     });
+  }
+
+  /** True when a child is better than its parent by more than `leastGain` standard errors of the mean difference. */
+  #beats(child: Result, parent: Result): boolean {
+    const { leastGain } = this.#rates;
+    const gain = child.fitness - parent.fitness;
+    if (leastGain === 0 || !(gain > 0) || !Number.isFinite(parent.fitness)) return gain > 0;
+    return gain > leastGain * standardError(child.scores, parent.scores);
   }
 
   #breed(): Genome | undefined {
@@ -109,4 +117,14 @@ export class MergePhase implements Phase {
     }
     return undefined;
   }
+}
+
+type Result = Pick<Scored, "fitness" | "key" | "scores">;
+
+/** Of the mean difference of paired scores. */
+function standardError(a: Float64Array, b: Float64Array): number {
+  const differences = a.map((value, i) => value - (b[i] as number));
+  const mean = differences.reduce((sum, value) => sum + value, 0) / differences.length;
+  const squares = differences.reduce((sum, value) => sum + (value - mean) ** 2, 0);
+  return Math.sqrt(squares / Math.max(1, differences.length - 1) / differences.length);
 }

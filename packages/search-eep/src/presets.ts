@@ -130,6 +130,8 @@ export const defaultRates = v.partial(
     entryProbability: probability,
     /** First standard deviation of such a move; adapts. */
     sigma: positive,
+    /** Standard errors of the paired difference by which a merge step must be better to be taken. */
+    leastGain: positive,
   }),
 );
 
@@ -147,6 +149,7 @@ export interface DefaultRates {
   stepGroups: number;
   entryProbability: number;
   sigma: number;
+  leastGain: number;
 }
 
 /**
@@ -167,6 +170,7 @@ export const defaultPreset: DefaultRates = {
   stepGroups: 2,
   entryProbability: 0.5,
   sigma: 0.08,
+  leastGain: 0,
 };
 
 /** Share of the budget that the default preset prunes with when merging follows. */

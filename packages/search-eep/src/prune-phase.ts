@@ -9,8 +9,9 @@ import { fitSurrogate } from "./surrogate.js";
 export interface Pruned {
   readonly subsets: Subsets;
   readonly fitness: number;
-  /** `Scored.key` */
+  /** Those of `Scored`. */
   readonly key: string;
+  readonly scores: Float64Array;
 }
 
 interface Child {
@@ -98,8 +99,8 @@ export class PrunePhase implements Phase {
   }
 
   learn(results: readonly Scored[]): void {
-    results.forEach(({ fitness, key }, i) => {
-      this.#ranked.push({ subsets: (this.#asked[i] as Child).subsets, fitness, key });
+    results.forEach(({ fitness, key, scores }, i) => {
+      this.#ranked.push({ subsets: (this.#asked[i] as Child).subsets, fitness, key, scores });
     });
     this.#ranked.sort((a, b) => b.fitness - a.fitness);
   }

@@ -177,8 +177,9 @@ async function choose(run: SearchRun, finalists: readonly Scored[]) {
     journal: folder.journal,
     scope: "choice",
   });
+  // Without their rivals: on these samples all are evaluated to the end.
   const results = await evaluator.evaluate(
-    finalists.map(({ candidate }) => candidate),
+    finalists.map(({ candidate: { plan, phase, origin } }) => ({ plan, phase, origin })),
     { signal },
   );
   const [best] = rankFinalists(finalists, results);
