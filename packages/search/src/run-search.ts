@@ -132,7 +132,9 @@ export async function runSearch(options: SearchOptions): Promise<SearchResult> {
       if (cached) cacheHits++;
       failure = evaluation.error ?? failure;
       if (!probe && wasProbe !== false) {
-        finalists.add({ ...scored, candidate: { ...candidate, plan: evaluation.plan }, cached: false });
+        // Without its rival: on other samples a finalist is evaluated to the end.
+        const { rival: _, ...finalist } = candidate;
+        finalists.add({ ...scored, candidate: { ...finalist, plan: evaluation.plan }, cached: false });
       }
       if (!cached) history.push(toStep(scored, seen.size + 1, finalists.best));
       seen.set(evaluation.key, probe && wasProbe !== false);

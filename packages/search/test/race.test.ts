@@ -151,6 +151,7 @@ describe("a run whose candidates race", () => {
         ({ key, scores }) => scores.length === samples && full.some((f) => f.key === key),
       ),
     ).toBe(true);
+    expect(a.result.finalists.some(({ candidate }) => "rival" in candidate)).toBe(false);
     for (const { candidate, scores, fitness } of full) {
       expect(scores).toEqual(noisyScores(candidate.plan));
       expect(fitness).toBeCloseTo(scores.reduce((sum, score) => sum + score, 0) / samples, 12);

@@ -177,9 +177,8 @@ async function choose(run: SearchRun, finalists: readonly Scored[]) {
     journal: folder.journal,
     scope: "choice",
   });
-  // Without their rivals: on these samples all are evaluated to the end.
   const results = await evaluator.evaluate(
-    finalists.map(({ candidate: { plan, phase, origin } }) => ({ plan, phase, origin })),
+    finalists.map(({ candidate }) => candidate),
     { signal },
   );
   const [best] = rankFinalists(finalists, results);
