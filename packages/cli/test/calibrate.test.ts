@@ -110,8 +110,8 @@ describe("calibrate --memory", () => {
     expect(existsSync(`${out}.partial`)).toBe(false);
   });
 
-  it("continues after it was killed", async () => {
-    const out = path("killed.safetensors");
+  it.each(["SIGKILL", "SIGINT"] as const)("continues after %s", async (signal) => {
+    const out = path(`${signal}.safetensors`);
     // 312 MB leave room for one layer.
     const words = ["calibrate", model, "--data", task, "--out", out, "--memory", "300.9MB", "--json"];
     const partial = `${out}.partial`;
@@ -119,15 +119,22 @@ describe("calibrate --memory", () => {
     const finished = () =>
       existsSync(partial) && readdirSync(partial).some((name) => name.startsWith("layers-"));
     while (child.exitCode === null && !finished()) await new Promise((resolve) => setTimeout(resolve, 2));
-    child.kill("SIGKILL");
-    expect((await done).signal).toBe("SIGKILL");
+    child.kill(signal);
+    const stopped = await done;
+    if (signal === "SIGKILL") expect(stopped.signal).toBe(signal);
+    else
+      expect(stopped).toMatchObject({
+        code: 130,
+        stderr: expect.stringContaining("the same command continues"),
+      });
     const other = await coppiceHere([...words, "--limit", "3"]);
     expect(other.json()).toMatchObject({ error: { code: "COPPICE_RUN_IDENTITY" } });
     const resumed = await coppiceHere(words);
     expect(resumed.stderr).toContain("Continuing the work in");
     expect(resumed.code).toBe(0);
-    await calibrate("unkilled.safetensors");
-    expect(readFileSync(out)).toEqual(readFileSync(path("unkilled.safetensors")));
+    const plain = `${signal}-unstopped.safetensors`;
+    await calibrate(plain);
+    expect(readFileSync(out)).toEqual(readFileSync(path(plain)));
     expect(existsSync(partial)).toBe(false);
   });
 });

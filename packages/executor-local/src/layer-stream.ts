@@ -1,6 +1,6 @@
 import type { CollectedStatistics, StreamEstimate } from "@coppice/calibrate";
 import type { BackendSource } from "./backend-source.js";
-import { type StatisticsOptions, taskCollection } from "./pool-statistics.js";
+import { type StatisticsOptions, taskCollection, taskData } from "./pool-statistics.js";
 import { WorkerHost } from "./worker-host.js";
 import type { Isolation } from "./worker-port.js";
 
@@ -40,7 +40,6 @@ export async function collectStatisticsByLayers(options: LayerStreamOptions): Pr
     onEstimate,
     signal,
   } = options;
-  const { task, kind, limit, chat } = options;
   const collection = taskCollection(options);
   const host = new WorkerHost(isolation);
   try {
@@ -51,12 +50,7 @@ export async function collectStatisticsByLayers(options: LayerStreamOptions): Pr
         backend,
         work,
         collection,
-        source: {
-          task,
-          promptsOnly: kind === "prompts",
-          ...(limit !== undefined && { limit }),
-          ...(chat !== undefined && { chat }),
-        },
+        data: taskData(options),
         ...(memory !== undefined && { memory }),
         ...(engine !== undefined && { engine }),
       },

@@ -8,7 +8,7 @@ import {
 import { CoppiceError, type ExtraField } from "@coppice/core";
 import { all, progressOf } from "./on-hosts.js";
 import type { PoolTaskOptions } from "./pool-task.js";
-import type { DataCollection } from "./protocol.js";
+import type { CalibrationData, DataCollection } from "./protocol.js";
 import type { WorkerHost } from "./worker-host.js";
 
 /** What to collect on which data. */
@@ -56,21 +56,25 @@ export function taskCollection(
   };
 }
 
+/** The samples whose tokens are read; the model's own continuations follow prompts. */
+export function taskData({ task, kind, limit, chat }: StatisticsOptions): CalibrationData {
+  return {
+    task,
+    promptsOnly: kind === "prompts" || kind === "generations",
+    ...(limit !== undefined && { limit }),
+    ...(chat !== undefined && { chat }),
+  };
+}
+
 /** Statistics of the samples, which several workers share; the bits do not depend on how many there are. */
 export async function collectOnHosts(
   hosts: readonly WorkerHost[],
   options: PoolStatisticsOptions,
 ): Promise<CollectedStatistics> {
-  const { task, limit, chat, kind, maxTokens = defaultMaxTokens, emitter, signal: stop } = options;
+  const { kind, maxTokens = defaultMaxTokens, emitter, signal: stop } = options;
   const generated = kind === "generations";
   const common = taskCollection(options, generated ? { maxTokens } : {});
-  const source = {
-    task,
-    promptsOnly: generated || kind === "prompts",
-    ...(limit !== undefined && { limit }),
-    ...(chat !== undefined && { chat }),
-  };
-  const data = await (hosts[0] as WorkerHost).call("calibrationData", source, { signal: stop });
+  const data = await (hosts[0] as WorkerHost).call("calibrationData", taskData(options), { signal: stop });
   const sequences = generated ? await continueOnHosts(hosts, data, maxTokens, options) : data;
   const onDone = progressOf(emitter, "collecting statistics", "tokens");
   const sum = new PartSum();

@@ -20,11 +20,16 @@ export interface TaskParams {
   readonly chat?: boolean;
 }
 
+export interface CalibrationData extends TaskParams {
+  /** Leave the answers out. */
+  readonly promptsOnly: boolean;
+}
+
 /** What to collect on which token ids. */
 export type DataCollection = Omit<CollectionOptions, "signal">;
 
 export interface LayerStreamParams {
-  readonly source: TaskParams & { readonly promptsOnly: boolean };
+  readonly data: CalibrationData;
   readonly collection: Omit<DataCollection, "sequences">;
   /** Folder of the work. */
   readonly work: string;
@@ -51,7 +56,7 @@ export interface WorkerMethods {
     result: { metric: Metric; total: number; scores: SampleScores };
   };
   /** The samples as token ids. */
-  calibrationData: { params: TaskParams & { promptsOnly: boolean }; result: Int32Array[] };
+  calibrationData: { params: CalibrationData; result: Int32Array[] };
   /** Prompts with what the model writes behind them. */
   continuePrompts: { params: { prompts: readonly Int32Array[]; maxTokens?: number }; result: Int32Array[] };
   /** Tells the statistics of the parts of the data whose number is the shard's index modulo its count. */

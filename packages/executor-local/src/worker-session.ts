@@ -23,7 +23,7 @@ import {
 } from "@coppice/evaluate";
 import { createBackend } from "./backend-source.js";
 import { noTokenizer } from "./no-tokenizer.js";
-import type { Method, TaskParams, WorkerEvent, WorkerMethods } from "./protocol.js";
+import type { CalibrationData, Method, TaskParams, WorkerEvent, WorkerMethods } from "./protocol.js";
 
 interface CallContext {
   readonly signal: AbortSignal;
@@ -111,7 +111,7 @@ export class WorkerSession {
       return { metric, total, scores };
     },
 
-    calibrationData: async (source) => this.#calibrationData(source, this.#model.checkpoint),
+    calibrationData: async (data) => this.#calibrationData(data, this.#model.checkpoint),
 
     continuePrompts: async ({ prompts, maxTokens }, { signal }) =>
       continuePrompts(this.#model.runner, await this.#loadTokenizer(), prompts, {
@@ -142,7 +142,7 @@ export class WorkerSession {
       const { collection, work, memory, engine } = params;
       return await collectByLayers({
         ...collection,
-        sequences: await this.#calibrationData(params.source, checkpoint),
+        sequences: await this.#calibrationData(params.data, checkpoint),
         model: checkpoint.model,
         weights: checkpoint.weights,
         backend: yieldingBackend(backend),
@@ -188,7 +188,7 @@ export class WorkerSession {
   }
 
   async #calibrationData(
-    { task, promptsOnly, limit, chat }: TaskParams & { readonly promptsOnly: boolean },
+    { task, promptsOnly, limit, chat }: CalibrationData,
     checkpoint: LoadedCheckpoint,
   ): Promise<Int32Array[]> {
     return calibrationSequences(task, {

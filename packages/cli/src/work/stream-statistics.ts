@@ -3,7 +3,7 @@ import { mkdir, rmdir } from "node:fs/promises";
 import { join } from "node:path";
 import { type CollectedStatistics, clearLayerStream, type StreamEstimate } from "@coppice/calibrate";
 import { openWorkFolder } from "@coppice/calibrate/node";
-import { CoppiceError, type LayerRange } from "@coppice/core";
+import { CoppiceError, isCoppiceError, type LayerRange } from "@coppice/core";
 import { collectStatisticsByLayers, type StatisticsOptions } from "@coppice/executor-local";
 import { formatBytes } from "@coppice/report";
 import { takeLock } from "@coppice/search/node";
@@ -13,6 +13,9 @@ import { formatDuration } from "../terminal/format.js";
 import { backendSource, type PoolOptions } from "./model-pool.js";
 import type { OpenModel } from "./open-model.js";
 import { engineOf } from "./work-pool.js";
+
+/** What a pass that is not finished leaves in its folder. */
+const recordName = "calibration.json";
 
 export interface StreamOptions extends Omit<PoolOptions, "workers"> {
   readonly collection: StatisticsOptions & { readonly kind: "prompts" | "answers" };
@@ -45,8 +48,9 @@ export async function streamStatistics(
   try {
     const unlock = await takeLock(join(work, "run.lock"));
     try {
-      if (existsSync(join(work, "calibration.json")))
+      if (existsSync(join(work, recordName))) {
         context.out.note(`Continuing the work in ${context.shown(work)}.`);
+      }
       let estimate: StreamEstimate | undefined;
       const statistics = await collectStatisticsByLayers({
         ...collection,
@@ -64,6 +68,12 @@ export async function streamStatistics(
       await keep(statistics);
       await clearLayerStream(await openWorkFolder(work));
       return { statistics, estimate };
+    } catch (error) {
+      const mine = !isCoppiceError(error, "COPPICE_RUN_IDENTITY");
+      if (mine && existsSync(join(work, recordName))) {
+        context.out.note(`Finished layers are kept in ${context.shown(work)}; the same command continues.`);
+      }
+      throw error;
     } finally {
       await unlock();
     }
