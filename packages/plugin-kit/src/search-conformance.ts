@@ -46,6 +46,8 @@ interface RunOptions {
   readonly cached?: boolean;
   /** Results that fail, by the number of the evaluation. */
   readonly fails?: (evaluation: number) => boolean;
+  /** True to stop candidates early that are worse than their rival. */
+  readonly races?: boolean;
 }
 
 /**
@@ -115,6 +117,13 @@ export function searchConformance<N extends string>(
       },
     },
     {
+      name: "goes on when candidates lose races",
+      run: async () => {
+        const { proposals } = await search({ races: true });
+        for (const { plan, phase, origin } of proposals) checkPlan(plan, model, phase, origin);
+      },
+    },
+    {
       name: "refuses an unknown option",
       run: async () => {
         const misspelt = { ...(options as object), "no-such-option": 1 };
@@ -176,8 +185,10 @@ function drive(
   strategy: Awaited<ReturnType<Plugin<"search">["create"]>>,
   options: RunOptions & { model: MoeModel; landscape: Landscape; evaluations: number },
 ): Run {
-  const { model, landscape, evaluations, limit = 8, fails } = options;
+  const { model, landscape, evaluations, limit = 8, fails, races = false } = options;
   const known = new Map<string, number>();
+  /** Fitness of plans that were told in full. */
+  const rivals = new Map<string, number>();
   const proposals: Candidate[] = [];
   const results: Scored[] = [];
   for (let idle = 0; known.size < evaluations && idle < idleAsks; idle++) {
@@ -190,6 +201,7 @@ function drive(
       checkText(phase, "phase");
       checkText(origin, "origin");
       parsePlan(plan, model);
+      rivalOf(candidate, rivals);
       const key = planKey(plan, model);
       const cached = known.has(key);
       if (!cached) {
@@ -198,20 +210,33 @@ function drive(
       }
       const fitness = known.get(key) as number;
       const failed = fitness === Number.NEGATIVE_INFINITY;
+      const lost = races && !failed && fitness < (rivalOf(candidate, rivals) ?? Number.NEGATIVE_INFINITY);
       return Object.freeze({
         candidate,
         key,
         fitness,
-        scores: failed ? new Float64Array(0) : Float64Array.of(fitness, fitness),
-        ...(!failed && { accuracy: fitness }),
+        scores: failed || lost ? new Float64Array(0) : Float64Array.of(fitness, fitness),
+        ...(lost && { samples: 1 }),
+        ...(!failed && !lost && { accuracy: fitness }),
         cached: options.cached ?? cached,
       });
     });
+    for (const { key, fitness, samples } of told) if (samples === undefined) rivals.set(key, fitness);
     proposals.push(...candidates);
     results.push(...told);
     strategy.tell(Object.freeze(told));
   }
   return { proposals, results };
+}
+
+/** Fitness of the plan that a candidate must beat. */
+function rivalOf({ rival, origin }: Candidate, told: ReadonlyMap<string, number>): number | undefined {
+  if (rival === undefined) return undefined;
+  expect(
+    told.has(rival),
+    `a candidate (${origin}) names the rival "${rival}", which was not told before with all its scores`,
+  );
+  return told.get(rival);
 }
 
 function checkPlan(plan: Plan, model: MoeModel, phase: string, origin: string): void {

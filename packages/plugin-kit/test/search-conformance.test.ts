@@ -38,7 +38,9 @@ type Fault =
   | "throws when all fail"
   | "never improves"
   | "lenient options"
-  | "changes its results";
+  | "changes its results"
+  | "unknown rival"
+  | "throws on lost races";
 
 const schema: PluginDefinition<"search", "test-climber", Options, Options>["options"] = {
   "~standard": {
@@ -75,7 +77,7 @@ function createClimber(keep: number, context: SearchContext, fault?: Fault) {
       : fault === "other randomness"
         ? Rng.fromSeed(otherRandomness++)
         : context.rng;
-  let best: { plan: Plan; fitness: number } | undefined;
+  let best: { plan: Plan; fitness: number; key: string } | undefined;
   let asked: Candidate[] = [];
   const plan = () => {
     const count = fault === "keeps too many" ? keep + 1 : keep;
@@ -96,11 +98,14 @@ function createClimber(keep: number, context: SearchContext, fault?: Fault) {
       if (fault === "never improves" && best) return [];
       const count = fault === "limit ignored" ? limit + 1 : fault === "never improves" ? 1 : limit;
       const origin = fault === "no origin" ? "" : "climb";
-      asked = Array.from({ length: count }, () => ({ plan: plan(), phase: "prune", origin }));
+      const rival = fault === "unknown rival" ? "nobody" : best?.key;
+      const raced = rival === undefined ? {} : { rival };
+      asked = Array.from({ length: count }, () => ({ plan: plan(), phase: "prune", origin, ...raced }));
       return asked;
     },
     tell(results: readonly Scored[]): void {
-      const failed = results.filter((result) => result.scores.length === 0).length;
+      if (fault === "throws on lost races" && results.some(({ samples }) => samples)) throw new Error("lost");
+      const failed = results.filter((result) => result.fitness === Number.NEGATIVE_INFINITY).length;
       if (fault === "throws on failures" && failed > 0 && failed < results.length)
         throw new Error("no score");
       if (fault === "throws when all fail" && failed === results.length) throw new Error("no score at all");
@@ -108,7 +113,7 @@ function createClimber(keep: number, context: SearchContext, fault?: Fault) {
       results.forEach((result, i) => {
         if (fault === "looks at cached" && result.cached) return;
         if (!best || result.fitness > best.fitness) {
-          best = { plan: (asked[i] as Candidate).plan, fitness: result.fitness };
+          best = { plan: (asked[i] as Candidate).plan, fitness: result.fitness, key: result.key };
         }
       });
     },
@@ -142,6 +147,8 @@ describe("the suite", () => {
     ["never improves", "better plan than its first"],
     ["lenient options", "refuses an unknown option"],
     ["changes its results", "Cannot assign to read only"],
+    ["unknown rival", 'names the rival "nobody"'],
+    ["throws on lost races", "goes on when candidates lose races: lost"],
   ] as [Fault, string][])("finds the fault: %s", async (fault, text) => {
     const found = await failures(fault);
     expect(found.join("\n")).toContain(text);
