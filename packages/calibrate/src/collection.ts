@@ -70,6 +70,8 @@ export class Collection {
   readonly content: StatisticsContent;
   /** Those that have tokens. */
   readonly parts: readonly Part[];
+  /** Tokens of the largest batch and of the longest sequence. */
+  readonly most: { readonly batch: number; readonly sequence: number };
   readonly source: StatisticsSource;
   /** Tokens that all experts run on, beside those that they were chosen for. */
   readonly allExperts: "none" | "sample" | "all tokens";
@@ -101,6 +103,11 @@ export class Collection {
     this.allExperts = ofExtras.some(isEvery) ? "all tokens" : ofSample.some(isEvery) ? "sample" : "none";
     const sample = options.sample ? selectSample(sequences, options.sample.limit) : [];
     this.parts = cutParts(sequences, checkWholeNumber("parts", parts), tokenBudget, sample);
+    const batches = this.parts.flatMap((part) => part.batches);
+    this.most = {
+      batch: batches.reduce((most, batch) => Math.max(most, batch.tokens), 0),
+      sequence: sequences.reduce((most, { length }) => Math.max(most, length), 0),
+    };
     this.source = {
       name,
       hash: hashSequences(sequences),

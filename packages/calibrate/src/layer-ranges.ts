@@ -58,19 +58,16 @@ const everyBytes = 2 ** 27;
 
 /** Most bytes of memory that running these layers takes: float32 weights, one batch, and statistics; an estimate. */
 export function rangeMemory(collection: Collection, range: LayerRange): number {
-  const { model, parts, content, allExperts } = collection;
-  const batches = parts.flatMap((part) => part.batches);
-  const tokens = Math.max(...batches.map((batch) => batch.tokens));
-  const longest = Math.max(...batches.flatMap(({ sequences }) => sequences.map(({ length }) => length)));
+  const { model, most, content, allExperts } = collection;
   const layers = model.layers.slice(range.from, range.to);
   const each = layers.map(({ attention, feedForward }) => {
-    const scores = attention.kind === "other" ? 0 : 2 * attention.heads * longest ** 2;
+    const scores = attention.kind === "other" ? 0 : 2 * attention.heads * most.sequence ** 2;
     if (feedForward.kind !== "moe") return scores;
     const { experts, router } = feedForward;
     const width = experts[0]?.width ?? 0;
-    return scores + tokens * (router.topK * (3 * width + 2 * model.hiddenSize) + experts.length);
+    return scores + most.batch * (router.topK * (3 * width + 2 * model.hiddenSize) + experts.length);
   });
-  const values = rangeCost(model, range, false).held + 12 * tokens * model.hiddenSize + Math.max(...each);
+  const values = rangeCost(model, range, false).held + 12 * most.batch * model.hiddenSize + Math.max(...each);
   const sums = layers.reduce((sum, { index }) => sum + statisticsBytes(model, content, index), 0);
   // Sums of one part beside those of all.
   return idleBytes + 4 * values + 2 * sums + (allExperts !== "none" ? everyBytes : 0);

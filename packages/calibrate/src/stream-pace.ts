@@ -1,6 +1,6 @@
 import type { LayerRange } from "@coppice/core";
 import type { Collection } from "./collection.js";
-import { rangeCost, rangeMemory } from "./layer-ranges.js";
+import { type RangeCost, rangeCost, rangeMemory } from "./layer-ranges.js";
 
 /** How long a layer-streamed pass takes, and what that was computed from. */
 export interface StreamEstimate {
@@ -26,6 +26,8 @@ export interface StreamEstimate {
 export class StreamPace {
   readonly #collection: Collection;
   readonly #ranges: readonly LayerRange[];
+  readonly #costs: ReadonlyMap<LayerRange, RangeCost>;
+  readonly #bounds: Pick<StreamEstimate, "loads" | "diskBytes" | "memoryBytes">;
   readonly #tokens: number;
   /** Ranges that are loaded. */
   #loaded = 0;
@@ -38,7 +40,16 @@ export class StreamPace {
   constructor(collection: Collection, ranges: readonly LayerRange[]) {
     this.#collection = collection;
     this.#ranges = ranges;
-    this.#tokens = collection.source.tokens;
+    const { model, source, allExperts } = collection;
+    this.#tokens = source.tokens;
+    this.#costs = new Map(
+      ranges.map((range) => [range, rangeCost(model, range, allExperts === "all tokens")]),
+    );
+    this.#bounds = {
+      loads: ranges.length,
+      diskBytes: hiddenBytes(collection, ranges),
+      memoryBytes: ranges.reduce((most, range) => Math.max(most, rangeMemory(collection, range)), 0),
+    };
   }
 
   loaded(seconds: number): void {
@@ -86,9 +97,7 @@ export class StreamPace {
       tokenLayers: left * (current.to - current.from) + this.#tokens * layersLeft,
       tokenLayersPerSecond: this.#run.tokenLayers / this.#run.seconds,
       measured: { tokens: this.#done, layers: current },
-      loads: this.#ranges.length,
-      diskBytes: hiddenBytes(this.#collection, this.#ranges),
-      memoryBytes: Math.max(...this.#ranges.map((range) => rangeMemory(this.#collection, range))),
+      ...this.#bounds,
     };
   }
 
@@ -96,8 +105,8 @@ export class StreamPace {
     return this.#ranges[this.#loaded - 1] as LayerRange;
   }
 
-  #cost(range: LayerRange) {
-    return rangeCost(this.#collection.model, range, this.#collection.allExperts === "all tokens");
+  #cost(range: LayerRange): RangeCost {
+    return this.#costs.get(range) as RangeCost;
   }
 
   #hasExperts({ from, to }: LayerRange): boolean {
