@@ -47,7 +47,8 @@ export class BlockView {
     this.wanted = new Float64Array(this.tokens * this.slots);
     this.norms = new Float64Array(this.tokens);
     const full = routeTokens(logits, this.tokens, router, { correction });
-    const sparse = rows.map((row) => row.flatMap((share, j) => (share === 0 ? [] : [[j, share] as const])));
+    const sparse = rows.map((row): SparseRow => row.flatMap((share, j) => (share === 0 ? [] : [[j, share]])));
+    const mixed = new Float64Array(experts);
     for (let t = 0; t < this.tokens; t++) {
       const gram = grams.subarray(t * experts * experts, (t + 1) * experts * experts);
       const gates = expertGates(full, t, experts);
@@ -60,19 +61,20 @@ export class BlockView {
       );
       this.norms[t] = gates.reduce((sum, gate, i) => sum + gate * (image[i] as number), 0);
       for (let i = 0; i < this.slots; i++) {
-        const row = sparse[i] as readonly (readonly [number, number])[];
+        // Row i of M G, then of M G Mᵀ.
+        mixed.fill(0);
         let wanted = 0;
-        for (const [j, share] of row) wanted += share * (image[j] as number);
-        this.wanted[t * this.slots + i] = wanted;
-        for (let k = 0; k <= i; k++) {
-          let sum = 0;
-          for (const [j, share] of row) {
-            for (const [l, other] of sparse[k] as readonly (readonly [number, number])[]) {
-              sum += share * other * (gram[j * experts + l] as number);
-            }
+        for (const [j, share] of sparse[i] as SparseRow) {
+          wanted += share * (image[j] as number);
+          for (let l = 0; l < experts; l++) {
+            mixed[l] = (mixed[l] as number) + share * (gram[j * experts + l] as number);
           }
+        }
+        this.wanted[t * this.slots + i] = wanted;
+        for (let k = 0; k < this.slots; k++) {
+          let sum = 0;
+          for (const [l, share] of sparse[k] as SparseRow) sum += share * (mixed[l] as number);
           this.grams[(t * this.slots + i) * this.slots + k] = sum;
-          this.grams[(t * this.slots + k) * this.slots + i] = sum;
         }
       }
     }
@@ -117,6 +119,9 @@ export class BlockView {
     return out;
   }
 }
+
+/** Experts and their shares in a slot. */
+type SparseRow = readonly (readonly [expert: number, share: number])[];
 
 /** Gate weights of one token by expert, [experts]. */
 function expertGates({ topK, slots, gates }: Routing, token: number, experts: number): Float64Array {
