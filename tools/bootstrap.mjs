@@ -65,6 +65,7 @@ const commands = {
   format: (args) => run("biome", ["check", "--write", ".", ...args]),
   "check-search": (args) => script("coppice", "packages/cli/scripts/check-search.mjs", args),
   "check-eval": (args) => script("coppice", "packages/cli/scripts/check-eval.mjs", args),
+  "check-profiles": (args) => script("coppice", "packages/cli/scripts/check-profiles.mjs", args),
   "check-queue": (args) =>
     script("@coppice/executor-bullmq", "packages/executor-bullmq/scripts/many-jobs.mjs", args),
   "check-large": (args) =>

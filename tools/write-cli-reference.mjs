@@ -20,19 +20,39 @@ async function help(words) {
   return text.trimEnd();
 }
 
-let page = readFileSync(path, "utf8");
-const top = await help([]);
-const names = [...top.matchAll(/^ {2}([a-z]+) {2,}/gm)].map(([, name]) => name ?? "");
-for (const name of ["", ...names.filter((name) => name !== "help")]) {
-  const title = `## \`coppice${name ? ` ${name}` : ""}\``;
-  const text = name === "" ? top : await help([name]);
-  const fence = `\`\`\`text\n${text}\n\`\`\``;
-  const start = page.indexOf(`${title}\n`);
-  if (start < 0) {
-    page = `${page.trimEnd()}\n\n${title}\n\n${fence}\n`;
-    continue;
-  }
-  const rest = page.slice(start).replace(/^```text\n[\s\S]*?^```$/m, () => fence);
-  page = page.slice(0, start) + rest;
+/**
+ * The commands that a help text lists, without `help`.
+ * @param {string} text
+ */
+function listed(text) {
+  const [, list = ""] = text.split("\nCommands:\n");
+  return [...list.matchAll(/^ {2}([a-z][a-z-]*)/gm)]
+    .map(([, name = ""]) => name)
+    .filter((name) => name !== "help");
 }
+
+let page = readFileSync(path, "utf8");
+/** Where the section of the command before ends: a command that is new goes there. */
+let end = page.length;
+
+/** @param {readonly string[]} words */
+async function write(words) {
+  const title = `## \`${["coppice", ...words].join(" ")}\``;
+  const text = await help(words);
+  const fence = `\`\`\`text\n${text}\n\`\`\``;
+  let start = page.indexOf(`${title}\n`);
+  if (start < 0) {
+    page = `${page.slice(0, end).trimEnd()}\n\n${title}\n\n${fence}\n\n${page.slice(end)}`.trimEnd();
+    page += "\n";
+    start = page.indexOf(`${title}\n`);
+  } else {
+    const rest = page.slice(start).replace(/^```text\n[\s\S]*?^```$/m, () => fence);
+    page = page.slice(0, start) + rest;
+  }
+  const next = page.indexOf("\n## ", start + 1);
+  end = next < 0 ? page.length : next + 1;
+  for (const name of listed(text)) await write([...words, name]);
+}
+
+await write([]);
 writeFileSync(path, page);
