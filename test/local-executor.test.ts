@@ -1,5 +1,5 @@
 import { readFileSync } from "node:fs";
-import { createPlan, type MoeModel, type PlanScores, Rng } from "@coppice/core";
+import { createPlan, type MoeModel, type PlanScores, Rng, type WorkCounters } from "@coppice/core";
 import { modelPath, taskPath } from "@coppice/demo-model";
 import { parseTask } from "@coppice/evaluate";
 import { createModelPool } from "@coppice/executor-local";
@@ -24,6 +24,7 @@ function plans(model: MoeModel) {
 describe("the local executor on the CPU backend", () => {
   it("gives the same bits for any number of workers, with and without reuse", async () => {
     const results: PlanScores[][] = [];
+    const work: WorkCounters[] = [];
     for (const [workers, prefixCacheBytes] of [
       [1, 0],
       [2, 2 ** 26],
@@ -37,8 +38,15 @@ describe("the local executor on the CPU backend", () => {
         prefixCacheBytes,
       });
       results.push(await executor.evaluate(plans(pool.model)));
-      expect(executor.work().avoidedTokenLayers > 0).toBe(prefixCacheBytes > 0);
+      work.push(executor.work());
     }
+    // Even without reuse of layers, equal beginnings and what no answer needs of the last layer are left out.
+    const [plain, cached, shared] = work as [WorkCounters, WorkCounters, WorkCounters];
+    expect(plain.avoidedTokenLayers).toBeGreaterThan(plain.tokenLayers / 10);
+    expect(cached.tokenLayers).toBeLessThan(0.9 * plain.tokenLayers);
+    expect(shared).toEqual(cached);
+    const asked = plain.tokenLayers + plain.avoidedTokenLayers;
+    expect(cached.tokenLayers + cached.avoidedTokenLayers).toBe(asked);
     expect(results[1]).toEqual(results[0]);
     expect(results[2]).toEqual(results[0]);
     const means = results[0]?.map(

@@ -46,6 +46,8 @@ interface Work {
   readonly outputs: HeadOutputs;
   /** Layer index -> [T, hidden]. */
   readonly boundaries: ReadonlyMap<number, Float32Array>;
+  /** Rows that went through a layer, over all layers so far. */
+  tokenLayers: number;
 }
 
 /** A unit on its way through the layers. */
@@ -119,6 +121,7 @@ export class CpuRunner implements Runner {
       boundaries: new Map(
         request.boundaries?.map((layer) => [layer, new Float32Array(checked.tokens * hiddenSize)]),
       ),
+      tokenLayers: 0,
     };
     // Probabilities of attention are as large as its scores.
     const limits = { ...this.#limits, scores: this.#limits.scores / (work.spares ? 2 : 1) };
@@ -127,9 +130,7 @@ export class CpuRunner implements Runner {
       : splitSequences(this.#runtime, this.model, needed, limits, tap !== undefined);
     for (const bundle of bundleUnits(units, work.spares)) await this.#runBundle(bundle, work);
     cache?.commit(sequences);
-    // What was asked for, not what shared beginnings and unwanted last rows left of it: the count of every backend.
-    const tokenLayers = checked.tokens * (checked.to - checked.from);
-    return { ...work.outputs, boundaries: work.boundaries, tokenLayers };
+    return { ...work.outputs, boundaries: work.boundaries, tokenLayers: work.tokenLayers };
   }
 
   async dispose(): Promise<void> {
@@ -230,6 +231,7 @@ export class CpuRunner implements Runner {
         everyBytes: this.#limits.everyBytes,
         signal,
       });
+      work.tokenLayers += passage.hidden.dims[0] as number;
       const boundary = boundaries.get(index + 1);
       const values = passage.hidden.data as Float32Array;
       if (boundary) spreadRows(unit, packed, work.checked, values, hiddenSize, boundary);

@@ -1,5 +1,5 @@
 import { cpu } from "@coppice/backend-cpu";
-import { createPlan, type DecoderLayer } from "@coppice/core";
+import { createPlan, type DecoderLayer, type RunRequest } from "@coppice/core";
 import { randomModel } from "@coppice/plugin-kit";
 import { afterEach, describe, expect, test, vi } from "vitest";
 import { maxDifference } from "./max-difference.js";
@@ -26,6 +26,32 @@ describe("shared beginnings", () => {
     expect(
       maxDifference(result.subarray(0, 3 * hiddenSize), result.subarray(3 * hiddenSize)),
     ).toBeGreaterThan(0.01);
+    await runner.dispose();
+  });
+});
+
+describe("work", () => {
+  test("counts rows that went through layers: beginnings once, and of the last layer what is wanted", async () => {
+    const { runner } = await open(randomModel({ layers: 3 }));
+    // Tokens with different beginnings: 4, 5, 6 and 7 of the first, 9 of the second, 8 and 5 of the third.
+    const alike = [Int32Array.of(4, 5, 6, 7), Int32Array.of(4, 5, 9), Int32Array.of(8, 5)];
+    const work = async (request: Omit<RunRequest, "sequences">) =>
+      (await runner.run({ sequences: alike, ...request })).tokenLayers;
+    const all = alike.map((ids) => ids.map((_, i) => i));
+    expect(await work({ positions: all })).toBe(7 * 3);
+    expect(await work({ boundaries: [3] })).toBe(7 * 3);
+    expect(await work({ boundaries: [1] })).toBe(7);
+    expect(await work({})).toBe(0);
+    // Logits of the shared 5 are wanted twice, of the 7 once and of the last 5.
+    const some = [Int32Array.of(1, 3), Int32Array.of(1), Int32Array.of(1)];
+    expect(await work({ positions: some })).toBe(7 * 2 + 3);
+    expect(await work({ positions: some, boundaries: [3] })).toBe(7 * 3);
+    const tap = { fields: [], onLayer: () => {} };
+    expect(await work({ positions: some, tap })).toBe(9 * 3);
+    // With a cache nothing is shared, and its last layer keeps keys and values of every token.
+    const cache = runner.createCache(3);
+    expect(await work({ positions: some, cache })).toBe(9 * 2 + 4);
+    cache.dispose();
     await runner.dispose();
   });
 });

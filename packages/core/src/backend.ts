@@ -97,7 +97,12 @@ export interface RunResult {
   readonly argmax?: Int32Array;
   /** Layer index -> [T, hidden]. */
   readonly boundaries: ReadonlyMap<number, Float32Array>;
-  /** Work done: one token through one layer counts 1. */
+  /**
+   * Work really done: a token counts 1 in every layer whose output for it (attention and feed-forward block) was computed.
+   * At most T times the layers of the run. It is less where a backend computes equal beginnings of sequences once (those
+   * tokens count together as one), stops before layers that nothing asked for, or leaves out what is not wanted of the last
+   * layer: a token of which only keys and values are computed there counts 0. A backend may compute everything.
+   */
   readonly tokenLayers: number;
 }
 

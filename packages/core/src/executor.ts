@@ -20,11 +20,17 @@ export interface PlanScores {
   readonly correct?: Uint8Array;
 }
 
-/** Work of an executor since it was made. One token through one layer counts 1. */
+/**
+ * Work of an executor since it was made. Both together are what the same calls cost without any reuse: every token of
+ * every sample asked for through every layer. Samples that a race left out were not asked for.
+ */
 export interface WorkCounters {
-  /** Token x layer evaluations done. */
+  /** Token x layer evaluations really done, as backends count them (`RunResult.tokenLayers`). */
   readonly tokenLayers: number;
-  /** Token x layer evaluations avoided by reusing activations at layer boundaries. */
+  /**
+   * Token x layer evaluations avoided: layers in which plans agree, equal beginnings of samples, and tokens of the last
+   * layer that no answer needs.
+   */
   readonly avoidedTokenLayers: number;
 }
 

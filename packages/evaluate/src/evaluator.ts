@@ -7,6 +7,7 @@ import {
   throwIfAborted,
   type WorkCounters,
 } from "@coppice/core";
+import { countingRunner } from "./counting-runner.js";
 import type { EncodedTask } from "./encode-task.js";
 import { runBatch } from "./evidence.js";
 import { type MicroBatch, partBatches } from "./micro-batch.js";
@@ -71,17 +72,15 @@ export function createEvaluator(options: EvaluatorOptions): Evaluator {
   // Parts are about equal in size.
   const entryBytes = Math.max(0, ...sizes) * model.hiddenSize * Float32Array.BYTES_PER_ELEMENT;
   const cache = new PrefixCache(prefixCacheBytes, entryBytes);
-  let tokenLayers = 0;
-  let avoidedTokenLayers = 0;
+  const counting = countingRunner(runner);
+  /** Token-layers before the boundaries that runs started from. */
+  let reused = 0;
 
   const teachers = new Map<MicroBatch, BatchTeacher>();
   const teacherOf = async (batch: MicroBatch, signal: AbortSignal | undefined) => {
     if (!needsTeacher(objective)) return undefined;
-    const known = teachers.get(batch) ?? (await teachBatch(runner, task, batch, signal));
-    if (!teachers.has(batch)) {
-      teachers.set(batch, known);
-      tokenLayers += batch.tokens * model.layers.length;
-    }
+    const known = teachers.get(batch) ?? (await teachBatch(counting, task, batch, signal));
+    teachers.set(batch, known);
     return known;
   };
 
@@ -101,15 +100,14 @@ export function createEvaluator(options: EvaluatorOptions): Evaluator {
     for (const [b, batch] of batches.entries()) {
       throwIfAborted(signal, "evaluating a plan");
       const hidden = start?.hidden[b];
-      const { result, evidence } = await runBatch(runner, task, batch, {
+      const { result, evidence } = await runBatch(counting, task, batch, {
         plan,
         ...(hidden && { from, hidden }),
         boundaries,
         teacher: await teacherOf(batch, signal),
         signal,
       });
-      tokenLayers += result.tokenLayers;
-      avoidedTokenLayers += batch.tokens * from;
+      reused += batch.tokens * from;
       for (const [layer, values] of stored) values.push(boundary(result.boundaries, layer));
       batch.samples.forEach((sample, i) => {
         tell(sample, sampleFitness(objective, task.form, evidence[i] as (typeof evidence)[number]));
@@ -137,7 +135,10 @@ export function createEvaluator(options: EvaluatorOptions): Evaluator {
       }
       return { scores, ...(correct && { correct }) };
     },
-    work: () => ({ tokenLayers, avoidedTokenLayers }),
+    work() {
+      const { tokenLayers, avoidedTokenLayers } = counting.work();
+      return { tokenLayers, avoidedTokenLayers: avoidedTokenLayers + reused };
+    },
   };
 }
 

@@ -1,4 +1,5 @@
-import { CoppiceError, type Plan, type Runner, type RunResult } from "@coppice/core";
+import { CoppiceError, type Plan, type RunResult } from "@coppice/core";
+import type { RunnerPart } from "./counting-runner.js";
 import type { EncodedSample, EncodedSequence, EncodedTask } from "./encode-task.js";
 import type { MicroBatch } from "./micro-batch.js";
 import { type BatchTeacher, choiceDivergence, divergenceFrom, type SequenceTeacher } from "./teacher.js";
@@ -35,7 +36,7 @@ export interface BatchRun {
 
 /** Runs one batch with everything its samples expect given (teacher forcing). */
 export async function runBatch(
-  runner: Runner,
+  runner: RunnerPart,
   task: EncodedTask,
   batch: MicroBatch,
   run: BatchRun,

@@ -1,4 +1,5 @@
-import { CoppiceError, type Runner } from "@coppice/core";
+import { CoppiceError } from "@coppice/core";
+import type { RunnerPart } from "./counting-runner.js";
 import type { EncodedSequence, EncodedTask } from "./encode-task.js";
 import { type Evidence, logSumExp, runBatch } from "./evidence.js";
 import type { MicroBatch } from "./micro-batch.js";
@@ -31,7 +32,7 @@ const chunkValues = 16 * 1024 * 1024;
 
 /** Runs the whole model over a batch. */
 export async function teachBatch(
-  runner: Runner,
+  runner: RunnerPart,
   task: EncodedTask,
   batch: MicroBatch,
   signal: AbortSignal | undefined,
@@ -48,7 +49,7 @@ export async function teachBatch(
 }
 
 async function teach(
-  runner: Runner,
+  runner: RunnerPart,
   { ids, positions }: EncodedSequence,
   rowsAtOnce: number,
   signal: AbortSignal | undefined,

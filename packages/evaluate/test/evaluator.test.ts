@@ -99,6 +99,30 @@ describe("createEvaluator", () => {
     expect(avoided).toBeGreaterThan(10 * tokens);
   });
 
+  it("counts what the backend left out as avoided, and the whole model's runs as work", async () => {
+    const inner = hiddenRunner(model);
+    const lazy: Runner = {
+      ...inner,
+      async run(request) {
+        const result = await inner.run(request);
+        return { ...result, tokenLayers: result.tokenLayers - 3 };
+      },
+    };
+    const tokens = microBatches(task).reduce((sum, batch) => sum + batch.tokens, 0);
+    for (const [objective, passes] of [
+      ["likelihood", 2],
+      ["imitation", 3],
+    ] as const) {
+      inner.requests.length = 0;
+      const evaluator = createEvaluator({ runner: lazy, task, objective, prefixCacheBytes: 0 });
+      for (const plan of plans(2)) await evaluator.evaluate(plan);
+      expect(evaluator.work()).toEqual({
+        tokenLayers: passes * tokens * model.layers.length - 3 * inner.requests.length,
+        avoidedTokenLayers: 3 * inner.requests.length,
+      });
+    }
+  });
+
   it("runs plans that differ only in slot order as one", async () => {
     const evaluator = createEvaluator({ runner: hiddenRunner(model), task, prefixCacheBytes: 0 });
     const a = await evaluator.evaluate(createPlan(model, [{ layer: 1, experts: [4, 2, 0] }]));

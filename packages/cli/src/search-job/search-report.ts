@@ -93,7 +93,7 @@ function workFacts({ search, tokenLayers, avoidedTokenLayers }: JobResult, secon
       : []),
     ...(search.failures > 0 ? [{ label: "plans that failed", value: String(search.failures) }] : []),
     { label: "token-layers run", value: tokenLayers.toLocaleString("en") },
-    { label: "token-layers avoided by reuse", value: `${avoidedTokenLayers.toLocaleString("en")}${share}` },
+    { label: "token-layers avoided", value: `${avoidedTokenLayers.toLocaleString("en")}${share}` },
     { label: "time", value: formatDuration(1000 * seconds) },
   ];
 }
