@@ -1,3 +1,4 @@
+export * from "./combined-executor.js";
 export * from "./evaluator.js";
 export * from "./finalists.js";
 export * from "./front.js";
