@@ -7,8 +7,9 @@ import { EvictionCache } from "./eviction-cache.js";
  * - `lfu`: what was used most, uses weighing half as much after `halfLife` tokens: the sum over uses of
  *   2^(-age / halfLife); counts go on while an expert is out of memory
  * - `static`: a list of the most used experts of other tokens, which never changes; others are read for one use
- * - `belady`: what is used again soonest, which needs to know the future. No policy that keeps every expert it has just
- *   read misses less often when all are equal in size (L. Belady, IBM Systems Journal 5, 1966): the bound for the others
+ * - `belady`: what is used again soonest, which needs to know the future. Of policies that begin empty and keep every
+ *   expert that they have just read, none misses less often over both phases when all experts are equal in size
+ *   (L. Belady, IBM Systems Journal 5, 1966); `static` does neither, and may miss less often
  */
 export const cachePolicies = ["lru", "lfu", "static", "belady"] as const;
 export type CachePolicy = (typeof cachePolicies)[number];

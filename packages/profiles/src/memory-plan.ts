@@ -34,8 +34,8 @@ export interface MemoryRow {
   readonly dropped: number;
   /** What the caches do; absent where everything kept is in memory. */
   readonly cache?: PolicyResult;
-  /** Bytes per decoded token that no policy could load fewer of, where `cache` is there. */
-  readonly leastMissBytes?: number;
+  /** Bytes per decoded token that `belady` loads, where `cache` is there. */
+  readonly beladyMissBytes?: number;
 }
 
 export interface MemoryPlan {
@@ -110,7 +110,7 @@ function memoryRow(
     ...(bandwidth && { bandwidth }),
   });
   const [cache, bound] = policies as [PolicyResult, PolicyResult];
-  return { ...row, kind: all ? "page" : "both", cache, leastMissBytes: bound.decode.missBytes };
+  return { ...row, kind: all ? "page" : "both", cache, beladyMissBytes: bound.decode.missBytes };
 }
 
 /** The trace as if only some experts were there: see `planMemory`. */

@@ -285,9 +285,9 @@ describe("planMemory", () => {
       { keep: 6, slots: 3, kind: "page", dropped: 0 },
     ]);
     expect(answer?.keep).toBe(3);
-    for (const { cache, leastMissBytes = 0 } of rows.slice(2)) {
-      expect(leastMissBytes).toBeGreaterThan(0);
-      expect(cache?.decode.missBytes).toBeGreaterThanOrEqual(leastMissBytes);
+    for (const { cache, beladyMissBytes = 0 } of rows.slice(2)) {
+      expect(beladyMissBytes).toBeGreaterThan(0);
+      expect(cache?.decode.missBytes).toBeGreaterThanOrEqual(beladyMissBytes);
     }
     const strict = planMemory({ model, trace: random, lists, budget, tolerance: 0 });
     expect(strict.answer).toMatchObject({ keep: 6, kind: "page" });

@@ -159,10 +159,10 @@ function rowTable(rows: readonly MemoryRow[], withSpeed: boolean): string {
       "way",
       "drops",
       ...resultHead,
-      "at best",
+      "belady loads",
       ...(withSpeed ? ["tokens per second"] : []),
     ],
-    rows.map(({ keep, slots, kind, dropped, cache, leastMissBytes = 0 }) => {
+    rows.map(({ keep, slots, kind, dropped, cache, beladyMissBytes = 0 }) => {
       const cells = cache ? resultCells(cache, withSpeed) : ["", "", "", "", ...(withSpeed ? [""] : [])];
       return [
         String(keep),
@@ -170,7 +170,7 @@ function rowTable(rows: readonly MemoryRow[], withSpeed: boolean): string {
         kinds[kind],
         formatScore(dropped),
         ...cells.slice(0, 4),
-        cache ? formatBytes(Math.round(leastMissBytes)) : "",
+        cache ? formatBytes(Math.round(beladyMissBytes)) : "",
         ...cells.slice(4),
       ];
     }),
