@@ -72,18 +72,31 @@ const commands = {
     script("@coppice/checkpoint", "packages/checkpoint/scripts/large-checkpoint.mjs", args),
   "check-calibrate": (args) => script("coppice", "packages/cli/scripts/check-calibrate.mjs", args),
   "table-criteria": (args) => script("coppice", "packages/cli/scripts/criteria-table.mjs", args),
-  "bench-forms": (args) => script("@coppice/backend-cpu", "packages/backend-cpu/bench/graph-forms.mjs", args),
+  bench: ([name, ...args]) => dispatch(benches, name, args),
   "check-packages"(args) {
     turbo(["build"]);
     run(process.execPath, [join("tools", "check-packages.mjs"), ...args]);
   },
 };
 
-const [name = "", ...args] = process.argv.slice(2);
-const command = Object.hasOwn(commands, name) ? commands[name] : undefined;
-if (!command) {
-  console.error(`Unknown command "${name}". Known: ${Object.keys(commands).join(", ")}.`);
+/** @type {Record<string, (args: readonly string[]) => void>} */
+const benches = {
+  forms: (args) => script("@coppice/backend-cpu", "packages/backend-cpu/bench/graph-forms.mjs", args),
+  search: (args) => script("coppice", "packages/cli/bench/search.mjs", args),
+};
+
+/**
+ * @param {Readonly<Record<string, (args: readonly string[]) => void>>} known
+ * @param {string | undefined} name
+ * @param {readonly string[]} args
+ */
+function dispatch(known, name, args) {
+  const command = name !== undefined && Object.hasOwn(known, name) ? known[name] : undefined;
+  if (command) return command(args);
+  console.error(`Unknown name "${name ?? ""}". Known: ${Object.keys(known).join(", ")}.`);
   process.exit(1);
 }
-install();
-command(args);
+
+const [name, ...args] = process.argv.slice(2);
+if (name !== undefined && Object.hasOwn(commands, name)) install();
+dispatch(commands, name, args);
