@@ -193,7 +193,8 @@ class RunRoutes {
     for (let token = 0; token < tokens; token++) {
       for (let choice = 0; choice < topK; choice++) {
         const slot = slots[token * topK + choice] as number;
-        if (slot < 0 || gates[token * topK + choice] === 0) continue;
+        // Skipped choices have it, too.
+        if (gates[token * topK + choice] === 0) continue;
         routes[(rows[token] as number) * topK + choice] = names?.[slot] ?? slot;
       }
     }

@@ -82,13 +82,13 @@ describe("cacheHits", () => {
   });
 
   test("lru and ageing lfu do what their definitions say, also with sizes", () => {
-    const halfLife = 2.5;
     fc.assert(
       fc.property(
-        fc.array(fc.nat(5), { minLength: 1, maxLength: 40 }),
+        fc.array(fc.nat(5), { minLength: 20, maxLength: 80 }),
         fc.integer({ min: 0, max: 7 }),
         fc.array(fc.integer({ min: 1, max: 3 }), { minLength: 8, maxLength: 8 }),
-        (uses, capacity, sizes) => {
+        fc.constantFrom(1, 4, 20),
+        (uses, capacity, sizes, halfLife) => {
           const given = run(uses, capacity, sizes);
           const lru = slowHits(given, (_, history) => history.length);
           expect([...cacheHits("lru", given, options)]).toEqual(lru);

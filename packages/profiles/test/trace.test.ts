@@ -2,7 +2,7 @@ import { mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { serializeSafetensors, type TensorBytes } from "@coppice/checkpoint";
-import { createPlan, isCoppiceError, modelSize, moeLayers, type Plan } from "@coppice/core";
+import { createPlan, isCoppiceError, modelSize, moeLayers, type Plan, type Runner } from "@coppice/core";
 import { randomModel, slowForward } from "@coppice/plugin-kit";
 import {
   decodeTrace,
@@ -103,6 +103,36 @@ describe("TraceRecorder", () => {
       expect([...routes]).toEqual(expected.flatMap((layer) => layer[i]?.flat() ?? []));
       expect(routes).toContain(noExpert);
     });
+  });
+
+  test("takes choices with a gate weight of 0 for none, and tokens in whatever order they come", async () => {
+    const layers = moeLayers(model).map(({ index }) => index);
+    const stub: Runner = {
+      model,
+      createCache: () => ({ lengths: [], dispose() {} }),
+      dispose: async () => {},
+      [Symbol.asyncDispose]: async () => {},
+      async run({ tap }) {
+        for (const layer of layers) {
+          for (const [row, slots, gates] of [
+            [1, [3, 4], [0.5, 0]],
+            [0, [1, -1], [1, 0]],
+          ] as const) {
+            const shown = {
+              rows: Int32Array.of(row),
+              slots: Int32Array.from(slots),
+              gates: Float32Array.from(gates),
+            };
+            tap?.onLayer({ layer, tokens: 1, topK: 2, ...shown });
+          }
+        }
+        return { boundaries: new Map(), tokenLayers: 0 };
+      },
+    };
+    const recorder = new TraceRecorder(model, { name: "stub" });
+    await recorder.watch(stub).run({ sequences: sequences(model.vocabSize, [2]) });
+    for (const { routes } of recorder.finish().layers)
+      expect([...routes]).toEqual([1, noExpert, 3, noExpert]);
   });
 
   test("passes on what another tap asks for", async () => {
