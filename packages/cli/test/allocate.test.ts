@@ -96,8 +96,24 @@ describe("repair", () => {
     const folder = join(work, "repaired");
     await coppiceJson(["apply", model, "--plan", join(work, "repaired.json"), "--out", folder]);
     expect(await coppiceJson(["verify", model, folder])).toMatchObject({ equal: true });
-    const text = await coppice([...args, "--stats", stats, "--out", join(work, "again.json")]);
-    expect(text.stdout).toMatch(/held out before/);
+    const unlimited = ["--check-limit", "4", "--stats", stats, "--out", join(work, "none.json")];
+    expect((await coppice([...args, ...unlimited])).stderr).toMatch(/--check-limit needs --check/);
+  });
+
+  it("keeps the new rows of layers that bring predictions nearer to the whole model's", async () => {
+    const args = ["repair", model, "--plan", join(work, "pruned.json"), "--check", task, "--stats", stats];
+    const out = join(work, "checked.json");
+    const { plan, check } = (await coppiceJson([...args, "--out", out])) as unknown as {
+      plan: Written["plan"];
+      check: { before: number; after: number; layers: { layer: number; accepted: boolean }[] };
+    };
+    expect(check.after).toBeLessThanOrEqual(check.before);
+    const kept = check.layers.filter(({ accepted }) => accepted).map(({ layer }) => layer);
+    expect(plan.layers.flatMap(({ router }, layer) => (router ? [layer] : []))).toEqual(kept);
+    const scored = await coppiceJson(["eval", model, "--task", task, "--plan", out, "--metric", "kl"]);
+    expect(scored["value"]).toBeCloseTo(check.after, 9);
+    const text = await coppice([...args, "--out", join(work, "again.json")]);
+    expect(text.stdout).toMatch(/held out before.*KL +kept.*to the whole model/s);
   });
 
   it("says how to collect the sample that it needs", async () => {

@@ -33,7 +33,7 @@ export interface RepairOptions {
    * Share of the best ridge fit's gain on held-out tokens that is given up for router rows that change less, from 0 to 1. The
    * inputs of the fit are those of the whole model; under the plan they differ, and rows that were fitted closely to them
    * serve it worse.
-   * @default 0.3
+   * @default 0.6
    */
   readonly caution?: number;
   /** Most rounds of fits per layer. More fit the sample closer, which seldom helps the model. @default 1 */
@@ -65,7 +65,7 @@ export interface RepairedRouter {
   readonly layers: readonly LayerRepair[];
 }
 
-const defaultCaution = 0.3;
+const defaultCaution = 0.6;
 /** Each takes seconds per layer, and few change anything. */
 const mostRounds = 100;
 /** One in so many tokens is held out. */

@@ -46,6 +46,7 @@ export function tokenTargets(
     );
     const chosen = places.map((at) => routed[at] as number);
     const gates = places.map((at) => routedGates[at] as number);
+    if (chosen.length === 0) return;
     const choice = findChoice(quadratic, chosen, gates, range, allowed);
     const own = logits.subarray(token * slots, (token + 1) * slots);
     const change = changes.subarray(row * slots, (row + 1) * slots);

@@ -88,13 +88,17 @@ describe("BlockView", () => {
     const mixes = slotMixes(plan, experts);
     expect(mixes.exact).toBe(exact);
     mixes.rows.forEach((row, i) => {
-      row.forEach((share, j) => expect(share).toBeCloseTo(expected[i]?.[j] as number, 12));
+      row.forEach((share, j) => {
+        expect(share).toBeCloseTo(expected[i]?.[j] as number, 12);
+      });
     });
     const block = new BlockView(router, plan, mixes, { logits, grams }, undefined);
     for (let round = 0; round < 5; round++) {
       const own = Float32Array.from(random(tokens * plan.experts.length), (value) => 4 * value);
       const found = block.errors(block.route(own, undefined));
-      slowErrors(expected, own).forEach((error, t) => expect(found[t]).toBeCloseTo(error, 5));
+      slowErrors(expected, own).forEach((error, t) => {
+        expect(found[t]).toBeCloseTo(error, 5);
+      });
     }
   });
 });

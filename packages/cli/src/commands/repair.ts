@@ -1,7 +1,14 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
-import { RunEmitter } from "@coppice/core";
+import { CoppiceError, type Plan, RunEmitter } from "@coppice/core";
 import { formatScore, formatShare } from "@coppice/report";
-import { type LayerRepair, repairNeeds, repairRouter } from "@coppice/router-repair";
+import {
+  type AcceptedLayers,
+  acceptLayers,
+  type LayerRepair,
+  type RepairedRouter,
+  repairNeeds,
+  repairRouter,
+} from "@coppice/router-repair";
 import type { CliContext } from "../context.js";
 import {
   backendOption,
@@ -16,8 +23,10 @@ import {
 } from "../options.js";
 import { formatFacts, formatTable } from "../terminal/format.js";
 import { findStatistics } from "../work/criterion-scores.js";
-import { openModel } from "../work/open-model.js";
+import { openPool, type PoolOptions } from "../work/model-pool.js";
+import { type OpenModel, openModel } from "../work/open-model.js";
 import { readPlan, writePlan } from "../work/plan-file.js";
+import { readTask } from "../work/task-file.js";
 import { checkAbsent } from "../work/write-checkpoint.js";
 
 export function repairCommand(context: CliContext): CommandUnknownOpts {
@@ -36,11 +45,20 @@ export function repairCommand(context: CliContext): CommandUnknownOpts {
     .addOption(
       new Option(
         "--caution <share>",
-        "share of the fit's gain on held-out tokens that is given up for rows that change less; default 0.3",
+        "share of the fit's gain on held-out tokens that is given up for rows that change less; default 0.6",
       ).argParser(numberIn(0, 1)),
     )
     .addOption(
       new Option("--rounds <n>", "most rounds of fits per layer; default 1").argParser(wholeNumber(1)),
+    )
+    .addOption(
+      new Option(
+        "--check <file>",
+        "task file: keep the new rows of a layer only if predictions on it come nearer to the whole model's (recommended)",
+      ),
+    )
+    .addOption(
+      new Option("--check-limit <n>", "only the first n samples of --check").argParser(wholeNumber(1)),
     )
     .addOption(backendOption)
     .addOption(backendSetOption)
@@ -49,13 +67,16 @@ export function repairCommand(context: CliContext): CommandUnknownOpts {
       "after",
       examples(
         "coppice calibrate ./model --data task.jsonl --sample logits,inputs,grams --out stats.safetensors",
-        "coppice repair ./model --plan plan.json --stats stats.safetensors --out repaired.json",
+        "coppice repair ./model --plan plan.json --stats stats.safetensors --check task.jsonl --out repaired.json",
         "coppice apply ./model --plan repaired.json --out ./small",
       ),
     )
     .action(async (path, options) => {
       const out = context.path(options.out);
       checkAbsent(out);
+      if (options.checkLimit !== undefined && options.check === undefined) {
+        throw new CoppiceError("COPPICE_USAGE", "--check-limit needs --check");
+      }
       await using opened = await openModel(path, context);
       const { model, weights } = opened.checkpoint;
       const plan = await readPlan(options.plan, model, context);
@@ -74,22 +95,88 @@ export function repairCommand(context: CliContext): CommandUnknownOpts {
         ...(options.rounds !== undefined && { rounds: options.rounds }),
       });
       context.out.settle();
-      await writePlan(out, repaired.plan);
+      const check = await checkLayers({ opened, plan, repaired, emitter }, options, context);
+      const written = check?.plan ?? repaired.plan;
+      await writePlan(out, written);
       if (repaired.layers.some(({ exact }) => !exact)) {
         context.out.note(
           "Errors of layers with merged experts are estimates: a merged expert is taken to put out the mean of its members.",
         );
       }
       const { layers } = repaired;
-      context.out.result({ out, layers, plan: repaired.plan }, () =>
-        [describeLayers(layers), "", formatFacts([["wrote", out]])].join("\n"),
+      const facts = check
+        ? { check: { before: check.before, after: check.after, layers: check.layers } }
+        : {};
+      context.out.result({ out, layers, ...facts, plan: written }, () =>
+        [
+          describeLayers(layers, check),
+          "",
+          formatFacts([
+            ...(check
+              ? ([
+                  ["KL", `${formatScore(check.before)} -> ${formatScore(check.after)}, to the whole model`],
+                ] as const)
+              : []),
+            ["wrote", out],
+          ]),
+        ].join("\n"),
       );
     });
 }
 
-function describeLayers(layers: readonly LayerRepair[]): string {
+interface CheckOptions extends PoolOptions {
+  readonly check?: string;
+  readonly checkLimit?: number;
+}
+
+/** Keeps the new rows of the layers that bring predictions nearer to the whole model's; undefined without --check. */
+async function checkLayers(
+  request: {
+    readonly opened: OpenModel;
+    readonly plan: Plan;
+    readonly repaired: RepairedRouter;
+    readonly emitter: RunEmitter;
+  },
+  options: CheckOptions,
+  context: CliContext,
+): Promise<AcceptedLayers | undefined> {
+  if (options.check === undefined) return undefined;
+  const { opened, emitter, ...repair } = request;
+  const { signal } = context;
+  const task = await readTask(options.check, context);
+  const limit = options.checkLimit;
+  await using pool = await openPool(opened, options, context);
+  const found = await acceptLayers({
+    ...repair,
+    emitter,
+    signal,
+    measure: async (plan) => {
+      const score = await pool.evaluateTask({
+        task,
+        plan,
+        metric: "kl",
+        signal,
+        ...(limit !== undefined && { limit }),
+      });
+      return score.value;
+    },
+  });
+  context.out.settle();
+  return found;
+}
+
+function describeLayers(layers: readonly LayerRepair[], check: AcceptedLayers | undefined): string {
   return formatTable(
-    ["layer", "error before", "after", "held out before", "after", "left", "steps"],
+    [
+      "layer",
+      "error before",
+      "after",
+      "held out before",
+      "after",
+      "left",
+      "steps",
+      ...(check ? ["KL", "kept"] : []),
+    ],
     layers.map(({ layer, before, after, steps }) => [
       String(layer),
       formatScore(before.fit),
@@ -98,7 +185,13 @@ function describeLayers(layers: readonly LayerRepair[]): string {
       formatScore(after.heldOut),
       before.heldOut > 0 ? formatShare(after.heldOut, before.heldOut) : "",
       steps.map(({ kind }) => kind).join(", ") || "none helped",
+      ...(check ? describeCheck(check, layer) : []),
     ]),
     [0, 1, 2, 3, 4, 5],
   );
+}
+
+function describeCheck({ layers }: AcceptedLayers, layer: number): string[] {
+  const found = layers.find((other) => other.layer === layer);
+  return found ? [formatScore(found.value), found.accepted ? "yes" : "no"] : ["", ""];
 }
