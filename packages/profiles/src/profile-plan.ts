@@ -31,44 +31,44 @@ export type ProfileSize =
  */
 export function profilePlan(model: MoeModel, lists: ExpertLists, size: ProfileSize): Plan {
   const layers = listedLayers(model, lists);
-  if ("keep" in size) {
-    const { keep } = size;
-    return createPlan(
-      model,
-      layers.map(({ layer, scores }) => ({
-        layer: layer.index,
-        experts: selectExperts(layer.feedForward, scores, keep, layer.index),
-      })),
-    );
-  }
-  const { bytes, uniform = true } = size;
-  const room = bytes - bytesWithoutExperts(model);
-  if (room < 0) {
+  const counts = "keep" in size ? layers.map(() => size.keep) : countsWithin(model, lists, layers, size);
+  return createPlan(
+    model,
+    layers.map(({ layer: { index, feedForward }, scores }, i) => ({
+      layer: index,
+      experts: selectExperts(feedForward, scores, counts[i] as number, index),
+    })),
+  );
+}
+
+/** Experts of every layer that fit into a number of bytes. */
+function countsWithin(
+  model: MoeModel,
+  lists: ExpertLists,
+  layers: readonly ListedLayer[],
+  { bytes, uniform = true }: Extract<ProfileSize, { readonly bytes: number }>,
+): number[] {
+  const others = bytesWithoutExperts(model);
+  if (bytes < others) {
     throw new CoppiceError(
       "COPPICE_PLAN_KEEP",
-      `the weights without any expert take ${bytesWithoutExperts(model)} bytes, the budget is ${bytes}`,
+      `the weights without any expert take ${others} bytes, the budget is ${bytes}`,
       { hint: "raise the budget" },
     );
   }
   const choices = layers.map(({ layer, scores }, i): LayerChoices => {
+    const { index, feedForward } = layer;
     const each = expertBytes(layer);
-    const counts = layer.feedForward.experts.map((_, expert) => expert + 1);
-    const options = counts.flatMap((count) => {
-      if (count < layer.feedForward.router.topK) return [];
-      const kept = findExperts(layer.feedForward, scores, count, layer.index);
+    const options = feedForward.experts.flatMap((_, expert) => {
+      const count = expert + 1;
+      const kept =
+        count < feedForward.router.topK ? undefined : findExperts(feedForward, scores, count, index);
       if (!kept) return [];
       return [{ count, cost: droppedMass(lists[i] as ExpertLists[number], kept), size: count * each }];
     });
-    return { layer: layer.index, options };
+    return { layer: index, options };
   });
-  const { layers: counts } = allocate(choices, { budget: room, uniform });
-  return createPlan(
-    model,
-    layers.map(({ layer, scores }, i) => ({
-      layer: layer.index,
-      experts: selectExperts(layer.feedForward, scores, counts[i]?.count as number, layer.index),
-    })),
-  );
+  return allocate(choices, { budget: bytes - others, uniform }).layers.map(({ count }) => count);
 }
 
 /** Bytes of all weights that no plan drops. */
@@ -80,7 +80,13 @@ export function bytesWithoutExperts(model: MoeModel): number {
   return modelSize(model).bytes - experts;
 }
 
-function listedLayers(model: MoeModel, lists: ExpertLists): { layer: MoeLayer; scores: Float64Array }[] {
+interface ListedLayer {
+  readonly layer: MoeLayer;
+  /** [E], in the order of the layer's list. */
+  readonly scores: Float64Array;
+}
+
+function listedLayers(model: MoeModel, lists: ExpertLists): ListedLayer[] {
   const layers = moeLayers(model);
   const fits = layers.every(({ feedForward }, i) => lists[i]?.ranking.length === feedForward.experts.length);
   if (lists.length !== layers.length || !fits) {

@@ -87,14 +87,7 @@ export function simulateCache(trace: RoutingTrace, options: CacheOptions): Cache
         }));
   return {
     sequences: tested.sequences.length,
-    learned:
-      learn === undefined
-        ? "nothing"
-        : learn === "first-half"
-          ? "first half"
-          : learn === "tested-part"
-            ? "tested part"
-            : "another trace",
+    learned: learnedName(learn),
     policies: policies.map((policy): PolicyResult => {
       const hits = new Uint8Array(uses.uses.length);
       for (const { own, learned } of caches) {
@@ -120,6 +113,12 @@ function usesByLayer({ uses, layers }: TraceUses, count: number): Int32Array[] {
     found[layers[item] as number]?.push(use);
   });
   return found.map((own) => Int32Array.from(own));
+}
+
+function learnedName(learn: CacheOptions["learn"]): CacheSimulation["learned"] {
+  if (learn === undefined) return "nothing";
+  if (typeof learn !== "string") return "another trace";
+  return learn === "first-half" ? "first half" : "tested part";
 }
 
 function learnedCounts(

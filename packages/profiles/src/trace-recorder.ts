@@ -7,7 +7,7 @@ import {
   type Runner,
 } from "@coppice/core";
 import { noExpert, type RoutingTrace, type TraceLayer, traceHeader } from "./routing-trace.js";
-import { withTap } from "./tapped-run.js";
+import { withTap } from "./with-tap.js";
 
 export interface TraceRecorderOptions {
   /** What is recorded, for people. */

@@ -13,7 +13,7 @@ import {
 } from "@coppice/core";
 import { type Drift, DriftMonitor, type DriftOptions } from "./drift-monitor.js";
 import { readRouters } from "./full-router.js";
-import { withTap } from "./tapped-run.js";
+import { withTap } from "./with-tap.js";
 
 export interface WideningRunnerOptions extends Pick<DriftOptions, "threshold" | "window" | "least"> {
   readonly backend: Backend;
