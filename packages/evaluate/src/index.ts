@@ -21,6 +21,7 @@ export * from "./micro-batch.js";
 export {
   checkObjective,
   defaultObjective,
+  leastScore,
   logLikelihoodFloor,
   type Objective,
   objectives,

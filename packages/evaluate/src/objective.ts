@@ -29,6 +29,11 @@ export type Objective = (typeof objectives)[number];
  */
 export const logLikelihoodFloor = -20;
 
+/** No sample scores less, whatever the plan. */
+export function leastScore(objective: Objective, form: TaskForm): number {
+  return objective === "log-likelihood" || form === "text" ? logLikelihoodFloor : 0;
+}
+
 /** The objective that fits a form when none is named. */
 export function defaultObjective(form: TaskForm): Objective {
   return form === "text" ? "log-likelihood" : "likelihood";

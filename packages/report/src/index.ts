@@ -9,6 +9,7 @@ export {
   type ReportFrontPoint,
   type ReportLayer,
   type ReportRow,
+  type ReportScores,
   type ReportSize,
   reportLayers,
 } from "./report-data.js";

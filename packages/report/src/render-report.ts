@@ -3,7 +3,7 @@ import { formatBytes, formatCount, formatScore, formatShare } from "./format.js"
 import { frontSection } from "./front-section.js";
 import { Html, html } from "./html.js";
 import { progressSection } from "./progress-section.js";
-import type { ReportData, ReportFact } from "./report-data.js";
+import type { ReportData, ReportFact, ReportScores } from "./report-data.js";
 import { scoreSection } from "./score-section.js";
 import { style } from "./style.js";
 
@@ -22,7 +22,7 @@ export function renderReport(data: ReportData): string {
 <body><main>
 <header><h1>${data.title}</h1><p>${data.summary}</p>${data.notes.map((note) => html`<p class="note" role="note">${note}</p>`)}</header>
 ${cards(data)}
-${scoreSection(data)}
+${data.scores.map(scoreSection)}
 ${expertsSection(data)}
 ${frontSection(data)}
 ${progressSection(data)}
@@ -35,21 +35,9 @@ ${repeatSection(data)}
   return page.text;
 }
 
-function cards({ rows, before, after }: ReportData): Html {
-  const full = rows.find(({ role }) => role === "full")?.holdout;
-  const chosen = rows.find(({ role }) => role === "chosen")?.holdout;
+function cards({ scores, before, after }: ReportData): Html {
   return html`<div class="cards">
-${
-  chosen
-    ? html`<div class="card"><span>Holdout score</span><b>${formatScore(chosen.value)}</b><span>${
-        full
-          ? html`full model ${formatScore(full.value)}${
-              full.value > 0 ? `: ${formatShare(chosen.value, full.value)} of it` : ""
-            }`
-          : `${chosen.samples} samples`
-      }</span></div>`
-    : undefined
-}
+${scores.map(scoreCard)}
 <div class="card"><span>Checkpoint</span><b>${formatBytes(after.bytes)}</b><span>from ${formatBytes(
     before.bytes,
   )}: ${formatShare(after.bytes, before.bytes)}</span></div>
@@ -60,6 +48,20 @@ ${
     before.activeParameters,
   )}: ${formatShare(after.activeParameters, before.activeParameters)}</span></div>
 </div>`;
+}
+
+function scoreCard({ task, rows }: ReportScores): Html | undefined {
+  const full = rows.find(({ role }) => role === "full")?.holdout;
+  const chosen = rows.find(({ role }) => role === "chosen")?.holdout;
+  if (!chosen) return undefined;
+  const what = task === undefined ? "Holdout score" : `Holdout score, ${task}`;
+  return html`<div class="card"><span>${what}</span><b>${formatScore(chosen.value)}</b><span>${
+    full
+      ? html`full model ${formatScore(full.value)}${
+          full.value > 0 ? `: ${formatShare(chosen.value, full.value)} of it` : ""
+        }`
+      : `${chosen.samples} samples`
+  }</span></div>`;
 }
 
 function sizeSection({ before, after }: ReportData): Html {

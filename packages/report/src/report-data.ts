@@ -30,6 +30,16 @@ export interface ReportRow {
   readonly difference?: Estimate;
 }
 
+/** Scores on one task. */
+export interface ReportScores {
+  /** Name of the task; absent where there is but one. */
+  readonly task?: string;
+  readonly metric: string;
+  /** What else is to be said of these scores. */
+  readonly note?: string;
+  readonly rows: readonly ReportRow[];
+}
+
 /** One scored candidate. */
 export interface ReportEvaluation {
   /** From 1, in the order in which candidates were scored. */
@@ -100,10 +110,10 @@ export interface ReportData {
   readonly title: string;
   /** One sentence that says what was done. */
   readonly summary: string;
-  readonly metric: string;
+  /** One table per task. */
+  readonly scores: readonly ReportScores[];
   /** What the search maximised, when that is not the metric itself. */
   readonly fitness: string;
-  readonly rows: readonly ReportRow[];
   readonly evaluations: readonly ReportEvaluation[];
   readonly front?: ReportFront;
   readonly layers: readonly ReportLayer[];

@@ -1,15 +1,17 @@
 import { formatDifference, formatScore } from "./format.js";
 import { type Html, html } from "./html.js";
-import type { Estimate, ReportData, ReportRow } from "./report-data.js";
+import type { Estimate, ReportRow, ReportScores } from "./report-data.js";
 
-/** Scores with intervals, as a table and as a picture of the same numbers. */
-export function scoreSection(data: ReportData): Html {
-  const { rows, metric } = data;
+/** Scores on a task with intervals, as a table and as a picture of the same numbers. */
+export function scoreSection({ task, rows, metric, note }: ReportScores, index: number): Html {
   if (rows.length === 0) return html``;
   const withDifference = rows.some(({ difference }) => difference);
-  return html`<section aria-labelledby="scores"><h2 id="scores">Scores</h2>
-<p class="soft">${metric}, with 95 % intervals. Search samples decided what to keep; holdout samples did not.</p>
-<div class="scroll" tabindex="0" role="region" aria-labelledby="scores"><table>
+  const id = index === 0 ? "scores" : `scores-${index + 1}`;
+  return html`<section aria-labelledby="${id}"><h2 id="${id}">${task === undefined ? "Scores" : `Scores: ${task}`}</h2>
+<p class="soft">${metric}, with 95 % intervals. Search samples decided what to keep; holdout samples did not.${
+    note === undefined ? undefined : ` ${note}`
+  }</p>
+<div class="scroll" tabindex="0" role="region" aria-labelledby="${id}"><table>
 <thead><tr><th scope="col">Model</th><th scope="col" class="n">Search</th><th scope="col" class="n">Holdout</th>
 ${withDifference ? html`<th scope="col" class="n">Holdout, to the full model</th>` : undefined}</tr></thead>
 <tbody>${rows.map(

@@ -1,5 +1,5 @@
 import { createPlan, type MoeModel } from "@coppice/core";
-import { type ReportLayer, renderReport, reportLayers } from "@coppice/report";
+import { type ReportLayer, type ReportScores, renderReport, reportLayers } from "@coppice/report";
 import { describe, expect, it } from "vitest";
 import { formatBytes, formatCount, formatDifference, formatScore } from "../src/format.js";
 import { escapeHtml } from "../src/html.js";
@@ -76,6 +76,21 @@ describe("renderReport", () => {
     expect(renderReport({ ...data, evaluations: evaluations.slice(0, 1) })).not.toContain("NaN");
   });
 
+  it("shows a table and a card for every task", () => {
+    const data = sampleReport();
+    const [table] = data.scores as [ReportScores];
+    const second = { ...table, metric: "perplexity", task: hostile, note: `A minimum of 0.5.${hostile}` };
+    const shown = renderReport({ ...data, scores: [{ ...table, task: "sums" }, second] });
+    expect(shown).toContain("Holdout score, sums");
+    expect(shown).toContain('<h2 id="scores">Scores: sums</h2>');
+    expect(shown).toMatch(/<h2 id="scores-2">Scores: &lt;/);
+    expect(shown).toContain("holdout samples did not. A minimum of 0.5.");
+    expect(shown).not.toContain("<script>");
+    expect(shown.match(/<tr class="chosen">/g)).toHaveLength(2);
+    const ids = new Set([...shown.matchAll(/\sid="([^"]+)"/g)].map((match) => match[1]));
+    for (const [, id] of shown.matchAll(/aria-labelledby="([^"]+)"/g)) expect(ids).toContain(id);
+  });
+
   it("shows the front as a table, the smallest plans first", () => {
     const point = (fitness: number, bytes: number, experts: readonly number[]) => ({
       values: [fitness, bytes],
@@ -135,10 +150,13 @@ describe("renderReport", () => {
   });
 
   it("survives a run without evaluations, holdout or merges", () => {
-    const { rows, ...rest } = sampleReport();
+    const { scores, ...rest } = sampleReport();
     const empty = renderReport({
       ...rest,
-      rows: rows.map(({ label, role }) => ({ label, role })),
+      scores: scores.map((table) => ({
+        ...table,
+        rows: table.rows.map(({ label, role }) => ({ label, role })),
+      })),
       evaluations: [],
       work: [],
     });
@@ -151,9 +169,12 @@ describe("renderReport", () => {
     const data = sampleReport();
     const page = renderReport({
       ...data,
-      rows: data.rows.map((row) => ({
-        ...row,
-        search: { value: 412.5, low: 300, high: Number.POSITIVE_INFINITY, samples: 3 },
+      scores: data.scores.map((table) => ({
+        ...table,
+        rows: table.rows.map((row) => ({
+          ...row,
+          search: { value: 412.5, low: 300, high: Number.POSITIVE_INFINITY, samples: 3 },
+        })),
       })),
       evaluations: data.evaluations.map((point) => ({ ...point, fitness: -4 })),
     });

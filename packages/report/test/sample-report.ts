@@ -48,15 +48,19 @@ export function sampleReport(hostile = ""): ReportData {
   return {
     title: `coppice-mixtral-27m, arith: 4 of 8 experts kept${hostile}`,
     summary: `The search strategy eep looked for 4 experts to keep in each of 6 layers, on 200 samples.${hostile}`,
-    metric: `exact match${hostile}`,
-    fitness: `log-probability of the answer${hostile}`,
-    rows: [
-      row(`full model${hostile}`, "full", 0.845, 0.863),
-      { ...row("random", "baseline", 0.035, 0.03), note: `mean of 5 draws${hostile}` },
-      row("frequency", "baseline", 0.56, 0.553),
-      row("REAP", "baseline", 0.7, 0.677),
-      row("EEP", "chosen", 0.86, 0.813),
+    scores: [
+      {
+        metric: `exact match${hostile}`,
+        rows: [
+          row(`full model${hostile}`, "full", 0.845, 0.863),
+          { ...row("random", "baseline", 0.035, 0.03), note: `mean of 5 draws${hostile}` },
+          row("frequency", "baseline", 0.56, 0.553),
+          row("REAP", "baseline", 0.7, 0.677),
+          row("EEP", "chosen", 0.86, 0.813),
+        ],
+      },
     ],
+    fitness: `log-probability of the answer${hostile}`,
     evaluations,
     layers,
     before: { bytes: 53_548_032, parameters: 26_774_016, activeParameters: 10_847_616 },

@@ -23,6 +23,8 @@ import { findPlugin, loadPlugin } from "../plugins/find-plugin.js";
 import { runAndReport } from "../search-job/run-and-report.js";
 import { sampleSets } from "../search-job/sample-sets.js";
 import { type ResultRow, runIdentity, type SearchJob } from "../search-job/search-job.js";
+import { taskResult } from "../search-job/search-result.js";
+import type { TaskTable } from "../search-job/task-table.js";
 import { formatDuration, formatInterval, formatTable, shellLine } from "../terminal/format.js";
 import { openPool } from "../work/model-pool.js";
 import { type OpenModel, openModel } from "../work/open-model.js";
@@ -70,7 +72,15 @@ export function demoCommand(context: CliContext): CommandUnknownOpts {
       const holdout = await readTask(taskPath(task, "dev"), context);
       const job: SearchJob = {
         opened: { ...opened, name: "coppice-mixtral-27m" },
-        sets: sampleSets({ task: search, holdout, limit: searchSamples, seed }),
+        tasks: [
+          {
+            name: search.name,
+            sets: sampleSets({ task: search, holdout, limit: searchSamples, seed }),
+            objective: defaultObjective(search.form),
+            metric: defaultMetric(search.form),
+            weight: 1,
+          },
+        ],
         strategy: await loadPlugin("search", "eep", cwd),
         options: { keep },
         keep,
@@ -78,8 +88,6 @@ export function demoCommand(context: CliContext): CommandUnknownOpts {
         criteria: await Promise.all(criteria.map((name) => loadPlugin("criterion", name, cwd))),
         evaluations: Math.max(1, Math.round(options.budgetMinutes * evaluationsPerMinute)),
         seed,
-        objective: defaultObjective(search.form),
-        metric: defaultMetric(search.form),
         chat: false,
         backend: findPlugin("backend", options.backend, cwd),
         backendOptions: options.backendSet ?? {},
@@ -95,11 +103,13 @@ export function demoCommand(context: CliContext): CommandUnknownOpts {
       context.out.settle();
 
       const { plan } = result;
+      const [table] = result.tables as [TaskTable];
+      const scores = taskResult(table);
       const written = join(out, "model");
       await writeOnce(job.opened, plan, written, {
         command: "demo",
         task,
-        holdout: { metric: job.metric, ...data.holdout },
+        holdout: { metric: scores.metric, ...scores.holdout },
       });
       await using small = await openModel(written, context);
       const proof = await verifyModels(
@@ -115,7 +125,7 @@ export function demoCommand(context: CliContext): CommandUnknownOpts {
           "",
           demoTable(
             task,
-            result.rows,
+            table.rows,
             modelSize(opened.checkpoint.model),
             modelSize(opened.checkpoint.model, plan),
           ),

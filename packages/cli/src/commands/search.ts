@@ -1,6 +1,6 @@
-import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
+import { Command, type CommandUnknownOpts, InvalidArgumentError, Option } from "@commander-js/extra-typings";
 import { RunEmitter } from "@coppice/core";
-import { defaultMetric, defaultObjective, objectives, parseMetric } from "@coppice/evaluate";
+import { type Objective, objectives } from "@coppice/evaluate";
 import { openRunFolder } from "@coppice/search/node";
 import type { CliContext } from "../context.js";
 import {
@@ -17,13 +17,12 @@ import {
 } from "../options.js";
 import { findPlugin, loadPlugin } from "../plugins/find-plugin.js";
 import { runAndReport } from "../search-job/run-and-report.js";
-import { sampleSets } from "../search-job/sample-sets.js";
 import { askBatch, runIdentity, type SearchJob } from "../search-job/search-job.js";
-import { keptShare, scoreTable } from "../search-job/search-result.js";
+import { showTables } from "../search-job/search-result.js";
+import { finiteNumber, named, readJobTasks } from "../search-job/task-options.js";
 import { shellLine } from "../terminal/format.js";
 import { checkKeepFits } from "../work/check-keep-fits.js";
 import { openModel } from "../work/open-model.js";
-import { readTask } from "../work/task-file.js";
 import { openWorkPool, withoutPassword } from "../work/work-pool.js";
 
 /** Criteria that cost one pass of calibration together. */
@@ -37,7 +36,14 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
         "Interrupt it at any time: the same command continues where it stopped.",
     )
     .argument("<model>", "checkpoint folder")
-    .requiredOption("--task <file>", "task file (JSON lines) whose score is to be kept")
+    .addOption(
+      new Option(
+        "--task <file>",
+        "task file (JSON lines) whose score is to be kept; repeatable, also as name=file",
+      )
+        .argParser(named(String))
+        .makeOptionMandatory(),
+    )
     .addOption(
       new Option("--keep <n>", "experts that every layer keeps")
         .argParser(wholeNumber(1))
@@ -47,8 +53,27 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
     .addOption(
       new Option("--top-k <n>", "experts per token; default: the model's own").argParser(wholeNumber(1)),
     )
-    .addOption(new Option("--limit <n>", "search on the first n samples").argParser(wholeNumber(1)))
-    .option("--holdout <file>", "task file that no decision looks at; default: 30 % of the task is set aside")
+    .addOption(
+      new Option("--limit <n>", "search on the first n samples of every task").argParser(wholeNumber(1)),
+    )
+    .addOption(
+      new Option(
+        "--holdout <file>",
+        "task file that no decision looks at; default: 30 % of the task is set aside; of several tasks name=file",
+      ).argParser(named(String)),
+    )
+    .addOption(
+      new Option(
+        "--weight <name=number>",
+        "how much a task counts among several, whatever its number of samples; default 1; repeatable",
+      ).argParser(named(finiteNumber("a number above 0", (value) => value > 0))),
+    )
+    .addOption(
+      new Option(
+        "--minimum <name=number>",
+        "mean of a task's objective that plans have to reach, among several tasks; repeatable",
+      ).argParser(named(finiteNumber("a number", () => true))),
+    )
     .addOption(
       new Option("--budget <n>", "plans to evaluate").argParser(wholeNumber(1)).default(defaultBudget),
     )
@@ -69,11 +94,17 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
         .default(defaultSeeds, defaultSeeds.join(",")),
     )
     .addOption(
-      new Option("--objective <name>", "what the search maximises; default: by the task's form").choices(
-        objectives,
-      ),
+      new Option(
+        "--objective <name>",
+        `what the search maximises: ${objectives.join(", ")}; default: by the task's form; also task=name`,
+      ).argParser(named(objectiveName)),
     )
-    .option("--metric <name>", "metric of the table; default: by the task's form")
+    .addOption(
+      new Option(
+        "--metric <name>",
+        "metric of the table; default: by the task's form; also task=name",
+      ).argParser(named(String)),
+    )
     .option("--chat", "put prompts into the checkpoint's chat template")
     .addOption(seedOption)
     .option("--fresh", "refuse to continue an earlier run")
@@ -88,6 +119,7 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
         "coppice search ./model --keep 4 --task task.jsonl --out run",
         "coppice search ./model --keep 4 --task task.jsonl --holdout dev.jsonl --limit 200 --budget 700 --seed 2 --out run",
         "coppice search ./model --keep 8 --top-k 1 --task task.jsonl --set router=stock --out run",
+        "coppice search ./model --keep 4 --task sums.jsonl --task facts.jsonl --weight sums=2 --minimum facts=0.8 --out run",
       ),
     )
     .action(async (path, options) => {
@@ -96,12 +128,10 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
       await using opened = await openModel(path, context);
       const { model } = opened.checkpoint;
       checkKeepFits(model, keep, topK);
-      const task = await readTask(options.task, context);
-      const holdout = options.holdout === undefined ? undefined : await readTask(options.holdout, context);
       const seeds = options.seeds.filter((name) => name !== "none");
       const job: SearchJob = {
         opened,
-        sets: sampleSets({ task, holdout, limit: options.limit, seed: options.seed }),
+        tasks: await readJobTasks(options, context),
         strategy: await loadPlugin("search", options.strategy, cwd),
         options: {
           keep,
@@ -115,9 +145,6 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
         evaluations: options.budget,
         batch: options.batch,
         seed: options.seed,
-        objective: options.objective ?? defaultObjective(task.form),
-        metric:
-          options.metric === undefined ? defaultMetric(task.form) : parseMetric(options.metric, task.form),
         chat: options.chat ?? false,
         backend: findPlugin("backend", options.backend, cwd),
         backendOptions: options.backendSet ?? {},
@@ -136,15 +163,17 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
       context.out.settle();
       context.out.result({ ...data, run: folder.path, report }, () =>
         [
-          scoreTable(result.rows),
-          "",
-          keptShare(result.rows),
+          showTables(result.tables),
           `plan    ${context.shown(planFile)}`,
           `report  ${context.shown(report)}`,
           `next    ${context.commandLine("apply", path, "--plan", `${options.out}/plan.json`, "--out", "./small")}`,
-        ]
-          .filter((line) => line !== undefined)
-          .join("\n"),
+        ].join("\n"),
       );
     });
+}
+
+function objectiveName(text: string): Objective {
+  const found = objectives.find((objective) => objective === text);
+  if (!found) throw new InvalidArgumentError(`Allowed choices are ${objectives.join(", ")}.`);
+  return found;
 }

@@ -1,12 +1,6 @@
 import { type Plan, planKey } from "@coppice/core";
-import {
-  bootstrapMean,
-  type Metric,
-  type PairedDifference,
-  pairedBootstrap,
-  type Task,
-} from "@coppice/evaluate";
-import type { Measurement, SearchRun } from "./search-job.js";
+import { bootstrapMean, type Metric, type PairedDifference, pairedBootstrap } from "@coppice/evaluate";
+import type { JobTask, Measurement, SearchRun } from "./search-job.js";
 
 /** Which samples were measured; the name is in the journal. */
 export type Scope = "search" | "report";
@@ -33,16 +27,16 @@ export class Measurer {
   }
 
   /** @param plan absent: the model as it is */
-  async measure(scope: Scope, plan?: Plan): Promise<Measurement> {
+  async measure({ name, sets, metric }: JobTask, scope: Scope, plan?: Plan): Promise<Measurement> {
     const { job, pool, folder, emitter, signal } = this.#run;
-    const { metric, chat, sets, opened } = job;
+    const { chat, opened, tasks } = job;
     const { model } = opened.checkpoint;
-    const task: Task = sets[scope];
-    const id = `${scope} ${metric} ${plan ? planKey(plan, model) : "full"}`;
+    const where = tasks.length === 1 ? scope : `${name} ${scope}`;
+    const id = `${where} ${metric} ${plan ? planKey(plan, model) : "full"}`;
     let measurement = this.#known.get(id);
     if (!measurement) {
       const { value, low, high, samples, scores } = await pool.evaluateTask({
-        task,
+        task: sets[scope],
         signal,
         metric,
         chat,

@@ -11,18 +11,12 @@ import {
 } from "@coppice/core";
 import { PlanEvaluator, rankFinalists, runSearch, type SearchResult } from "@coppice/search";
 import { projectToStock } from "@coppice/search-eep";
-import { differenceTo, Measurer, meanMeasurement } from "./measure.js";
+import { Measurer } from "./measure.js";
 import { randomPlans } from "./random-plan.js";
-import {
-  askBatch,
-  finalistCount,
-  type Measurement,
-  type ResultRow,
-  randomDraws,
-  type SearchJob,
-  type SearchRun,
-} from "./search-job.js";
+import { askBatch, finalistCount, randomDraws, type SearchJob, type SearchRun } from "./search-job.js";
 import { seedScores } from "./seed-scores.js";
+import { openScorer } from "./task-scorer.js";
+import { checkMinimum, measureTable, type TaskTable } from "./task-table.js";
 
 /** What a search job found, before it is written down. */
 export interface JobResult {
@@ -31,16 +25,17 @@ export interface JobResult {
   /** The chosen plan on the choice samples. */
   readonly choice: { readonly fitness: number; readonly accuracy?: number; readonly samples: number };
   readonly plan: Plan;
-  readonly rows: readonly ResultRow[];
-  /** When the plan has router maps: the nearest stock plan, and its scores. */
-  readonly projected?: { readonly plan: Plan; readonly row: ResultRow };
+  /** One per task. */
+  readonly tables: readonly TaskTable[];
+  /** When the plan has router maps: the nearest stock plan. */
+  readonly stock?: Plan;
   readonly tokenLayers: number;
   readonly avoidedTokenLayers: number;
 }
 
 /**
  * The whole of a search: seeds from criteria, the strategy's search, the choice among its best plans on samples
- * of their own, and the table of scores on samples that decided nothing.
+ * of their own, and the tables of scores on samples that decided nothing.
  */
 export async function runJob(run: SearchRun): Promise<JobResult> {
   const { job, folder, emitter, signal } = run;
@@ -63,54 +58,24 @@ export async function runJob(run: SearchRun): Promise<JobResult> {
   await folder.writeJson("plan.json", plan);
   emitter.notify("artifact", { kind: "plan", path: `${folder.path}/plan.json` });
 
-  const mapped = plan.layers.some((layer) => layer.routerMap);
-  const measurer = new Measurer(run, 2 * (1 + randomDraws + oneShot.length + 1 + Number(mapped)));
-  const both = async (measured?: Plan) => ({
-    search: await measurer.measure("search", measured),
-    holdout: await measurer.measure("report", measured),
-  });
-  const full = await both();
-  const row = (
-    label: string,
-    role: ResultRow["role"],
-    scores: Record<"search" | "holdout", Measurement>,
-    note?: string,
-  ): ResultRow => {
-    const difference = role === "full" ? undefined : differenceTo(full.holdout, scores.holdout);
-    return { label, role, ...scores, ...(note !== undefined && { note }), ...(difference && { difference }) };
+  const stock = plan.layers.some((layer) => layer.routerMap) ? projectToStock(plan) : undefined;
+  if (stock) await folder.writeJson("plan.stock.json", stock);
+  const rows = 1 + randomDraws + oneShot.length + 1 + Number(stock !== undefined);
+  const measurer = new Measurer(run, 2 * rows * job.tasks.length);
+  const plans = {
+    random: randomPlans(model, { keep: job.keep, topK: job.topK, count: randomDraws, seed: job.seed }),
+    criteria: oneShot,
+    strategy: job.strategy.plugin.pluginName,
+    chosen: plan,
+    stock,
   };
-  const rows = [row("full model", "full", full)];
-  const draws = randomPlans(model, { keep: job.keep, topK: job.topK, count: randomDraws, seed: job.seed });
-  const drawn = [];
-  for (const draw of draws) drawn.push(await both(draw));
-  rows.push(
-    row(
-      "random",
-      "baseline",
-      {
-        search: meanMeasurement(drawn.map((d) => d.search)),
-        holdout: meanMeasurement(drawn.map((d) => d.holdout)),
-      },
-      `mean of ${randomDraws} draws`,
-    ),
-  );
-  for (const { label, plan } of oneShot) rows.push(row(label, "baseline", await both(plan)));
-  rows.push(row(job.strategy.plugin.pluginName, "chosen", await both(plan)));
-  const stock = mapped ? projectToStock(plan) : undefined;
-  const projected = stock && {
-    plan: stock,
-    row: row(`${job.strategy.plugin.pluginName}, stock router`, "baseline", await both(stock)),
-  };
-  if (projected) await folder.writeJson("plan.stock.json", projected.plan);
-  return {
-    search,
-    chosen,
-    choice,
-    plan,
-    rows: projected ? [...rows, projected.row] : rows,
-    ...(projected && { projected }),
-    ...work,
-  };
+  const tables: TaskTable[] = [];
+  for (const task of job.tasks) {
+    const rows = await measureTable(measurer, task, plans);
+    const minimum = await checkMinimum(run, task, plan);
+    tables.push({ task, rows, ...(minimum && { minimum }) });
+  }
+  return { search, chosen, choice, plan, tables, ...(stock && { stock }), ...work };
 }
 
 /**
@@ -122,10 +87,9 @@ async function searching(
   strategy: SearchStrategy,
   oneShot: readonly { readonly label: string; readonly plan: Plan }[],
 ) {
-  const { job, pool, folder, emitter, signal } = run;
-  const { objective, chat, sets, opened } = job;
-  const { model } = opened.checkpoint;
-  await using executor = await pool.scorer({ task: sets.search, objective, chat, signal });
+  const { job, folder, emitter, signal } = run;
+  const { model } = job.opened.checkpoint;
+  await using executor = await openScorer(run, "search");
   const search = await runSearch({
     strategy,
     model,
@@ -168,11 +132,10 @@ async function searching(
 
 /** The finalist that is best on search and choice samples together. */
 async function choose(run: SearchRun, finalists: readonly Scored[]) {
-  const { job, pool, folder, signal } = run;
-  const { objective, chat, sets, opened } = job;
-  await using executor = await pool.scorer({ task: sets.choice, objective, chat, signal });
+  const { job, folder, signal } = run;
+  await using executor = await openScorer(run, "choice");
   const evaluator = new PlanEvaluator({
-    model: opened.checkpoint.model,
+    model: job.opened.checkpoint.model,
     executor,
     journal: folder.journal,
     scope: "choice",

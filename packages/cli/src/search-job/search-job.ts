@@ -12,10 +12,25 @@ export interface NamedPlugin<K extends "search" | "criterion"> {
   readonly source: FoundPlugin;
 }
 
+/** A task whose score a search is to keep. */
+export interface JobTask {
+  readonly name: string;
+  readonly sets: SampleSets;
+  /** Fitness of its samples. */
+  readonly objective: Objective;
+  /** What tables show. */
+  readonly metric: Metric;
+  /** How much it counts among several tasks. */
+  readonly weight: number;
+  /** Mean of the objective on the search samples that a plan has to reach; only among several tasks. */
+  readonly minimum?: number;
+}
+
 /** Everything that decides the result of a search. */
 export interface SearchJob {
   readonly opened: OpenModel;
-  readonly sets: SampleSets;
+  /** At least one. */
+  readonly tasks: readonly JobTask[];
   readonly strategy: NamedPlugin<"search">;
   /** Options of the strategy, `keep` and `topK` included. */
   readonly options: Readonly<Record<string, unknown>>;
@@ -28,8 +43,6 @@ export interface SearchJob {
   /** Candidates per ask. Default `askBatch`. */
   readonly batch?: number;
   readonly seed: number;
-  readonly objective: Objective;
-  readonly metric: Metric;
   readonly chat: boolean;
   readonly backend: FoundPlugin;
   readonly backendOptions: Readonly<Record<string, unknown>>;
@@ -69,7 +82,8 @@ export interface ResultRow {
 }
 
 export function runIdentity(job: SearchJob): RunIdentity {
-  const { strategy, criteria, backend, sets } = job;
+  const { strategy, criteria, backend, tasks } = job;
+  const [one] = tasks.length === 1 ? tasks : [];
   const source = ({ source }: { source: FoundPlugin }) => ({
     name: source.name,
     package: source.package,
@@ -77,7 +91,7 @@ export function runIdentity(job: SearchJob): RunIdentity {
   });
   return {
     model: job.opened.checkpoint.model.fingerprint,
-    samples: sets.hashes,
+    ...(one && { samples: one.sets.hashes }),
     chat: job.chat,
     strategy: source(strategy),
     options: job.options,
@@ -87,8 +101,9 @@ export function runIdentity(job: SearchJob): RunIdentity {
     finalists: finalistCount,
     randomDraws,
     seed: job.seed,
-    objective: job.objective,
-    metric: job.metric,
+    ...(one
+      ? { objective: one.objective, metric: one.metric }
+      : { tasks: tasks.map(({ sets, ...task }) => ({ ...task, samples: sets.hashes })) }),
     backend: { ...source({ source: backend }), options: job.backendOptions },
   };
 }

@@ -2,7 +2,9 @@ import { modelSize } from "@coppice/core";
 import { type ReportData, type ReportFact, type ReportRow, reportLayers } from "@coppice/report";
 import { formatDuration } from "../terminal/format.js";
 import type { JobResult } from "./run-job.js";
-import type { ResultRow, SearchJob } from "./search-job.js";
+import type { JobTask, ResultRow, SearchJob } from "./search-job.js";
+import { minimumLine } from "./search-result.js";
+import type { TaskTable } from "./task-table.js";
 
 export interface ReportRequest {
   readonly job: SearchJob;
@@ -23,16 +25,23 @@ export function searchReport({ job, result, seconds, command }: ReportRequest): 
     ...model.layers.map(({ feedForward }) => (feedForward.kind === "moe" ? feedForward.experts.length : 0)),
   );
   const strategy = job.strategy.plugin.pluginName;
-  const { sets } = job;
+  const { tasks } = job;
+  const names = tasks.map(({ name }) => name).join(", ");
+  const samples = (set: "search" | "choice" | "report") =>
+    tasks.reduce((sum, { sets }) => sum + sets[set].samples.length, 0);
   return {
-    title: `${job.opened.name}, ${sets.search.name}: ${job.keep} of ${experts} experts kept`,
+    title: `${job.opened.name}, ${names}: ${job.keep} of ${experts} experts kept`,
     summary:
-      `The strategy ${strategy} evaluated ${search.evaluations} plans on ${sets.search.samples.length} search samples. ` +
-      `The best ${Math.min(search.finalists.length, search.evaluations)} were tested again on ${sets.choice.samples.length} samples to choose one; ` +
-      `the holdout scores are of ${sets.report.samples.length} further samples that decided nothing.`,
-    metric: job.metric,
-    fitness: job.objective,
-    rows: result.rows.map(toReportRow),
+      `The strategy ${strategy} evaluated ${search.evaluations} plans on ${samples("search")} search samples${tasks.length > 1 ? ` of ${tasks.length} tasks` : ""}. ` +
+      `The best ${Math.min(search.finalists.length, search.evaluations)} were tested again on ${samples("choice")} samples to choose one; ` +
+      `the holdout scores are of ${samples("report")} further samples that decided nothing.`,
+    scores: result.tables.map(({ task, rows, minimum }) => ({
+      ...(tasks.length > 1 && { task: task.name }),
+      metric: task.metric,
+      ...(minimum && { note: minimumLine(task, minimum) }),
+      rows: rows.map(toReportRow),
+    })),
+    fitness: fitnessName(tasks),
     evaluations: search.history.map(({ evaluation, fitness, phase, probe }) => ({
       evaluation,
       fitness: fitness ?? Number.NEGATIVE_INFINITY,
@@ -59,8 +68,7 @@ export function searchReport({ job, result, seconds, command }: ReportRequest): 
     work: workFacts(result, seconds),
     identity: [
       { label: "model", value: `${job.opened.name}, ${model.family}, fingerprint ${model.fingerprint}` },
-      { label: "task", value: sets.search.name },
-      { label: "holdout", value: sets.report.name },
+      ...tasks.flatMap((task) => taskFacts(task, tasks.length > 1)),
       {
         label: "strategy",
         value: `${strategy}, ${job.strategy.source.package} ${job.strategy.source.version}`,
@@ -70,16 +78,45 @@ export function searchReport({ job, result, seconds, command }: ReportRequest): 
         label: "seeded by",
         value: job.criteria.map(({ plugin }) => plugin.pluginName).join(", ") || "nothing",
       },
-      { label: "objective", value: job.objective },
+      { label: "objective", value: fitnessName(tasks) },
       { label: "backend", value: `${job.backend.name}, ${job.backend.package} ${job.backend.version}` },
       { label: "seed", value: String(job.seed) },
     ],
     command,
-    notes:
-      sets.report.samples.length < fewSamples
-        ? [`Only ${sets.report.samples.length} holdout samples: the intervals are wide.`]
-        : [],
+    notes: result.tables.flatMap((table) => notesOf(table, tasks.length > 1)),
   };
+}
+
+/** What fitness is a mean of. */
+function fitnessName(tasks: readonly JobTask[]): string {
+  const objectives = [...new Set(tasks.map(({ objective }) => objective))].join(" and ");
+  if (tasks.length === 1) return objectives;
+  const minimums = tasks.some(({ minimum }) => minimum !== undefined);
+  return `Weighted mean of ${objectives}${minimums ? ", below all others where a minimum is missed," : ""}`;
+}
+
+function taskFacts({ name, sets, objective, weight, minimum }: JobTask, several: boolean): ReportFact[] {
+  const { search, report } = sets;
+  if (!several) {
+    return [
+      { label: "task", value: search.name },
+      { label: "holdout", value: report.name },
+    ];
+  }
+  const least = minimum === undefined ? "" : `, at least ${minimum}`;
+  return [
+    { label: `task ${name}`, value: `${search.name}, weight ${weight}, ${objective}${least}` },
+    { label: `holdout of ${name}`, value: report.name },
+  ];
+}
+
+function notesOf({ task, minimum }: TaskTable, several: boolean): string[] {
+  const where = several ? `${task.name}: ` : "";
+  const { length } = task.sets.report.samples;
+  return [
+    ...(length < fewSamples ? [`${where}Only ${length} holdout samples: the intervals are wide.`] : []),
+    ...(minimum && minimum.search.value < minimum.minimum ? [`${where}${minimumLine(task, minimum)}`] : []),
+  ];
 }
 
 function workFacts({ search, tokenLayers, avoidedTokenLayers }: JobResult, seconds: number): ReportFact[] {

@@ -2,28 +2,58 @@ import { modelSize } from "@coppice/core";
 import { formatDifference, formatScore } from "@coppice/report";
 import { formatInterval, formatTable } from "../terminal/format.js";
 import type { JobResult } from "./run-job.js";
-import { type Measurement, type ResultRow, runIdentity, type SearchJob } from "./search-job.js";
+import { type JobTask, type Measurement, type ResultRow, runIdentity, type SearchJob } from "./search-job.js";
+import type { MinimumCheck, TaskTable } from "./task-table.js";
 
-/** Contents of result.json, which is also what `--json` prints. */
+/** Contents of result.json, which is also what `--json` prints. Of several tasks, `tasks` has the results one by one. */
 export function searchResult(job: SearchJob, result: JobResult, seconds: number) {
   const { model } = job.opened.checkpoint;
-  const { search, chosen, rows } = result;
-  const row = (role: ResultRow["role"]) => rows.find((entry) => entry.role === role) as ResultRow;
-  const best = row("chosen");
-  const full = row("full");
+  const { search, chosen } = result;
+  const tasks = result.tables.map(taskResult);
+  const [one] = tasks.length === 1 ? tasks : [];
   return {
     format: "coppice.result",
     version: 1,
-    metric: job.metric,
-    objective: job.objective,
+    ...(one && { metric: one.metric, objective: one.objective }),
     best: {
       key: chosen.key,
       phase: chosen.candidate.phase,
       origin: chosen.candidate.origin,
       fitness: chosen.fitness,
-      ...value(best.search),
+      ...one?.search,
     },
     choice: result.choice,
+    ...(one
+      ? { holdout: one.holdout, full: one.full, baselines: one.baselines, samples: one.samples }
+      : { tasks }),
+    evaluations: search.evaluations,
+    cacheHits: search.cacheHits,
+    failures: search.failures,
+    stopped: search.stopped,
+    work: { tokenLayers: result.tokenLayers, avoidedTokenLayers: result.avoidedTokenLayers },
+    seconds,
+    before: modelSize(model),
+    after: modelSize(model, result.plan),
+    plan: result.plan,
+    ...(search.front && { front: search.front }),
+    ...(result.stock && { stockPlan: result.stock }),
+    identity: runIdentity(job),
+  };
+}
+
+/** The results of one task, ready for JSON. */
+export function taskResult({ task, rows, minimum }: TaskTable) {
+  const row = (role: ResultRow["role"]) => rows.find((entry) => entry.role === role) as ResultRow;
+  const best = row("chosen");
+  const full = row("full");
+  const { search, choice, report } = task.sets;
+  return {
+    name: task.name,
+    weight: task.weight,
+    metric: task.metric,
+    objective: task.objective,
+    ...(minimum && { minimum }),
+    search: value(best.search),
     holdout: { ...value(best.holdout), ...(best.difference && { difference: best.difference }) },
     full: { search: value(full.search), holdout: value(full.holdout) },
     baselines: rows
@@ -36,22 +66,10 @@ export function searchResult(job: SearchJob, result: JobResult, seconds: number)
         ...(difference && { difference }),
       })),
     samples: {
-      search: job.sets.search.samples.length,
-      choice: job.sets.choice.samples.length,
-      holdout: job.sets.report.samples.length,
+      search: search.samples.length,
+      choice: choice.samples.length,
+      holdout: report.samples.length,
     },
-    evaluations: search.evaluations,
-    cacheHits: search.cacheHits,
-    failures: search.failures,
-    stopped: search.stopped,
-    work: { tokenLayers: result.tokenLayers, avoidedTokenLayers: result.avoidedTokenLayers },
-    seconds,
-    before: modelSize(model),
-    after: modelSize(model, result.plan),
-    plan: result.plan,
-    ...(search.front && { front: search.front }),
-    ...(result.projected && { stockPlan: result.projected.plan }),
-    identity: runIdentity(job),
   };
 }
 
@@ -59,8 +77,34 @@ function value({ value, low, high, samples }: Measurement) {
   return { value, low, high, samples };
 }
 
-/** The table of a run for the terminal. */
-export function scoreTable(rows: readonly ResultRow[]): string {
+/** The tables of a run for the terminal, each with the share that was kept. */
+export function showTables(tables: readonly TaskTable[]): string {
+  return tables
+    .map(({ task, rows, minimum }) => {
+      const { name, metric, weight } = task;
+      return [
+        ...(tables.length === 1 ? [] : [`${name}: ${metric}, weight ${weight}`, ""]),
+        scoreTable(rows),
+        "",
+        keptShare(rows),
+        minimum && minimumLine(task, minimum),
+      ]
+        .filter((line) => line !== undefined)
+        .join("\n");
+    })
+    .join("\n\n");
+}
+
+/** What became of a minimum, in words. */
+export function minimumLine({ objective }: JobTask, { minimum, search, holdout }: MinimumCheck): string {
+  const kept = search.value >= minimum;
+  return (
+    `${kept ? "Reaches" : "MISSES"} the minimum of ${formatScore(minimum)} (${objective}) on the search samples: ` +
+    `${formatInterval(search)}; on the holdout: ${formatInterval(holdout)}.`
+  );
+}
+
+function scoreTable(rows: readonly ResultRow[]): string {
   return formatTable(
     ["model", "search", "holdout", "to full model"],
     rows.map(({ label, note, search, holdout, difference }) => [
@@ -75,7 +119,7 @@ export function scoreTable(rows: readonly ResultRow[]): string {
 }
 
 /** Share of the full model's holdout score that is kept, in words; undefined when it means nothing. */
-export function keptShare(rows: readonly ResultRow[]): string | undefined {
+function keptShare(rows: readonly ResultRow[]): string | undefined {
   const full = rows.find(({ role }) => role === "full")?.holdout;
   const chosen = rows.find(({ role }) => role === "chosen")?.holdout;
   if (!full || !chosen || !(full.value > 0) || full.metric === "perplexity") return undefined;

@@ -1,6 +1,11 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
-import { type CollectedStatistics, encodeStatistics } from "@coppice/calibrate";
+import {
+  type CollectedStatistics,
+  encodeStatistics,
+  mergeStatistics,
+  scaleStatistics,
+} from "@coppice/calibrate";
 import { readStatistics } from "@coppice/calibrate/node";
 import { CoppiceError, type Criterion, Rng } from "@coppice/core";
 import { wantedStatistics } from "../work/wanted-statistics.js";
@@ -50,13 +55,32 @@ async function collected(run: SearchRun, needs: readonly Criterion["needs"][]): 
       { hint: "remove the file; it is made again" },
     );
   }
-  const statistics = await pool.collectStatistics({
-    task: job.sets.search,
-    chat: job.chat,
-    ...wantedStatistics(job.opened.checkpoint.model, needs),
-    emitter,
-    signal,
-  });
+  const parts: CollectedStatistics[] = [];
+  for (const { sets } of job.tasks) {
+    const part = await pool.collectStatistics({
+      task: sets.search,
+      chat: job.chat,
+      ...wantedStatistics(job.opened.checkpoint.model, needs),
+      emitter,
+      signal,
+    });
+    parts.push(part);
+  }
+  const statistics = weighed(
+    parts,
+    job.tasks.map(({ weight }) => weight),
+  );
   await folder.write(statisticsName, encodeStatistics(statistics));
   return statistics;
+}
+
+/** Statistics of all tasks, in which every task counts by its weight, whatever its number of tokens. */
+function weighed(parts: readonly CollectedStatistics[], weights: readonly number[]): CollectedStatistics {
+  const [first] = parts;
+  if (first && parts.length === 1) return first;
+  const all = parts.reduce((sum, { tokens }) => sum + tokens, 0);
+  const total = weights.reduce((sum, weight) => sum + weight, 0);
+  return parts
+    .map((part, i) => scaleStatistics(part, ((weights[i] as number) / total) * (all / part.tokens)))
+    .reduce(mergeStatistics);
 }

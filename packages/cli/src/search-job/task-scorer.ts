@@ -1,0 +1,53 @@
+import type { Executor } from "@coppice/core";
+import { leastScore } from "@coppice/evaluate";
+import { type CombinedExecutor, type CombinedTask, combineExecutors } from "@coppice/search";
+import type { JobTask, SearchRun } from "./search-job.js";
+
+/** Memory for reused activations in every worker, of all tasks together; as much as one task has by default. */
+const cacheBytes = 256 * 1024 * 1024;
+
+/** The executor of a search: of its one task, or of all tasks together. */
+export async function openScorer(run: SearchRun, set: "search" | "choice"): Promise<Executor> {
+  const { tasks } = run.job;
+  const [task] = tasks;
+  return tasks.length === 1 && task ? taskScorer(run, task, set) : openCombined(run, set);
+}
+
+/** The executor of one task alone. */
+export function taskScorer(
+  { job, pool, signal }: SearchRun,
+  { sets, objective }: JobTask,
+  set: "search" | "choice" | "report",
+): Promise<Executor> {
+  const share = (cacheBytes * (pool.workers ?? 1)) / job.tasks.length;
+  return pool.scorer({
+    task: sets[set],
+    objective,
+    chat: job.chat,
+    signal,
+    ...(job.tasks.length > 1 && { prefixCacheBytes: share }),
+  });
+}
+
+async function openCombined(run: SearchRun, set: "search" | "choice"): Promise<CombinedExecutor> {
+  const opened: CombinedTask[] = [];
+  try {
+    for (const task of run.job.tasks) {
+      const { name, weight, minimum, objective, sets } = task;
+      const { form, samples } = sets[set];
+      opened.push({
+        name,
+        executor: await taskScorer(run, task, set),
+        weight,
+        least: leastScore(objective, form),
+        ...(minimum !== undefined && { minimum }),
+        // Texts are cut into windows, and only the workers know into how many.
+        ...(form !== "text" && { samples: samples.length }),
+      });
+    }
+    return combineExecutors(opened);
+  } catch (error) {
+    await Promise.all(opened.map(({ executor }) => executor.dispose()));
+    throw error;
+  }
+}
