@@ -25,6 +25,9 @@ export function skipScores(rule: SkipRule["rule"], { topK, gates }: Routing): Fl
   return scores;
 }
 
+/** Scores that differ by less may be equal but for rounding, and are on one side of every threshold. */
+const resolution = 1e-9;
+
 /**
  * The threshold from 0 to 1 under which tokens run `target` experts on average, as nearly as the scores allow: the quantile of
  * the scores, halfway between two of them. Equal scores are on one side.
@@ -37,21 +40,22 @@ export function quantileThreshold(
   topK: number,
   target: number,
 ): number {
-  if (scores.length === 0) return rule === "ratio" ? 0 : 1;
   const sorted = scores.slice().sort();
-  const wanted = ((target - 1) / (topK - 1)) * sorted.length;
-  // How many of the sorted scores lie below the threshold.
-  const place = Math.round(rule === "ratio" ? sorted.length - wanted : wanted);
-  const between = (at: number) => {
-    if (at <= 0) return 0;
-    if (at >= sorted.length) return 1;
-    return ((sorted[at - 1] as number) + (sorted[at] as number)) / 2;
-  };
-  // Among equal scores the nearer end of their run.
-  let [low, high] = [place, place];
-  while (low > 0 && low < sorted.length && sorted[low - 1] === sorted[low]) low--;
-  while (high > 0 && high < sorted.length && sorted[high - 1] === sorted[high]) high++;
-  return between(place - low <= high - place ? low : high);
+  const count = sorted.length;
+  const wanted = ((target - 1) / (topK - 1)) * count;
+  let best = { threshold: 0, miss: Number.POSITIVE_INFINITY };
+  for (let below = 0; below <= count; below++) {
+    const [last, next] = [
+      below === 0 ? 0 : (sorted[below - 1] as number),
+      below === count ? 1 : (sorted[below] as number),
+    ];
+    // Nothing lies below 0, and what is 1 does not lie below 1.
+    if (below > 0 && next - last < resolution) continue;
+    const threshold = below === 0 ? 0 : below === count ? 1 : (last + next) / 2;
+    const miss = Math.abs((rule === "ratio" ? count - below : below) - wanted);
+    if (miss < best.miss) best = { threshold, miss };
+  }
+  return best.threshold;
 }
 
 export function median(values: Float64Array): number {

@@ -9,7 +9,7 @@ const tokens = fc
   .chain((topK) =>
     fc.record({
       topK: fc.constant(topK),
-      rows: fc.array(fc.array(fc.integer({ min: 1, max: 8 }), { minLength: topK, maxLength: topK }), {
+      rows: fc.array(fc.array(fc.integer({ min: 1, max: 5 }), { minLength: topK, maxLength: topK }), {
         minLength: 1,
         maxLength: 7,
       }),
@@ -35,20 +35,19 @@ function average(
 describe.each(["ratio", "top-p"] as const)("thresholds of %s", (rule) => {
   test("come as near to the target as any does", () => {
     fc.assert(
-      fc.property(tokens, fc.double({ min: 0, max: 1, noNaN: true }), (routing, share) => {
+      fc.property(tokens, fc.nat(100), (routing, percent) => {
         const { topK } = routing;
-        const target = 1 + share * (topK - 1);
+        const target = 1 + (percent / 100) * (topK - 1);
         const threshold = quantileThreshold(rule, skipScores(rule, routing), topK, target);
         expect(threshold).toBeGreaterThanOrEqual(0);
         expect(threshold).toBeLessThanOrEqual(1);
         const miss = (tried: number) => Math.abs(average({ rule, threshold: tried }, routing) - target);
-        let best = Number.POSITIVE_INFINITY;
+        let best = Math.min(miss(0), miss(1));
         // Between all values that a score of such gate weights can have.
-        for (let i = 0; i <= 2000; i++) best = Math.min(best, miss((i + 0.3) / 2000.6));
-        // Scores of 1, equal gate weights, cannot be skipped by a threshold of at most 1.
-        expect(miss(threshold)).toBeLessThanOrEqual(Math.max(best, Math.min(miss(0), miss(1))) + 1e-9);
+        for (let i = 0; i <= 500; i++) best = Math.min(best, miss((i + 0.3) / 500.6));
+        expect(miss(threshold)).toBeLessThanOrEqual(best + 1e-9);
       }),
-      { numRuns: 100 },
+      { numRuns: 400 },
     );
   });
 });
