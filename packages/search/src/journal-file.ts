@@ -1,7 +1,7 @@
 import { type FileHandle, open } from "node:fs/promises";
 import { dirname } from "node:path";
-import { crc32 } from "node:zlib";
 import { CoppiceError } from "@coppice/core";
+import { decodeLine, encodeLine } from "./checked-line.js";
 import type { JournalRecord, RunJournal } from "./journal.js";
 import { checkIdentity, type RunIdentity } from "./run-identity.js";
 import { readError, syncFolder, writeError } from "./write-file-atomic.js";
@@ -9,8 +9,6 @@ import { readError, syncFolder, writeError } from "./write-file-atomic.js";
 /** Largest journal that is read: some 100,000 evaluations of 500 samples, far beyond any run, yet within memory. */
 export const maxJournalBytes = 2 ** 30;
 
-const prefix = /^\{"crc32":"([0-9a-f]{8})","record":/;
-const prefixLength = '{"crc32":"00000000","record":'.length;
 const journalVersion = 1;
 
 /** A journal in a file of checksummed JSON lines, `{"crc32":"<of the record's text>","record":{...}}`. */
@@ -111,29 +109,6 @@ class Journal implements JournalFile {
   }
 }
 
-function encodeLine(record: JournalRecord): string {
-  const text = JSON.stringify(record);
-  return `{"crc32":"${checksum(text)}","record":${text}}\n`;
-}
-
-function checksum(text: string): string {
-  return crc32(text).toString(16).padStart(8, "0");
-}
-
-/** The record of a whole line without its newline, or undefined when the line is not as it was written. */
-function decodeLine(line: string): JournalRecord | undefined {
-  const sum = prefix.exec(line)?.[1];
-  if (sum === undefined || !line.endsWith("}")) return undefined;
-  const text = line.slice(prefixLength, -1);
-  if (checksum(text) !== sum) return undefined;
-  try {
-    const record: unknown = JSON.parse(text);
-    return isRecord(record) ? record : undefined;
-  } catch {
-    return undefined;
-  }
-}
-
 async function readRecords(
   file: FileHandle,
   path: string,
@@ -190,10 +165,6 @@ function damaged(path: string, what: string, line: number): CoppiceError {
     hint: "restore the file from a backup, or start again in a new run folder",
     details: { path, line },
   });
-}
-
-function isRecord(value: unknown): value is JournalRecord {
-  return isObject(value) && typeof value.type === "string";
 }
 
 function isObject(value: unknown): value is Record<string, unknown> {

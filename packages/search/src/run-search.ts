@@ -14,6 +14,7 @@ import {
 import { type Evaluation, PlanEvaluator } from "./evaluator.js";
 import { frontOf, type RankedFrontPoint, type SearchFront } from "./front.js";
 import type { RunJournal } from "./journal.js";
+import { SearchClock } from "./search-clock.js";
 import { SearchProgress } from "./search-progress.js";
 
 /** Candidates per `ask` unless the caller says otherwise: enough for a few workers, few enough for steady state. */
@@ -28,6 +29,13 @@ export interface SearchOptions {
   readonly executor: Executor;
   /** Most plans to evaluate; plans that are known are free. */
   readonly evaluations: number;
+  /**
+   * Ends the run after the round in which so many seconds were spent on it, those before a resume included. How far a run
+   * gets in that time is up to the machine; what is journalled stays, and repeating a finished run ends it at the same place.
+   */
+  readonly seconds?: number;
+  /** Ends the run when so many evaluations brought no better plan. */
+  readonly patience?: number;
   /**
    * The limit of every `ask`. It decides what the strategy sees, so it belongs to the identity of a run and
    * must not follow the number of workers. Default `defaultBatch`.
@@ -77,23 +85,35 @@ export interface SearchResult {
   readonly history: readonly SearchStep[];
   /** Of a strategy with several objectives (`FrontStrategy`): the plans that no other plan beats in all of them. */
   readonly front?: SearchFront<RankedFrontPoint>;
-  /** Why it ended: the budget is spent, the strategy is done, or it proposed only known plans for too long. */
-  readonly stopped: "budget" | "strategy" | "idle";
+  /**
+   * Why it ended: the budget or the time is spent, nothing better was found for too long, the strategy is done, or it
+   * proposed only known plans for too long.
+   */
+  readonly stopped: "budget" | "time" | "patience" | "strategy" | "idle";
 }
 
 /**
- * Runs a strategy until the budget is spent: ask, validate, look up, evaluate what is unknown, journal, tell.
+ * Runs a strategy until a budget is spent: ask, validate, look up, evaluate what is unknown, journal, tell.
  *
  * Resuming is replaying: the strategy is asked all over again and known results come from the journal, so a run
  * that was killed ends with the same result as one that was not, and nothing is evaluated twice.
  *
- * @throws COPPICE_USAGE for a budget or batch below 1, COPPICE_PLUGIN_INVALID when the strategy proposes more
+ * @throws COPPICE_USAGE for a budget, patience or batch below 1 and for no time, COPPICE_PLUGIN_INVALID when the strategy proposes more
  * than asked for or invalid plans, COPPICE_ABORTED, COPPICE_RUN_JOURNAL, and the executor's own errors
  */
 export async function runSearch(options: SearchOptions): Promise<SearchResult> {
   const { strategy, model, signal } = options;
   const budget = checkWholeNumber("evaluations", options.evaluations);
   const batch = checkWholeNumber("batch", options.batch ?? defaultBatch);
+  const patience =
+    options.patience === undefined
+      ? Number.POSITIVE_INFINITY
+      : checkWholeNumber("patience", options.patience);
+  const { seconds = Number.POSITIVE_INFINITY } = options;
+  if (!(seconds > 0)) {
+    throw new CoppiceError("COPPICE_USAGE", `seconds is ${seconds}, expected more than 0`);
+  }
+  const clock = options.seconds === undefined ? undefined : new SearchClock(options.journal);
   const evaluator = new PlanEvaluator(options);
   const progress = new SearchProgress(options.emitter, budget);
   /** Key -> whether it was no result so far. Plans are large: only those of the finalists are kept. */
@@ -104,10 +124,18 @@ export async function runSearch(options: SearchOptions): Promise<SearchResult> {
   let failure: CoppiceError | undefined;
   let cacheHits = 0;
   let idleAsks = 0;
+  /** Evaluations after the round that found the best plan. */
+  let improved = 0;
   let stopped: SearchResult["stopped"] = "budget";
 
   while (seen.size < budget) {
     throwIfAborted(signal, "searching");
+    if (clock && clock.seconds >= seconds) {
+      stopped = "time";
+      break;
+    }
+    const { best: bestBefore } = finalists;
+    const startedAt = performance.now();
     // The remaining budget bounds the limit, so a batch can never overspend; both follow from history alone.
     const limit = Math.min(batch, budget - seen.size);
     const candidates = checked(strategy.ask(limit), limit, model);
@@ -116,10 +144,10 @@ export async function runSearch(options: SearchOptions): Promise<SearchResult> {
       break;
     }
     const computedBefore = evaluator.computed;
-    const startedAt = performance.now();
+    const askedAt = performance.now();
     const evaluations = await evaluator.evaluate(candidates, { signal });
     const computed = evaluator.computed - computedBefore;
-    progress.worked(computed, performance.now() - startedAt);
+    progress.worked(computed, performance.now() - askedAt);
 
     const seenBefore = seen.size;
     const results = candidates.map((candidate, i) => {
@@ -138,7 +166,7 @@ export async function runSearch(options: SearchOptions): Promise<SearchResult> {
       }
       if (!cached) history.push(toStep(scored, seen.size + 1, finalists.best));
       seen.set(evaluation.key, probe && wasProbe !== false);
-      progress.scored(scored, seen.size, finalists.best);
+      progress.scored(scored, seen.size, finalists.best, 1000 * (seconds - (clock?.seconds ?? 0)));
       return scored;
     });
     strategy.tell(results);
@@ -146,6 +174,12 @@ export async function runSearch(options: SearchOptions): Promise<SearchResult> {
     if (best && best !== saved && computed > 0) {
       saved = best;
       await options.onBest?.(best);
+    }
+    await clock?.count(seen.size, computed > 0 ? (performance.now() - startedAt) / 1000 : 0);
+    if (best !== bestBefore) improved = seen.size;
+    else if (seen.size - improved >= patience) {
+      stopped = "patience";
+      break;
     }
     idleAsks = seen.size > seenBefore ? 0 : idleAsks + 1;
     if (idleAsks >= idleAskLimit) {

@@ -22,7 +22,8 @@ export class SearchProgress {
     this.#millisecondsEach = previous === undefined ? each : previous + newestShare * (each - previous);
   }
 
-  scored(scored: Scored, evaluation: number, best: Scored | undefined): void {
+  /** @param leftMs milliseconds of the time budget that are left; Infinity without one */
+  scored(scored: Scored, evaluation: number, best: Scored | undefined, leftMs: number): void {
     if (!this.#emitter) return;
     const { phase, origin } = scored.candidate;
     this.#emitter.notify("candidate", {
@@ -41,7 +42,7 @@ export class SearchProgress {
       done: evaluation,
       total: this.#total,
       unit: "evaluations",
-      ...(each !== undefined && { etaMs: each * (this.#total - evaluation) }),
+      ...(each !== undefined && { etaMs: Math.max(0, Math.min(leftMs, each * (this.#total - evaluation))) }),
       ...(best && { note: `best ${best.fitness.toFixed(4)}` }),
     });
   }

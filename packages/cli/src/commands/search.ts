@@ -75,7 +75,20 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
       ).argParser(named(finiteNumber("a number", () => true))),
     )
     .addOption(
-      new Option("--budget <n>", "plans to evaluate").argParser(wholeNumber(1)).default(defaultBudget),
+      new Option("--budget <n>", "plans to evaluate at most")
+        .argParser(wholeNumber(1))
+        .default(defaultBudget),
+    )
+    .addOption(
+      new Option(
+        "--seconds <n>",
+        "time to search at most, earlier runs in the folder included; calibration and the final scores come on top",
+      ).argParser(wholeNumber(1)),
+    )
+    .addOption(
+      new Option("--patience <n>", "end the search when so many plans brought no better one").argParser(
+        wholeNumber(1),
+      ),
     )
     .addOption(
       new Option(
@@ -143,6 +156,8 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
         topK,
         criteria: await Promise.all(seeds.map((name) => loadPlugin("criterion", name, cwd))),
         evaluations: options.budget,
+        ...(options.seconds !== undefined && { seconds: options.seconds }),
+        ...(options.patience !== undefined && { patience: options.patience }),
         batch: options.batch,
         seed: options.seed,
         chat: options.chat ?? false,

@@ -95,6 +95,8 @@ async function searching(
     model,
     executor,
     evaluations: job.evaluations,
+    ...(job.seconds !== undefined && { seconds: job.seconds }),
+    ...(job.patience !== undefined && { patience: job.patience }),
     batch: job.batch ?? askBatch,
     finalists: finalistCount,
     journal: folder.journal,

@@ -38,8 +38,12 @@ export interface SearchJob {
   readonly topK: number | undefined;
   /** Criteria whose plans seed the search and stand in the table. */
   readonly criteria: readonly NamedPlugin<"criterion">[];
-  /** Plans to evaluate. */
+  /** Plans to evaluate at most. */
   readonly evaluations: number;
+  /** Seconds to search at most. */
+  readonly seconds?: number;
+  /** Evaluations without a better plan that end the search. */
+  readonly patience?: number;
   /** Candidates per ask. Default `askBatch`. */
   readonly batch?: number;
   readonly seed: number;
@@ -97,6 +101,8 @@ export function runIdentity(job: SearchJob): RunIdentity {
     options: job.options,
     criteria: criteria.map(source),
     evaluations: job.evaluations,
+    ...(job.seconds !== undefined && { seconds: job.seconds }),
+    ...(job.patience !== undefined && { patience: job.patience }),
     batch: job.batch ?? askBatch,
     finalists: finalistCount,
     randomDraws,

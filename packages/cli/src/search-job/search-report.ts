@@ -119,11 +119,17 @@ function notesOf({ task, minimum }: TaskTable, several: boolean): string[] {
   ];
 }
 
+/** Why a search ended, where its budget of evaluations was not the reason. */
+const stoppedBy: Partial<Record<JobResult["search"]["stopped"], string>> = {
+  time: ", then the time was up",
+  patience: ", the last of which brought nothing better",
+};
+
 function workFacts({ search, tokenLayers, avoidedTokenLayers }: JobResult, seconds: number): ReportFact[] {
   const total = tokenLayers + avoidedTokenLayers;
   const share = total > 0 ? ` (${((100 * avoidedTokenLayers) / total).toFixed(1)} %)` : "";
   return [
-    { label: "plans evaluated", value: String(search.evaluations) },
+    { label: "plans evaluated", value: `${search.evaluations}${stoppedBy[search.stopped] ?? ""}` },
     { label: "plans proposed again, free", value: String(search.cacheHits) },
     ...(search.replayed > 0
       ? [{ label: "taken from an earlier, interrupted run", value: String(search.replayed) }]
