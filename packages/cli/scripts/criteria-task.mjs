@@ -10,7 +10,7 @@ import {
 } from "@coppice/core";
 import * as installed from "@coppice/criteria";
 import { checkDisjoint, pairedBootstrap } from "@coppice/evaluate";
-import { repairNeeds, repairRouter } from "@coppice/router-repair";
+import { acceptLayers, repairNeeds, repairRouter } from "@coppice/router-repair";
 
 /** Random plans whose mean is the baseline. */
 const draws = 10;
@@ -57,15 +57,24 @@ export async function measureTask(request) {
     );
   }
 
-  const onSearch = await scoreAll(request, search, [...plans.values()]);
+  const scorer = await request.pool.scorer({ task: search });
+  const onSearch = await scoreAll(scorer, model, [...plans.values()]);
   const candidates = [...plans].map(([criterion, plan], i) => ({ criterion, plan, search: onSearch[i] }));
   const best = candidates.reduce((one, other) => (better(other.search, one.search) ? other : one));
-  const repair = await repairRouter({ model, weights, plan: best.plan, statistics });
-  const [repairedOnSearch] = await scoreAll(request, search, [repair.plan]);
+  const fitted = await repairRouter({ model, weights, plan: best.plan, statistics });
+  const repair = await acceptLayers({
+    plan: best.plan,
+    repaired: fitted,
+    measure: async (plan) => 1 - likelihood((await scorer.evaluate([plan]))[0]),
+  });
+  const [repairedOnSearch] = await scorer.evaluate([repair.plan]);
+  await scorer.dispose();
 
   const randomPlans = await drawPlans(model, keep);
   const named = [createPlan(model), ...shown.map((name) => plans.get(name)), best.plan, repair.plan];
-  const onHoldout = await scoreAll(request, holdout, [...named, ...randomPlans]);
+  const judge = await request.pool.scorer({ task: holdout });
+  const onHoldout = await scoreAll(judge, model, [...named, ...randomPlans]);
+  await judge.dispose();
   const [full, ...rest] = onHoldout;
   const repaired = rest[shown.length + 1];
   const chosen = rest[shown.length];
@@ -77,7 +86,7 @@ export async function measureTask(request) {
       repaired: summary(repairedOnSearch),
     },
     best: best.criterion,
-    layers: repair.layers,
+    repair: { fitted: fitted.layers, kept: repair.layers },
     holdout: {
       full: exact(full),
       random: { mean: mean(random), draws: random },
@@ -114,23 +123,22 @@ async function drawPlans(model, keep) {
 }
 
 /** Right answers and likelihoods of every plan; equal plans, which criteria often agree on, run once. */
-async function scoreAll({ pool, checkpoint: { model } }, task, plans) {
-  const scorer = await pool.scorer({ task });
+async function scoreAll(scorer, model, plans) {
   const keys = plans.map((plan) => planKey(plan, model));
   const different = [...new Map(keys.map((key, i) => [key, plans[i]]))];
   const scores = await scorer.evaluate(different.map(([, plan]) => plan));
-  await scorer.dispose();
   const known = new Map(different.map(([key], i) => [key, scores[i]]));
   return keys.map((key) => known.get(key));
 }
 
 /** More right answers; where they are as many, a higher likelihood of the expected ones. */
 function better(one, other) {
-  return (exact(one) - exact(other) || mean(one.scores) - mean(other.scores)) > 0;
+  return (exact(one) - exact(other) || likelihood(one) - likelihood(other)) > 0;
 }
 
 const exact = ({ correct }) => mean(correct);
-const summary = (scores) => ({ exactMatch: exact(scores), likelihood: mean(scores.scores) });
+const likelihood = ({ scores }) => mean(scores);
+const summary = (scores) => ({ exactMatch: exact(scores), likelihood: likelihood(scores) });
 
 /** @param {ArrayLike<number>} values */
 function mean(values) {
