@@ -29,3 +29,58 @@ describe("budgets of a search", () => {
     expect(other.stderr).toMatch(/seconds was 1, is now 2/);
   });
 });
+
+describe("a search within a memory limit", () => {
+  const weightsOf = async (plan: string, out: string) => {
+    const written = await coppiceJson(["apply", model, "--plan", plan, "--out", out]);
+    return written["bytesAfter"] as number;
+  };
+
+  it("keeps as many experts as the weights of the checkpoint have room for", async () => {
+    await coppiceJson(args("four", "--keep", "4", "--budget", "2"));
+    const four = await weightsOf(join(work, "four", "plan.json"), join(work, "small-four"));
+    for (const [limit, keep] of [
+      [four, 4],
+      [four - 1, 3],
+      [1e12, 8],
+    ] as const) {
+      const out = `limit-${keep}`;
+      const found = await coppiceJson(args(out, "--memory", `${limit}`, "--budget", "2"));
+      expect(found["memory"]).toMatchObject({ keep, limit });
+      const written = await weightsOf(join(work, out, "plan.json"), join(work, `small-${limit}`));
+      expect(found["memory"]).toMatchObject({ bytes: written });
+    }
+  });
+
+  it("says the least possible size when nothing fits, which fewer experts per token make smaller", async () => {
+    const least = async (...more: string[]) => {
+      const finished = await coppiceHere([...args("none", "--memory", "10kB", ...more), "--json"]);
+      expect(finished.code).toBe(2);
+      const [, experts, bytes] = /with (\d+) experts .* take (\d+) bytes/.exec(finished.stderr) ?? [];
+      return [Number(experts), Number(bytes)] as const;
+    };
+    const [two, bytesOfTwo] = await least();
+    const [one, bytesOfOne] = await least("--top-k", "1");
+    expect([two, one]).toEqual([2, 1]);
+    expect(bytesOfOne).toBeLessThan(bytesOfTwo);
+    const exact = args("exact", "--top-k", "1", "--budget", "2", "--memory", `${bytesOfOne}`);
+    expect((await coppiceJson(exact))["memory"]).toMatchObject({ keep: 1, bytes: bytesOfOne });
+  });
+
+  it("chooses no larger plan of a strategy for several sizes", async () => {
+    const words = ["search", model, "--task", task, "--limit", "8", "--metric", "log-likelihood"];
+    const front = ["--strategy", "nsga2", "--budget", "24", "--memory", "600kB", "--seeds", "reap"];
+    const finished = await coppiceHere([...words, ...front, "--out", join(work, "front")]);
+    expect(finished.code).toBe(0);
+    const { plan, memory } = JSON.parse(readFileSync(join(work, "front", "result.json"), "utf8"));
+    expect(finished.stderr).toContain(`keep more than ${memory.keep} experts in some layer and are left out`);
+    for (const { experts } of plan.layers) expect(experts.length).toBeLessThanOrEqual(memory.keep);
+  });
+
+  it("wants either a number of experts or a limit", async () => {
+    for (const more of [[], ["--keep", "4", "--memory", "1MB"]]) {
+      const finished = await coppiceHere(args("either", ...more));
+      expect(finished).toMatchObject({ code: 2, stderr: expect.stringMatching(/either --keep or --memory/) });
+    }
+  });
+});

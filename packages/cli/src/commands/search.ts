@@ -1,11 +1,12 @@
 import { Command, type CommandUnknownOpts, InvalidArgumentError, Option } from "@commander-js/extra-typings";
-import { RunEmitter } from "@coppice/core";
+import { CoppiceError, RunEmitter } from "@coppice/core";
 import { type Objective, objectives } from "@coppice/evaluate";
 import { openRunFolder } from "@coppice/search/node";
 import type { CliContext } from "../context.js";
 import {
   backendOption,
   backendSetOption,
+  byteCount,
   examples,
   executorOption,
   executorSetOption,
@@ -18,10 +19,11 @@ import {
 import { findPlugin, loadPlugin } from "../plugins/find-plugin.js";
 import { runAndReport } from "../search-job/run-and-report.js";
 import { askBatch, runIdentity, type SearchJob } from "../search-job/search-job.js";
-import { showTables } from "../search-job/search-result.js";
+import { memoryLine, showTables } from "../search-job/search-result.js";
 import { finiteNumber, named, readJobTasks } from "../search-job/task-options.js";
 import { shellLine } from "../terminal/format.js";
 import { checkKeepFits } from "../work/check-keep-fits.js";
+import { fitMemory } from "../work/fit-memory.js";
 import { openModel } from "../work/open-model.js";
 import { openWorkPool, withoutPassword } from "../work/work-pool.js";
 
@@ -45,9 +47,13 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
         .makeOptionMandatory(),
     )
     .addOption(
-      new Option("--keep <n>", "experts that every layer keeps")
-        .argParser(wholeNumber(1))
-        .makeOptionMandatory(),
+      new Option("--keep <n>", "experts that every layer keeps; or give --memory").argParser(wholeNumber(1)),
+    )
+    .addOption(
+      new Option(
+        "--memory <size>",
+        "instead: as many experts per layer as the weights of the new checkpoint have room for, such as 40MB",
+      ).argParser(byteCount),
     )
     .requiredOption("--out <folder>", "run folder: journal, plan.json, report.html, result.json")
     .addOption(
@@ -132,15 +138,25 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
         "coppice search ./model --keep 4 --task task.jsonl --out run",
         "coppice search ./model --keep 4 --task task.jsonl --holdout dev.jsonl --limit 200 --budget 700 --seed 2 --out run",
         "coppice search ./model --keep 8 --top-k 1 --task task.jsonl --set router=stock --out run",
+        "coppice search ./model --memory 6GB --top-k 4 --task task.jsonl --budget 2000 --seconds 7200 --patience 400 --out run",
         "coppice search ./model --keep 4 --task sums.jsonl --task facts.jsonl --weight sums=2 --minimum facts=0.8 --out run",
       ),
     )
     .action(async (path, options) => {
       const { cwd } = context.io;
-      const { keep, topK } = options;
+      const { topK } = options;
       await using opened = await openModel(path, context);
       const { model } = opened.checkpoint;
+      const memory =
+        options.memory === undefined
+          ? undefined
+          : await fitMemory(opened, { limit: options.memory, topK, signal: context.signal });
+      const keep = options.keep ?? memory?.keep;
+      if (keep === undefined || (options.keep !== undefined && memory)) {
+        throw new CoppiceError("COPPICE_USAGE", "give either --keep or --memory");
+      }
       checkKeepFits(model, keep, topK);
+      if (memory) context.out.note(`Keeping ${memoryLine(memory)}.`);
       const seeds = options.seeds.filter((name) => name !== "none");
       const job: SearchJob = {
         opened,
@@ -154,6 +170,7 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
         },
         keep,
         topK,
+        ...(memory && { memory }),
         criteria: await Promise.all(seeds.map((name) => loadPlugin("criterion", name, cwd))),
         evaluations: options.budget,
         ...(options.seconds !== undefined && { seconds: options.seconds }),
@@ -179,6 +196,7 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
       context.out.result({ ...data, run: folder.path, report }, () =>
         [
           showTables(result.tables),
+          ...(memory ? [`memory  ${memoryLine(memory)}`] : []),
           `plan    ${context.shown(planFile)}`,
           `report  ${context.shown(report)}`,
           `next    ${context.commandLine("apply", path, "--plan", `${options.out}/plan.json`, "--out", "./small")}`,

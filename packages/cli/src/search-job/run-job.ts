@@ -1,4 +1,5 @@
 import {
+  CoppiceError,
   createPlan,
   moeLayers,
   type Plan,
@@ -53,7 +54,7 @@ export async function runJob(run: SearchRun): Promise<JobResult> {
   }));
   const { search, seeds, work } = await searching(run, strategy, oneShot);
   throwIfAborted(signal, "choosing among the best plans");
-  const { chosen, choice } = await choose(run, [...search.finalists, ...seeds]);
+  const { chosen, choice } = await choose(run, withinMemory(run, [...search.finalists, ...seeds]));
   const { plan } = chosen.candidate;
   await folder.writeJson("plan.json", plan);
   emitter.notify("artifact", { kind: "plan", path: `${folder.path}/plan.json` });
@@ -130,6 +131,25 @@ async function searching(
     ];
   });
   return { search, seeds, work: executor.work() };
+}
+
+/** Strategies for several sizes know `keep` as the fewest experts, so that their plans may be too large. */
+function withinMemory({ job, emitter }: SearchRun, finalists: readonly Scored[]): readonly Scored[] {
+  if (!job.memory) return finalists;
+  const { keep, opened } = job;
+  const layers = moeLayers(opened.checkpoint.model);
+  const fitting = finalists.filter(({ candidate: { plan } }) =>
+    layers.every(({ index, feedForward }) => {
+      const { experts = feedForward.experts } = plan.layers.find(({ layer }) => layer === index) ?? {};
+      return experts.length <= keep;
+    }),
+  );
+  const left = finalists.length - fitting.length;
+  const message = `${left} of the best plans keep more than ${keep} experts in some layer and are left out`;
+  const hint = `tell the strategy how many there may be, such as --set most=${keep}`;
+  if (fitting.length === 0) throw new CoppiceError("COPPICE_PLAN_KEEP", message, { hint });
+  if (left > 0) emitter.notify("warn", { code: "memory", message: `${message}; ${hint}` });
+  return fitting;
 }
 
 /** The finalist that is best on search and choice samples together. */

@@ -2,6 +2,7 @@ import type { Plugin, RunEmitter } from "@coppice/core";
 import type { Metric, Objective, PairedDifference, TaskScore } from "@coppice/evaluate";
 import type { RunFolder, RunIdentity } from "@coppice/search/node";
 import type { FoundPlugin } from "../plugins/find-plugin.js";
+import type { FittingExperts } from "../work/fit-memory.js";
 import type { OpenModel } from "../work/open-model.js";
 import type { WorkPool } from "../work/work-pool.js";
 import type { SampleSets } from "./sample-sets.js";
@@ -36,6 +37,8 @@ export interface SearchJob {
   readonly options: Readonly<Record<string, unknown>>;
   readonly keep: number;
   readonly topK: number | undefined;
+  /** Present when `keep` was found for a memory limit: then no plan with more experts in some layer is chosen. */
+  readonly memory?: FittingExperts;
   /** Criteria whose plans seed the search and stand in the table. */
   readonly criteria: readonly NamedPlugin<"criterion">[];
   /** Plans to evaluate at most. */
@@ -107,6 +110,7 @@ export function runIdentity(job: SearchJob): RunIdentity {
     finalists: finalistCount,
     randomDraws,
     seed: job.seed,
+    ...(job.memory && { memory: job.memory.limit }),
     ...(one
       ? { objective: one.objective, metric: one.metric }
       : { tasks: tasks.map(({ sets, ...task }) => ({ ...task, samples: sets.hashes })) }),

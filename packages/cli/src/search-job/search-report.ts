@@ -3,7 +3,7 @@ import { type ReportData, type ReportFact, type ReportRow, reportLayers } from "
 import { formatDuration } from "../terminal/format.js";
 import type { JobResult } from "./run-job.js";
 import type { JobTask, ResultRow, SearchJob } from "./search-job.js";
-import { minimumLine } from "./search-result.js";
+import { memoryLine, minimumLine } from "./search-result.js";
 import type { TaskTable } from "./task-table.js";
 
 export interface ReportRequest {
@@ -73,6 +73,7 @@ export function searchReport({ job, result, seconds, command }: ReportRequest): 
         label: "strategy",
         value: `${strategy}, ${job.strategy.source.package} ${job.strategy.source.version}`,
       },
+      ...(job.memory ? [{ label: "memory", value: memoryLine(job.memory) }] : []),
       { label: "options", value: JSON.stringify(job.options) },
       {
         label: "seeded by",

@@ -1,6 +1,7 @@
 import { modelSize } from "@coppice/core";
-import { formatDifference, formatScore } from "@coppice/report";
+import { formatBytes, formatDifference, formatScore } from "@coppice/report";
 import { formatInterval, formatTable } from "../terminal/format.js";
+import type { FittingExperts } from "../work/fit-memory.js";
 import type { JobResult } from "./run-job.js";
 import { type JobTask, type Measurement, type ResultRow, runIdentity, type SearchJob } from "./search-job.js";
 import type { MinimumCheck, TaskTable } from "./task-table.js";
@@ -32,6 +33,7 @@ export function searchResult(job: SearchJob, result: JobResult, seconds: number)
     stopped: search.stopped,
     work: { tokenLayers: result.tokenLayers, avoidedTokenLayers: result.avoidedTokenLayers },
     seconds,
+    ...(job.memory && { memory: job.memory }),
     before: modelSize(model),
     after: modelSize(model, result.plan),
     plan: result.plan,
@@ -93,6 +95,11 @@ export function showTables(tables: readonly TaskTable[]): string {
         .join("\n");
     })
     .join("\n\n");
+}
+
+/** What a memory limit came to, in words. */
+export function memoryLine({ keep, bytes, limit }: FittingExperts): string {
+  return `${keep} experts per layer, ${formatBytes(bytes)} of weights within ${formatBytes(limit)}`;
 }
 
 /** What became of a minimum, in words. */
