@@ -24,6 +24,7 @@ import { finiteNumber, named, readJobTasks } from "../search-job/task-options.js
 import { shellLine } from "../terminal/format.js";
 import { checkKeepFits } from "../work/check-keep-fits.js";
 import { fitMemory } from "../work/fit-memory.js";
+import { numericsOf } from "../work/numerics.js";
 import { openModel } from "../work/open-model.js";
 import { openWorkPool, withoutPassword } from "../work/work-pool.js";
 
@@ -127,6 +128,7 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
     .option("--chat", "put prompts into the checkpoint's chat template")
     .addOption(seedOption)
     .option("--fresh", "refuse to continue an earlier run")
+    .option("--cache <folder>", "keep scores of plans here, and take those that other runs have found")
     .addOption(backendOption)
     .addOption(backendSetOption)
     .addOption(workersOption)
@@ -188,8 +190,12 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
       });
       if (folder.resumed) context.out.note(`Continuing the run in ${folder.path}.`);
       await using pool = await openWorkPool(opened, options, context, emitter);
+      const cache = options.cache && {
+        folder: context.path(options.cache),
+        numerics: await numericsOf(pool, model),
+      };
       const { result, data, report, planFile } = await runAndReport(
-        { job, pool, folder, emitter, signal: context.signal },
+        { job, pool, folder, emitter, signal: context.signal, ...(cache && { cache }) },
         `coppice ${shellLine(context.argv.map(withoutPassword))}`,
       );
       context.out.settle();

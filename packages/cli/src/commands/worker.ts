@@ -1,13 +1,12 @@
-import { createHash } from "node:crypto";
 import { hostname } from "node:os";
 import { Command, type CommandUnknownOpts } from "@commander-js/extra-typings";
 import { CoppiceError } from "@coppice/core";
 import { createWorkServer } from "@coppice/evaluate";
-import type { ModelPool } from "@coppice/executor-local";
 import type { CliContext } from "../context.js";
 import { backendOption, backendSetOption, examples, workersOption } from "../options.js";
 import { findPlugin } from "../plugins/find-plugin.js";
 import { openPool } from "../work/model-pool.js";
+import { numericsOf } from "../work/numerics.js";
 import { openModel } from "../work/open-model.js";
 import { engineOf } from "../work/work-pool.js";
 
@@ -47,7 +46,7 @@ export function workerCommand(context: CliContext): CommandUnknownOpts {
         pool,
         engine: engineOf(findPlugin("backend", options.backend, context.io.cwd), options.backendSet),
         worker,
-        numerics: await numericsOf(pool),
+        numerics: await numericsOf(pool, pool.model),
       });
       let done = 0;
       if (request !== undefined && result !== undefined) {
@@ -73,15 +72,6 @@ export function workerCommand(context: CliContext): CommandUnknownOpts {
       }
       context.out.result({ worker, done }, () => `${done} plans answered`);
     });
-}
-
-/** Hash of the logits of a fixed input: equal exactly for machines whose arithmetic agrees. */
-async function numericsOf(pool: ModelPool): Promise<string> {
-  const length = Math.min(16, pool.model.contextLength, pool.model.vocabSize);
-  const [rows = []] = await pool.logits([Int32Array.from({ length }, (_, i) => i)], { all: true });
-  const hash = createHash("sha256");
-  for (const row of rows) hash.update(new Uint8Array(row.buffer, row.byteOffset, row.byteLength));
-  return hash.digest("hex").slice(0, 16);
 }
 
 /** A lost connection repeats its error at every attempt: the same text is told once a minute at most. */

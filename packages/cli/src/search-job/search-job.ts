@@ -62,6 +62,8 @@ export interface SearchRun {
   readonly folder: RunFolder;
   readonly emitter: RunEmitter;
   readonly signal: AbortSignal;
+  /** Folder of scores that runs share, and what the arithmetic of the workers is like (`numericsOf`). */
+  readonly cache?: { readonly folder: string; readonly numerics: string };
 }
 
 /** How many of the best plans are tested again on the choice samples. */

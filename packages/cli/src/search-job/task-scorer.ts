@@ -1,6 +1,8 @@
 import type { Executor } from "@coppice/core";
-import { leastScore } from "@coppice/evaluate";
+import { leastScore, sampleSet } from "@coppice/evaluate";
 import { type CombinedExecutor, type CombinedTask, combineExecutors } from "@coppice/search";
+import { rememberingExecutor } from "@coppice/search/node";
+import { engineOf } from "../work/work-pool.js";
 import type { JobTask, SearchRun } from "./search-job.js";
 
 /** Memory for reused activations in every worker, of all tasks together; as much as one task has by default. */
@@ -13,20 +15,45 @@ export async function openScorer(run: SearchRun, set: "search" | "choice"): Prom
   return tasks.length === 1 && task ? taskScorer(run, task, set) : openCombined(run, set);
 }
 
-/** The executor of one task alone. */
-export function taskScorer(
-  { job, pool, signal }: SearchRun,
+/** The executor of one task alone; scores that other runs found come from the cache, where there is one. */
+export async function taskScorer(
+  { job, pool, signal, cache, emitter }: SearchRun,
   { sets, objective }: JobTask,
   set: "search" | "choice" | "report",
 ): Promise<Executor> {
-  const share = (cacheBytes * (pool.workers ?? 1)) / job.tasks.length;
-  return pool.scorer({
-    task: sets[set],
+  const { chat, tasks, opened, backend, backendOptions } = job;
+  const { model } = opened.checkpoint;
+  const task = sets[set];
+  const share = (cacheBytes * (pool.workers ?? 1)) / tasks.length;
+  const executor = await pool.scorer({
+    task,
     objective,
-    chat: job.chat,
+    chat,
     signal,
-    ...(job.tasks.length > 1 && { prefixCacheBytes: share }),
+    ...(tasks.length > 1 && { prefixCacheBytes: share }),
   });
+  if (!cache) return executor;
+  const { folder, numerics } = cache;
+  try {
+    return await rememberingExecutor({
+      executor,
+      model,
+      folder,
+      identity: {
+        model: model.fingerprint,
+        samples: sampleSet(task).hash,
+        chat,
+        objective,
+        engine: engineOf(backend, backendOptions),
+        numerics,
+      },
+      ...(task.form !== "text" && { samples: task.samples.length }),
+      emitter,
+    });
+  } catch (error) {
+    await executor.dispose();
+    throw error;
+  }
 }
 
 async function openCombined(run: SearchRun, set: "search" | "choice"): Promise<CombinedExecutor> {

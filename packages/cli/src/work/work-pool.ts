@@ -10,7 +10,7 @@ import type { OpenModel } from "./open-model.js";
 
 /** What a search or an evaluation needs of a model, wherever it runs. */
 export type WorkPool = Pick<ModelPool, "scorer" | "evaluateTask" | "collectStatistics" | "dispose"> &
-  Partial<Pick<ModelPool, "workers">> &
+  Partial<Pick<ModelPool, "workers" | "logits">> &
   AsyncDisposable;
 
 export interface WorkPoolOptions extends PoolOptions {
