@@ -16,23 +16,19 @@ export interface CombinedTask {
   readonly samples?: number;
 }
 
-/** Scores of all tasks, in their order, as those of one. */
-export interface CombinedExecutor extends Executor {
-  /** Whether a plan with this fitness reached every minimum. */
-  keepsMinimums(fitness: number): boolean;
-}
-
 /**
- * Scores plans on several tasks at once, so that a search sees one task. With n of N samples and the share w of all weights,
+ * Scores plans on several tasks at once, in their order, so that a search sees one task. With n of N samples and the share w of all weights,
  * a score s of a task becomes s w N / n, and the mean of all scores is the weighted mean of the tasks' means.
  *
  * A plan below a minimum scores less than any that reaches them all, and the less, the more it lacks: its mean is the
  * weighted mean of `least`, less the sum of what it lacks in every task (K. Deb, Computer Methods in Applied Mechanics and
  * Engineering 186, 2000, equation 4).
  *
+ * Which samples are answered right is left out: strategies that go by that share would pass over weights and minimums.
+ *
  * @throws COPPICE_USAGE for no task, and for numbers out of range
  */
-export function combineExecutors(tasks: readonly CombinedTask[]): CombinedExecutor {
+export function combineExecutors(tasks: readonly CombinedTask[]): Executor {
   checkTasks(tasks);
   const weights = tasks.reduce((sum, { weight }) => sum + weight, 0);
   const shares = tasks.map(({ weight }) => weight / weights);
@@ -69,11 +65,7 @@ export function combineExecutors(tasks: readonly CombinedTask[]): CombinedExecut
       // Times 0, so that NaN stays NaN and a broken candidate is seen as broken.
       return Array.from(scores, (score) => lowest + (lacks[t] ? (score - minimum) * perSample : 0 * score));
     });
-    const correct = scores.flatMap(({ correct }) => (correct ? [...correct] : []));
-    return {
-      scores: Float64Array.from(all),
-      ...(scores.every(({ correct }) => correct) && { correct: Uint8Array.from(correct) }),
-    };
+    return { scores: Float64Array.from(all) };
   };
 
   const dispose = async () => {
@@ -106,7 +98,6 @@ export function combineExecutors(tasks: readonly CombinedTask[]): CombinedExecut
         ),
       );
     },
-    keepsMinimums: (fitness) => tasks.every(({ minimum }) => minimum === undefined) || fitness >= lowest,
     work() {
       const works = tasks.map(({ executor }) => executor.work());
       return {

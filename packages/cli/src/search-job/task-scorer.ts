@@ -1,6 +1,6 @@
 import type { Executor } from "@coppice/core";
 import { leastScore, sampleSet } from "@coppice/evaluate";
-import { type CombinedExecutor, type CombinedTask, combineExecutors } from "@coppice/search";
+import { type CombinedTask, combineExecutors } from "@coppice/search";
 import { rememberingExecutor } from "@coppice/search/node";
 import { engineOf } from "../work/work-pool.js";
 import type { JobTask, SearchRun } from "./search-job.js";
@@ -56,7 +56,7 @@ export async function taskScorer(
   }
 }
 
-async function openCombined(run: SearchRun, set: "search" | "choice"): Promise<CombinedExecutor> {
+async function openCombined(run: SearchRun, set: "search" | "choice"): Promise<Executor> {
   const opened: CombinedTask[] = [];
   try {
     for (const task of run.job.tasks) {
