@@ -1,4 +1,5 @@
 import {
+  CoppiceError,
   type Executor,
   type MoeModel,
   type Plan,
@@ -75,6 +76,12 @@ export async function rememberingExecutor(options: RememberingExecutorOptions): 
         missing.map((i) => plans[i] as Plan),
         { ...(signal && { signal }), ...(asked !== undefined && { part: asked }) },
       );
+      if (results.length !== missing.length) {
+        throw new CoppiceError(
+          "COPPICE_INTERNAL",
+          `the executor returned ${results.length} results for ${missing.length} plans`,
+        );
+      }
       missing.forEach((i, r) => {
         const result = results[r] as PlanScores;
         if (asked === undefined) known[i] = split(result, executor.parts);
@@ -91,6 +98,8 @@ export async function rememberingExecutor(options: RememberingExecutorOptions): 
     for (const one of part !== undefined ? [part] : byParts ? Array(executor.parts).keys() : []) {
       await run((parts) => !parts?.[one], one);
     }
+    // Where the number of samples was not known beforehand, parts in a file may turn out to be another task's.
+    if (part === undefined) await run((parts) => !parts || !fits(parts, executor.parts, samples), undefined);
     await Promise.all([...changed].map((i) => write(keys[i] as string, known[i] as PartScores)));
     return known as (PlanScores | undefined)[][];
   };

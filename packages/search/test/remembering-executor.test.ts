@@ -152,6 +152,26 @@ describe("scores that any run evaluated before", () => {
     expect(warnings.length).toBeLessThanOrEqual(1);
   });
 
+  test("are evaluated anew where parts of a file do not belong together", async () => {
+    const folder = newFolder();
+    const plan = keepEverywhere(model, [0, 1, 2]);
+    const open = (executor: NoisyExecutor) => rememberingExecutor({ executor, model, folder, identity });
+    await (await open(noisyExecutor({ parts: true }))).evaluate([plan], { part: 0 });
+    const [path = ""] = filesOf(folder);
+    const record = recordOf(readFileSync(path, "utf8"));
+    writeFileSync(path, signed({ ...record, parts: [{ scores: [1, 1] }, null, null, null] }));
+    const [result] = await (await open(noisyExecutor({ parts: true }))).evaluate([plan]);
+    expect(result?.scores).toEqual(noisyScores(plan));
+  });
+
+  test("are not taken from an executor that forgets a plan", async () => {
+    const forgetful: NoisyExecutor = { ...noisyExecutor({ parts: true }), evaluate: async () => [] };
+    const executor = await remember(forgetful, newFolder());
+    await expect(executor.evaluate([keepEverywhere(model, [0, 1, 2])])).rejects.toMatchObject({
+      code: "COPPICE_INTERNAL",
+    });
+  });
+
   test("are not kept where they are no numbers, nor of plans that fail", async () => {
     const folder = newFolder();
     const plan = keepEverywhere(model, [0, 1, 2]);
