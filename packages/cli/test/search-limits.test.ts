@@ -24,6 +24,7 @@ describe("budgets of a search", () => {
     const timed = args("seconds", "--keep", "4", "--seconds", "1", "--budget", "100000");
     const { stopped, evaluations, best } = await coppiceJson(timed);
     expect(stopped).toBe("time");
+    expect(readFileSync(join(work, "seconds", "report.html"), "utf8")).toContain("A limit of time ended");
     expect(await coppiceJson(timed)).toMatchObject({ evaluations, best, work: { tokenLayers: 0 } });
     const other = await coppiceHere(args("seconds", "--keep", "4", "--seconds", "2", "--budget", "100000"));
     expect(other.stderr).toMatch(/seconds was 1, is now 2/);

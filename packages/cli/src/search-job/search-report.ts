@@ -84,7 +84,10 @@ export function searchReport({ job, result, seconds, command }: ReportRequest): 
       { label: "seed", value: String(job.seed) },
     ],
     command,
-    notes: result.tables.flatMap((table) => notesOf(table, tasks.length > 1)),
+    notes: [
+      ...result.tables.flatMap((table) => notesOf(table, tasks.length > 1)),
+      ...(search.stopped === "time" ? [timeNote] : []),
+    ],
   };
 }
 
@@ -119,6 +122,9 @@ function notesOf({ task, minimum }: TaskTable, several: boolean): string[] {
     ...(minimum && minimum.search.value < minimum.minimum ? [`${where}${minimumLine(task, minimum)}`] : []),
   ];
 }
+
+const timeNote =
+  "A limit of time ended the search, so that how far it got depends on the machine: in a new folder the same command may find another plan.";
 
 /** Why a search ended, where its budget of evaluations was not the reason. */
 const stoppedBy: Partial<Record<JobResult["search"]["stopped"], string>> = {
