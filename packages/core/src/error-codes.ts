@@ -80,7 +80,10 @@ export const errorCodes = {
   COPPICE_STATS_MISSING: { exit: 2, meaning: "A criterion needs statistics that were not collected." },
 
   COPPICE_PROFILE_FORMAT: { exit: 2, meaning: "A file of task profiles is malformed or of another version." },
-  COPPICE_PROFILE_MODEL: { exit: 2, meaning: "Task profiles or a routing trace were made from another model." },
+  COPPICE_PROFILE_MODEL: {
+    exit: 2,
+    meaning: "Task profiles or a routing trace were made from another model.",
+  },
   COPPICE_TRACE_FORMAT: { exit: 2, meaning: "A routing trace is malformed or of another version." },
 
   COPPICE_RUN_IDENTITY: { exit: 2, meaning: "The run folder belongs to another model, task or recipe." },
