@@ -74,9 +74,15 @@ describe("allocate", () => {
     await refused(["experts", model, "--uniform", "--stats", stats], /either by --keep or by --bytes/);
     await refused(["experts", model, "--keep", "1", "--uniform", "--stats", stats], /COPPICE_PLAN_KEEP/);
     await refused(["top-k", model, "--average", "1"], /COPPICE_PLAN_EXPORT.*one top-k.*--layout runtime/s);
-    await refused(["skip", model, "--rule", "ratio", "--stats", stats], /ratio needs the average/);
+    await refused(["skip", model, "--rule", "ratio", "--stats", stats], /--rule ratio needs --average/);
+    await refused(["skip", model, "--average", "1.5", "--stats", stats], /--average is for the rules/);
+    await refused(["skip", model, "--layers", "1", "--stats", stats], /--layers is for the rule odp/);
+    const many = ["experts", model, "--keep", "99", "--layout", "runtime", "--stats", stats];
+    await refused(many, /COPPICE_PLAN_KEEP.*keep=99 is not possible/s);
     await refused(["skip", model, "--stats", stats, "--data", task], /either --stats or --data/);
     expect(existsSync(out)).toBe(false);
+    const nowhere = ["allocate", ...many, "--out", join(work, "no-folder", "plan.json")];
+    expect((await coppice(nowhere)).stderr).toMatch(/there is no folder .* to write plan\.json to/);
   });
 });
 

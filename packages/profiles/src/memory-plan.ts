@@ -58,6 +58,11 @@ export interface MemoryPlan {
 export function planMemory(options: MemoryPlanOptions): MemoryPlan {
   const { model, trace, lists, budget, tolerance = 0.05 } = options;
   checkTraceModel(trace, model.fingerprint);
+  if (trace.planned) {
+    throw new CoppiceError("COPPICE_USAGE", `the trace "${trace.name}" was recorded under a plan`, {
+      hint: "record one of the whole model",
+    });
+  }
   const layers = moeLayers(model);
   const eachSlot = trace.layers.reduce((sum, { expertBytes }) => sum + expertBytes, 0);
   const room = Math.floor((budget - trace.otherBytes) / eachSlot);

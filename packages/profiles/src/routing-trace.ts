@@ -30,6 +30,8 @@ export interface RoutingTrace {
   readonly model: string;
   /** What it was recorded on, for people. */
   readonly name: string;
+  /** True when it was recorded under a plan, so that it shows only what is left of the choices of the whole model. */
+  readonly planned?: boolean;
   /** Bytes of all weights that are no routed experts. */
   readonly otherBytes: number;
   /** Of these, those that every token reads: all but the table of embeddings. */

@@ -28,7 +28,7 @@ const noExpertByte = 0xff;
  * version and the rest of the trace as JSON. Equal traces give equal bytes.
  */
 export function encodeTrace(trace: RoutingTrace): Uint8Array {
-  const { model, name, otherBytes, tokenBytes, sequences, layers } = trace;
+  const { model, name, planned, otherBytes, tokenBytes, sequences, layers } = trace;
   const tensors = new Map<string, TensorBytes>();
   const counts = new DataView(new ArrayBuffer(8 * sequences.length));
   sequences.forEach(({ prefill, decode }, i) => {
@@ -50,6 +50,7 @@ export function encodeTrace(trace: RoutingTrace): Uint8Array {
   const header = {
     model,
     name,
+    ...(planned && { planned }),
     otherBytes,
     tokenBytes,
     layers: layers.map(({ layer, experts, topK, expertBytes }) => ({ layer, experts, topK, expertBytes })),
@@ -63,6 +64,7 @@ const count = (most: number) => v.pipe(v.number(), v.safeInteger(), v.minValue(1
 const schema = v.strictObject({
   model: v.pipe(v.string(), v.minLength(1)),
   name: v.string(),
+  planned: v.exactOptional(v.literal(true)),
   otherBytes: bytes,
   tokenBytes: bytes,
   layers: v.pipe(

@@ -31,6 +31,7 @@ interface Sequence {
 export class TraceRecorder {
   readonly #header: ReturnType<typeof traceHeader>;
   readonly #name: string;
+  readonly #planned: boolean;
   /** Layer -> its place among the MoE layers. */
   readonly #places: ReadonlyMap<number, number>;
   /** By layer: expert in every slot, where a plan says so. */
@@ -42,6 +43,7 @@ export class TraceRecorder {
   /** @param model the whole model */
   constructor(model: MoeModel, { name, plan }: TraceRecorderOptions) {
     this.#name = name;
+    this.#planned = plan !== undefined;
     this.#header = traceHeader(model);
     this.#places = new Map(this.#header.layers.map(({ layer }, place) => [layer, place]));
     this.#experts = new Map(plan?.layers.map(({ layer, experts }) => [layer, experts]));
@@ -114,6 +116,7 @@ export class TraceRecorder {
     return {
       ...this.#header,
       name: this.#name,
+      ...(this.#planned && { planned: true }),
       sequences: this.#sequences.map(({ prefill, decode }) => ({ prefill, decode })),
       layers: this.#header.layers.map((layer, place): TraceLayer => {
         const parts = this.#sequences.flatMap(({ routes }) => routes[place] as Uint16Array[]);

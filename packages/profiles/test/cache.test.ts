@@ -307,6 +307,11 @@ describe("planMemory", () => {
       "a token needs 2",
     );
     await expectCode(
+      () => planMemory({ model, trace: { ...random, planned: true }, lists, budget: 1e9 }),
+      "COPPICE_USAGE",
+      "recorded under a plan",
+    );
+    await expectCode(
       () => planMemory({ model, trace: { ...random, model: "other" }, lists, budget: 1e9 }),
       "COPPICE_PROFILE_MODEL",
     );

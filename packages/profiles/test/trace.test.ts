@@ -98,6 +98,7 @@ describe("TraceRecorder", () => {
     }));
     const plan = createPlan(model, layers);
     const { trace, batch } = await recorded(plan);
+    expect(trace.planned).toBe(true);
     const expected = batch.map((ids) => slowRoutes(source, ids, plan));
     trace.layers.forEach(({ routes }, i) => {
       expect([...routes]).toEqual(expected.flatMap((layer) => layer[i]?.flat() ?? []));
@@ -214,6 +215,8 @@ describe("a trace file", () => {
   test("is what its description says", async () => {
     const all = await parts();
     expect(await decodeTrace(write(all), "t")).toEqual(all.trace);
+    const planned = { ...all.trace, planned: true };
+    expect(await decodeTrace(encodeTrace(planned), "t")).toEqual(planned);
   });
 
   const bad: Readonly<Record<string, (all: Parts) => Uint8Array>> = {

@@ -29,7 +29,7 @@ import { type OpenModel, openModel } from "../work/open-model.js";
 import { streamStatistics } from "../work/stream-statistics.js";
 import { readTask } from "../work/task-file.js";
 import { defaultSampleTokens } from "../work/wanted-statistics.js";
-import { checkAbsent } from "../work/write-checkpoint.js";
+import { checkFileAbsent } from "../work/write-checkpoint.js";
 
 const collectGroup = "Collecting more:";
 const streamGroup = "Models larger than memory:";
@@ -108,7 +108,7 @@ export function calibrateCommand(context: CliContext): CommandUnknownOpts {
       const started = performance.now();
       const out = context.path(options.out);
       checkOptions(options);
-      checkAbsent(out);
+      checkFileAbsent(out);
       await using opened = await openModel(path, context);
       const data = await readTask(options.data, context);
       const emitter = new RunEmitter();

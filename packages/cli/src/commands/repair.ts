@@ -1,5 +1,6 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
 import { CoppiceError, type Plan, RunEmitter } from "@coppice/core";
+import type { Task } from "@coppice/evaluate";
 import { formatScore, formatShare } from "@coppice/report";
 import {
   type AcceptedLayers,
@@ -27,7 +28,7 @@ import { openPool, type PoolOptions } from "../work/model-pool.js";
 import { type OpenModel, openModel } from "../work/open-model.js";
 import { readPlan, writePlan } from "../work/plan-file.js";
 import { readTask } from "../work/task-file.js";
-import { checkAbsent } from "../work/write-checkpoint.js";
+import { checkFileAbsent } from "../work/write-checkpoint.js";
 
 export function repairCommand(context: CliContext): CommandUnknownOpts {
   return new Command("repair")
@@ -73,13 +74,14 @@ export function repairCommand(context: CliContext): CommandUnknownOpts {
     )
     .action(async (path, options) => {
       const out = context.path(options.out);
-      checkAbsent(out);
+      checkFileAbsent(out);
       if (options.checkLimit !== undefined && options.check === undefined) {
         throw new CoppiceError("COPPICE_USAGE", "--check-limit needs --check");
       }
       await using opened = await openModel(path, context);
       const { model, weights } = opened.checkpoint;
       const plan = await readPlan(options.plan, model, context);
+      const task = options.check === undefined ? undefined : await readTask(options.check, context);
       const needs = { statistics: true, weights: true, ...repairNeeds };
       const statistics = await findStatistics(opened, [{ name: "router repair", needs }], options, context);
       const emitter = new RunEmitter();
@@ -95,12 +97,17 @@ export function repairCommand(context: CliContext): CommandUnknownOpts {
         ...(options.rounds !== undefined && { rounds: options.rounds }),
       });
       context.out.settle();
-      const check = await checkLayers({ opened, plan, repaired, emitter }, options, context);
+      const check = await checkLayers({ opened, plan, repaired, emitter, task }, options, context);
       const written = check?.plan ?? repaired.plan;
       await writePlan(out, written);
       if (repaired.layers.some(({ exact }) => !exact)) {
         context.out.note(
           "Errors of layers with merged experts are estimates: a merged expert is taken to put out the mean of its members.",
+        );
+      }
+      if (written.layers.some(({ skip, router }) => skip && router)) {
+        context.out.warn(
+          "the new rows change how often the rules of the plan skip experts: fit the rules again by `coppice allocate skip --plan`",
         );
       }
       const { layers } = repaired;
@@ -125,7 +132,6 @@ export function repairCommand(context: CliContext): CommandUnknownOpts {
 }
 
 interface CheckOptions extends PoolOptions {
-  readonly check?: string;
   readonly checkLimit?: number;
 }
 
@@ -136,14 +142,14 @@ async function checkLayers(
     readonly plan: Plan;
     readonly repaired: RepairedRouter;
     readonly emitter: RunEmitter;
+    readonly task: Task | undefined;
   },
   options: CheckOptions,
   context: CliContext,
 ): Promise<AcceptedLayers | undefined> {
-  if (options.check === undefined) return undefined;
-  const { opened, emitter, ...repair } = request;
+  const { opened, emitter, task, ...repair } = request;
+  if (!task) return undefined;
   const { signal } = context;
-  const task = await readTask(options.check, context);
   const limit = options.checkLimit;
   await using pool = await openPool(opened, options, context);
   const found = await acceptLayers({

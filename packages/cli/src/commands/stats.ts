@@ -14,7 +14,7 @@ import { formatFacts, formatTable } from "../terminal/format.js";
 import { printable } from "../terminal/printable.js";
 import { describeSample, sampleOf } from "../terminal/sample.js";
 import { warnUnused } from "../terminal/unused-experts.js";
-import { checkAbsent } from "../work/write-checkpoint.js";
+import { checkFileAbsent } from "../work/write-checkpoint.js";
 
 export function statsCommand(context: CliContext): CommandUnknownOpts {
   return new Command("stats")
@@ -66,7 +66,7 @@ async function merge(
     );
   }
   const out = context.path(target);
-  checkAbsent(out);
+  checkFileAbsent(out);
   let sum: CollectedStatistics | undefined;
   for (const [i, file] of files.entries()) {
     const part = await readStatistics(context.path(file), { signal: context.signal });

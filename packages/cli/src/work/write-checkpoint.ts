@@ -1,5 +1,5 @@
 import { existsSync } from "node:fs";
-import { isAbsolute, relative } from "node:path";
+import { basename, dirname, isAbsolute, relative } from "node:path";
 import {
   applyPlan,
   type JsonObject,
@@ -49,7 +49,18 @@ export interface WrittenCheckpoint {
 export function checkAbsent(out: string): void {
   if (!existsSync(out)) return;
   throw new CoppiceError("COPPICE_IO_EXISTS", `${out} exists already and is not overwritten`, {
-    hint: "give another output folder, or remove this one",
+    hint: "give another name, or remove this one",
+    details: { path: out },
+  });
+}
+
+/** As `checkAbsent`, for a file: its folder has to be there. @throws COPPICE_IO_EXISTS, COPPICE_USAGE */
+export function checkFileAbsent(out: string): void {
+  checkAbsent(out);
+  const folder = dirname(out);
+  if (existsSync(folder)) return;
+  throw new CoppiceError("COPPICE_USAGE", `there is no folder ${folder} to write ${basename(out)} to`, {
+    hint: "create the folder first",
     details: { path: out },
   });
 }

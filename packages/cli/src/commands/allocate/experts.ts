@@ -1,7 +1,7 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
 import { allocate, expertChoices, expertPlan } from "@coppice/allocate";
 import { exportShape } from "@coppice/checkpoint";
-import { CoppiceError, modelSize, moeLayers } from "@coppice/core";
+import { CoppiceError, type MoeModel, modelSize, moeLayers } from "@coppice/core";
 import { formatBytes, formatShare } from "@coppice/report";
 import type { CliContext } from "../../context.js";
 import {
@@ -23,7 +23,7 @@ import { formatFacts } from "../../terminal/format.js";
 import { criterionScores } from "../../work/criterion-scores.js";
 import { openModel } from "../../work/open-model.js";
 import { writePlan } from "../../work/plan-file.js";
-import { checkAbsent } from "../../work/write-checkpoint.js";
+import { checkFileAbsent } from "../../work/write-checkpoint.js";
 import { checkUnevenFits, layoutOption, planOutOption } from "./plan-output.js";
 
 export function expertsCommand(context: CliContext): CommandUnknownOpts {
@@ -78,9 +78,10 @@ export function expertsCommand(context: CliContext): CommandUnknownOpts {
         throw new CoppiceError("COPPICE_USAGE", "give the budget either by --keep or by --bytes");
       }
       const out = context.path(options.out);
-      checkAbsent(out);
+      checkFileAbsent(out);
       await using opened = await openModel(path, context);
       const { model } = opened.checkpoint;
+      checkKeep(model, keep);
       if (!uniform) checkUnevenFits(opened, layout, "numbers of experts");
       const scores = await criterionScores(opened, options, context);
       const choices = expertChoices(model, scores, {
@@ -103,4 +104,16 @@ export function expertsCommand(context: CliContext): CommandUnknownOpts {
         ]),
       );
     });
+}
+
+/** More than there are would not be an error of the allocation: it leaves out experts that cost nothing. */
+function checkKeep(model: MoeModel, keep: number | undefined): void {
+  const experts = moeLayers(model).map(({ feedForward }) => feedForward.experts.length);
+  const most = experts.reduce((sum, count) => sum + count, 0) / experts.length;
+  if (keep === undefined || keep <= most) return;
+  throw new CoppiceError(
+    "COPPICE_PLAN_KEEP",
+    `keep=${keep} is not possible: layers have ${Number(most.toFixed(2))} experts on average`,
+    { details: { keep, most } },
+  );
 }

@@ -1,6 +1,6 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
-import { fitSkipping, skippingPresets } from "@coppice/allocate";
-import type { SampleField } from "@coppice/core";
+import { fitSkipping, type SkippingPreset, skippingPresets } from "@coppice/allocate";
+import { CoppiceError, type SampleField } from "@coppice/core";
 import { formatScore } from "@coppice/report";
 import type { CliContext } from "../../context.js";
 import {
@@ -19,7 +19,7 @@ import { formatFacts, formatTable } from "../../terminal/format.js";
 import { findStatistics } from "../../work/criterion-scores.js";
 import { openModel } from "../../work/open-model.js";
 import { readPlan, writePlan } from "../../work/plan-file.js";
-import { checkAbsent } from "../../work/write-checkpoint.js";
+import { checkFileAbsent } from "../../work/write-checkpoint.js";
 import { planOutOption } from "./plan-output.js";
 
 export function skipCommand(context: CliContext): CommandUnknownOpts {
@@ -70,8 +70,9 @@ export function skipCommand(context: CliContext): CommandUnknownOpts {
     )
     .action(async (path, options) => {
       const { rule, average, spare, layers } = options;
+      checkRuleOptions(options);
       const out = context.path(options.out);
-      checkAbsent(out);
+      checkFileAbsent(out);
       await using opened = await openModel(path, context);
       const { model, weights } = opened.checkpoint;
       const plan = options.plan === undefined ? undefined : await readPlan(options.plan, model, context);
@@ -116,4 +117,25 @@ export function skipCommand(context: CliContext): CommandUnknownOpts {
         ].join("\n"),
       );
     });
+}
+
+/** What the fit refuses too, but only after statistics are collected. */
+function checkRuleOptions(options: {
+  readonly rule: SkippingPreset;
+  readonly average?: number;
+  readonly layers?: number;
+}): void {
+  const { rule, average, layers } = options;
+  const fitsAverage = rule === "ratio" || rule === "top-p";
+  if (fitsAverage !== (average !== undefined)) {
+    throw new CoppiceError(
+      "COPPICE_USAGE",
+      fitsAverage
+        ? `--rule ${rule} needs --average`
+        : `--average is for the rules ratio and top-p, not ${rule}`,
+    );
+  }
+  if (layers !== undefined && rule !== "odp") {
+    throw new CoppiceError("COPPICE_USAGE", `--layers is for the rule odp, not ${rule}`);
+  }
 }

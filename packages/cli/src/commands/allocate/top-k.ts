@@ -17,7 +17,7 @@ import { formatFacts } from "../../terminal/format.js";
 import { findStatistics } from "../../work/criterion-scores.js";
 import { openModel } from "../../work/open-model.js";
 import { writePlan } from "../../work/plan-file.js";
-import { checkAbsent } from "../../work/write-checkpoint.js";
+import { checkFileAbsent } from "../../work/write-checkpoint.js";
 import { layoutOption, planOutOption } from "./plan-output.js";
 
 export function topKCommand(context: CliContext): CommandUnknownOpts {
@@ -52,7 +52,7 @@ export function topKCommand(context: CliContext): CommandUnknownOpts {
     .action(async (path, options) => {
       const { average, uniform = false, layout } = options;
       const out = context.path(options.out);
-      checkAbsent(out);
+      checkFileAbsent(out);
       await using opened = await openModel(path, context);
       const { model, weights } = opened.checkpoint;
       if (!uniform && layout === "stock") {

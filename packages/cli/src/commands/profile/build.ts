@@ -30,7 +30,7 @@ import { openPool, type PoolOptions } from "../../work/model-pool.js";
 import { type OpenModel, openModel } from "../../work/open-model.js";
 import { readTask } from "../../work/task-file.js";
 import { wantedStatistics } from "../../work/wanted-statistics.js";
-import { checkAbsent } from "../../work/write-checkpoint.js";
+import { checkFileAbsent } from "../../work/write-checkpoint.js";
 import { profileTable } from "./stores.js";
 
 /** A task and the file that says what it is. */
@@ -87,7 +87,7 @@ export function buildCommand(context: CliContext): CommandUnknownOpts {
     )
     .action(async (path, options) => {
       const out = context.path(options.out);
-      checkAbsent(out);
+      checkFileAbsent(out);
       const { data = [], stats = [], general, seed, criterion: name } = options;
       checkNames([...data, ...stats].map((given) => given.name));
       const criterion = { name, criterion: await openCriterion(name, options.set, context) };

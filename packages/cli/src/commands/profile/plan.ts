@@ -18,7 +18,7 @@ import { printable } from "../../terminal/printable.js";
 import { backendHere } from "../../work/backend-here.js";
 import { openModel } from "../../work/open-model.js";
 import { promptIds } from "../../work/prompt-ids.js";
-import { checkAbsent } from "../../work/write-checkpoint.js";
+import { checkFileAbsent } from "../../work/write-checkpoint.js";
 import {
   describePick,
   namedPick,
@@ -53,7 +53,7 @@ export function planCommand(context: CliContext): CommandUnknownOpts {
     .action(async (path, options) => {
       const size = sizeOf(options);
       const out = options.out === undefined ? undefined : context.path(options.out);
-      if (out !== undefined) checkAbsent(out);
+      if (out !== undefined) checkFileAbsent(out);
       const store = await readProfiles(context.path(options.profiles), { signal: context.signal });
       await using opened = await openModel(path, context);
       const { model } = opened.checkpoint;

@@ -7,7 +7,7 @@ import type { CliContext } from "../../context.js";
 import { examples } from "../../options.js";
 import { formatFacts, formatTable } from "../../terminal/format.js";
 import { printable } from "../../terminal/printable.js";
-import { checkAbsent } from "../../work/write-checkpoint.js";
+import { checkFileAbsent } from "../../work/write-checkpoint.js";
 
 export function listCommand(context: CliContext): CommandUnknownOpts {
   return new Command("list")
@@ -44,7 +44,7 @@ export function mergeCommand(context: CliContext): CommandUnknownOpts {
     .addHelpText("after", examples("coppice profile merge math.json law.json --out both.json"))
     .action(async (files, options) => {
       const out = context.path(options.out);
-      checkAbsent(out);
+      checkFileAbsent(out);
       if (files.length < 2) throw new CoppiceError("COPPICE_USAGE", "give two or more files to merge");
       const stores: ProfileStore[] = [];
       for (const file of files) {
@@ -64,7 +64,7 @@ export function removeCommand(context: CliContext): CommandUnknownOpts {
     .addHelpText("after", examples("coppice profile remove profiles.json law --out fewer.json"))
     .action(async (file, names, options) => {
       const out = context.path(options.out);
-      checkAbsent(out);
+      checkFileAbsent(out);
       const store = await readProfiles(context.path(file), { signal: context.signal });
       await write(names.reduce(removeProfile, store), out, context);
     });

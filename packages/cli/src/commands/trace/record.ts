@@ -10,7 +10,7 @@ import { backendHere } from "../../work/backend-here.js";
 import { type OpenModel, openModel } from "../../work/open-model.js";
 import { readPlan } from "../../work/plan-file.js";
 import { readTask } from "../../work/task-file.js";
-import { checkAbsent } from "../../work/write-checkpoint.js";
+import { checkFileAbsent } from "../../work/write-checkpoint.js";
 
 export function recordCommand(context: CliContext): CommandUnknownOpts {
   return new Command("record")
@@ -55,7 +55,7 @@ export function recordCommand(context: CliContext): CommandUnknownOpts {
         throw new CoppiceError("COPPICE_USAGE", "--max-tokens is for --kind generations");
       }
       const out = context.path(options.out);
-      checkAbsent(out);
+      checkFileAbsent(out);
       await using opened = await openModel(path, context);
       const { model, weights } = opened.checkpoint;
       const task = await readTask(options.data, context);
