@@ -130,7 +130,8 @@ export async function runSearch(options: SearchOptions): Promise<SearchResult> {
 
   while (seen.size < budget) {
     throwIfAborted(signal, "searching");
-    if (clock && clock.seconds >= seconds) {
+    // Probes alone are no result: time and patience end a search that has one, or that fails.
+    if (clock && clock.seconds >= seconds && (finalists.best || failure)) {
       stopped = "time";
       break;
     }
@@ -177,7 +178,7 @@ export async function runSearch(options: SearchOptions): Promise<SearchResult> {
     }
     await clock?.count(seen.size, computed > 0 ? (performance.now() - startedAt) / 1000 : 0);
     if (best !== bestBefore) improved = seen.size;
-    else if (seen.size - improved >= patience) {
+    else if (seen.size - improved >= patience && (best || failure)) {
       stopped = "patience";
       break;
     }

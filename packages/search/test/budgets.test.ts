@@ -1,4 +1,4 @@
-import { type Executor, type Plan, planKey, RunEmitter } from "@coppice/core";
+import { type Executor, type Plan, planKey, RunEmitter, type SearchStrategy } from "@coppice/core";
 import { separableLandscape, toyExecutor, toyModel } from "@coppice/plugin-kit";
 import { memoryJournal, type RunJournal, runSearch, type SearchOptions } from "@coppice/search";
 import { afterEach, beforeEach, describe, expect, test, vi } from "vitest";
@@ -98,6 +98,29 @@ describe("patience", () => {
     expect(await run(3)).toMatchObject({ evaluations: 6, stopped: "patience" });
     expect(await run(6)).toMatchObject({ evaluations: 8, stopped: "strategy" });
     await expect(run(0)).rejects.toThrow(/patience/);
+  });
+
+  test.each([
+    ["patience", { patience: 2 }, 7],
+    ["time", { seconds: 1 }, 5],
+  ])("and %s wait for a result where probes come first", async (stopped, limit, evaluations) => {
+    const plans = Array.from({ length: 8 }, (_, i) => keepEverywhere(model, [i % 4, i < 4 ? 4 : 5])).sort(
+      (a, b) => fitness(b) - fitness(a),
+    );
+    const fixed = new FixedStrategy(plans, 1);
+    const strategy: SearchStrategy = {
+      ask: (most) => {
+        const probe = fixed.told.length < 4;
+        return fixed.ask(most).map((candidate) => (probe ? { ...candidate, probe } : candidate));
+      },
+      tell: (results) => fixed.tell(results),
+    };
+    const result = await runSearch({
+      ...{ strategy, executor: slowExecutor(), model, evaluations: 100 },
+      ...limit,
+    });
+    expect(result).toMatchObject({ stopped, evaluations });
+    expect(result.best.fitness).toBe(fitness(plans[4] as Plan));
   });
 
   test("ends a resumed run at the same place", async () => {
