@@ -147,6 +147,6 @@ export const statsOption = new Option("--stats <file>", "statistics file of `cop
 
 export const dataOption = new Option("--data <file>", "collect statistics on this task file or text");
 
-export const dataLimitOption = new Option("--limit <n>", "only the first n samples of --data").argParser(
-  wholeNumber(1),
-);
+export const dataLimitOption = new Option("--limit <n>", "only the first n samples of --data")
+  .argParser(wholeNumber(1))
+  .conflicts("stats");

@@ -289,6 +289,12 @@ const commands: readonly [what: string, args: () => string[], code: string, mess
     /task\.jsonl/,
   ],
   [
+    "a limit of data beside a statistics file",
+    () => ["score", model, "--stats", task, "--limit", "3"],
+    "COPPICE_USAGE",
+    /--limit.*--stats/,
+  ],
+  [
     "holdout and search that share samples",
     () => ["search", model, "--keep", "4", "--task", task, "--holdout", task, "--out", join(work, "o4")],
     "COPPICE_TASK_OVERLAP",

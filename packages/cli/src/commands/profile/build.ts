@@ -19,9 +19,9 @@ import {
   backendSetOption,
   criterionOption,
   criterionSetOption,
-  dataLimitOption,
   examples,
   seedOption,
+  wholeNumber,
   workersOption,
 } from "../../options.js";
 import { backendHere } from "../../work/backend-here.js";
@@ -73,7 +73,10 @@ export function buildCommand(context: CliContext): CommandUnknownOpts {
     .requiredOption("--out <file>", "file of profiles to write, such as profiles.json")
     .addOption(criterionOption)
     .addOption(criterionSetOption)
-    .addOption(dataLimitOption)
+    .addOption(
+      // Beside --stats too: a task may come from either.
+      new Option("--limit <n>", "only the first n samples of every --data").argParser(wholeNumber(1)),
+    )
     .addOption(seedOption)
     .addOption(backendOption)
     .addOption(backendSetOption)
