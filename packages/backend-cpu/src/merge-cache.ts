@@ -2,8 +2,7 @@ import { createHash } from "node:crypto";
 import {
   type MlpSpec,
   mergeRows,
-  mergeUnitColumns,
-  mergeUnitRows,
+  mergeUnits,
   roundToStored,
   type TensorRef,
   type UnitSource,
@@ -97,8 +96,10 @@ export class MergeCache {
     const first = tensors[0] as Tensor;
     const values = new Float32Array(first.size);
     const arrays = tensors.map(({ data }) => data as Float32Array);
-    if (units && part !== "downBias") mergeUnits(part, units, arrays, specs[0]?.width as number, values);
-    else mergeRows(arrays, row, values);
+    if (units && part !== "downBias") {
+      const sources = units.map((source) => ({ source, values: arrays[source.expert] as Float32Array }));
+      mergeUnits(part, sources, specs[0]?.width as number, values);
+    } else mergeRows(arrays, row, values);
     roundToStored(values, specs[0]?.[part] as TensorRef);
     return new this.#runtime.Tensor("float32", values, first.dims);
   }
@@ -114,19 +115,6 @@ export class MergeCache {
     this.#entries.set(key, entry);
     this.#bytes += bytes;
   }
-}
-
-/** @param arrays the part of every expert */
-function mergeUnits(
-  part: MlpPart,
-  units: readonly UnitSource[],
-  arrays: readonly Float32Array[],
-  width: number,
-  out: Float32Array,
-): void {
-  const sources = units.map((source) => ({ source, values: arrays[source.expert] as Float32Array }));
-  if (part === "down") mergeUnitColumns(sources, width, out);
-  else mergeUnitRows(sources, out.length / width, out);
 }
 
 /** The expert that a row leaves as it is. */

@@ -3,12 +3,10 @@ import {
   type MlpSpec,
   type MoeSpec,
   mergeRows,
-  mergeUnitColumns,
-  mergeUnitRows,
+  mergeUnits,
   type RouterRowValues,
   roundToStored,
   storedRouterRows,
-  type UnitSource,
 } from "@coppice/core";
 import { floats } from "./scratch.js";
 import type { Mlp, Router } from "./weights.js";
@@ -68,11 +66,16 @@ function slotExpert(spec: MoeSpec, experts: readonly Mlp[], plan: LayerPlan, slo
   const values = (part: Part): Float32Array | undefined => {
     const ref = (spec.experts[0] as MlpSpec)[part];
     if (!ref) return undefined;
-    const byUnit = part === "downBias" ? undefined : units;
+    const byUnit = units && part !== "downBias";
     if (whole && !byUnit) return whole[part];
     const out = floats((first[part] as Float32Array).length);
-    if (byUnit) mergeUnits(experts, byUnit, part, out);
-    else {
+    if (byUnit) {
+      const sources = units.map((source) => ({
+        source,
+        values: experts[source.expert]?.[part] as Float32Array,
+      }));
+      mergeUnits(part, sources, first.width, out);
+    } else {
       const sources = experts.map((expert) => expert[part] as Float32Array);
       mergeRows(sources, row as readonly number[], out);
     }
@@ -88,18 +91,6 @@ function slotExpert(spec: MoeSpec, experts: readonly Mlp[], plan: LayerPlan, slo
     upBias: values("upBias"),
     downBias: values("downBias"),
   };
-}
-
-function mergeUnits(
-  experts: readonly Mlp[],
-  units: readonly UnitSource[],
-  part: Part,
-  out: Float32Array,
-): void {
-  const { width } = experts[0] as Mlp;
-  const sources = units.map((source) => ({ source, values: experts[source.expert]?.[part] as Float32Array }));
-  if (part === "down") mergeUnitColumns(sources, width, out);
-  else mergeUnitRows(sources, out.length / width, out);
 }
 
 /** The expert that a merge row leaves as it is. */

@@ -2,8 +2,7 @@ import {
   elementCount,
   type MlpSpec,
   mergeRows,
-  mergeUnitColumns,
-  mergeUnitRows,
+  mergeUnits,
   roundToStored,
   type TensorRef,
   type WeightReader,
@@ -27,17 +26,15 @@ export async function mergedPart(
 ): Promise<Float32Array> {
   const refOf = (expert: number) => (experts[expert] as MlpSpec)[part] as TensorRef;
   const read = (expert: number) => weights.read(refOf(expert), signal ? { signal } : {});
-  if (slot.kind === "units" && part === "downBias")
-    return mergedPart(experts, slot.rest, part, weights, signal);
   if (slot.kind === "expert") return read(slot.expert);
   const own = refOf(slot.expert);
   const merged = new Float32Array(elementCount(own.shape));
   if (slot.kind === "units") {
+    if (part === "downBias") return mergedPart(experts, slot.rest, part, weights, signal);
     const { width } = experts[slot.expert] as MlpSpec;
     const given = [];
     for (const source of slot.units) given.push({ source, values: await read(source.expert) });
-    if (part === "down") mergeUnitColumns(given, width, merged);
-    else mergeUnitRows(given, merged.length / width, merged);
+    mergeUnits(part, given, width, merged);
   } else await mergeLinear(slot, read, merged);
   roundToStored(merged, own);
   return merged;

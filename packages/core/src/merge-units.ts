@@ -52,6 +52,20 @@ export function mergeUnitColumns(sources: readonly UnitValues[], width: number, 
   }
 }
 
+/**
+ * One part of an expert that is put together unit by unit; `downBias`, which no unit owns, merges by `mergeRows`.
+ * @param width hidden units of the slot
+ */
+export function mergeUnits(
+  part: "gate" | "up" | "down" | "gateBias" | "upBias",
+  sources: readonly UnitValues[],
+  width: number,
+  out: Float32Array,
+): void {
+  if (part === "down") mergeUnitColumns(sources, width, out);
+  else mergeUnitRows(sources, out.length / width, out);
+}
+
 interface Giver {
   readonly source: number;
   readonly unit: number;
