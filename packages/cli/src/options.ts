@@ -150,3 +150,19 @@ export const dataOption = new Option("--data <file>", "collect statistics on thi
 export const dataLimitOption = new Option("--limit <n>", "only the first n samples of --data")
   .argParser(wholeNumber(1))
   .conflicts("stats");
+
+export const sampleLimitOption = new Option("--limit <n>", "only the first n samples").argParser(
+  wholeNumber(1),
+);
+
+export const dataKindOption = new Option(
+  "--kind <kind>",
+  "prompts alone, with the answers of the task, or with what the model writes itself",
+)
+  .choices(["prompts", "answers", "generations"] as const)
+  .default("answers" as const);
+
+export const newTokensOption = new Option(
+  "--max-tokens <n>",
+  "--kind generations: most new tokens of each prompt; default 128",
+).argParser(wholeNumber(1));

@@ -16,8 +16,11 @@ import {
   backendOption,
   backendSetOption,
   byteCount,
+  dataKindOption,
   examples,
   list,
+  newTokensOption,
+  sampleLimitOption,
   wholeNumber,
   workersOption,
 } from "../options.js";
@@ -43,21 +46,9 @@ export function calibrateCommand(context: CliContext): CommandUnknownOpts {
     .argument("<model>", "checkpoint folder")
     .requiredOption("--data <file>", "task file (prompts with their answers) or text")
     .requiredOption("--out <file>", "statistics file to write, such as stats.safetensors")
-    .addOption(new Option("--limit <n>", "only the first n samples").argParser(wholeNumber(1)))
-    .addOption(
-      new Option(
-        "--kind <kind>",
-        "prompts alone, with the answers of the task, or with what the model writes itself",
-      )
-        .choices(["prompts", "answers", "generations"] as const)
-        .default("answers" as const),
-    )
-    .addOption(
-      new Option(
-        "--max-tokens <n>",
-        "--kind generations: most new tokens of each prompt; default 128",
-      ).argParser(wholeNumber(1)),
-    )
+    .addOption(sampleLimitOption)
+    .addOption(dataKindOption)
+    .addOption(newTokensOption)
     .option("--chat", "put prompts into the checkpoint's chat template")
     .addOption(
       new Option(

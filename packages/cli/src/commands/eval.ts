@@ -1,4 +1,4 @@
-import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
+import { Command, type CommandUnknownOpts } from "@commander-js/extra-typings";
 import { RunEmitter } from "@coppice/core";
 import { type Metric, metrics } from "@coppice/evaluate";
 import type { CliContext } from "../context.js";
@@ -9,7 +9,7 @@ import {
   executorOption,
   executorSetOption,
   planOption,
-  wholeNumber,
+  sampleLimitOption,
   workersOption,
 } from "../options.js";
 import { formatFacts, formatInterval } from "../terminal/format.js";
@@ -26,7 +26,7 @@ export function evalCommand(context: CliContext): CommandUnknownOpts {
       "--task <file>",
       "task file: JSON lines with prompt and answer, prompt and choices, or text",
     )
-    .addOption(new Option("--limit <n>", "only the first n samples").argParser(wholeNumber(1)))
+    .addOption(sampleLimitOption)
     .option("--metric <name>", `${Object.keys(metrics).join(", ")}; default: by the task's form`)
     .addOption(planOption)
     .option("--chat", "put prompts into the checkpoint's chat template")

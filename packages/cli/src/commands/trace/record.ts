@@ -1,10 +1,18 @@
-import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
+import { Command, type CommandUnknownOpts } from "@commander-js/extra-typings";
 import { CoppiceError, type Plan, RunEmitter, type Runner, throwIfAborted } from "@coppice/core";
 import { calibrationSequences, generate, loadTokenizer, type Task } from "@coppice/evaluate";
 import { TraceRecorder, traceTokens } from "@coppice/profiles";
 import { writeTrace } from "@coppice/profiles/node";
 import type { CliContext } from "../../context.js";
-import { backendOption, backendSetOption, examples, planOption, wholeNumber } from "../../options.js";
+import {
+  backendOption,
+  backendSetOption,
+  dataKindOption,
+  examples,
+  newTokensOption,
+  planOption,
+  sampleLimitOption,
+} from "../../options.js";
 import { formatFacts } from "../../terminal/format.js";
 import { backendHere } from "../../work/backend-here.js";
 import { type OpenModel, openModel } from "../../work/open-model.js";
@@ -22,21 +30,9 @@ export function recordCommand(context: CliContext): CommandUnknownOpts {
     .argument("<model>", "checkpoint folder")
     .requiredOption("--data <file>", "task file (prompts with their answers) or text")
     .requiredOption("--out <file>", "trace to write, such as trace.safetensors")
-    .addOption(new Option("--limit <n>", "only the first n samples").argParser(wholeNumber(1)))
-    .addOption(
-      new Option(
-        "--kind <kind>",
-        "prompts alone, with the answers of the task, or with what the model writes itself",
-      )
-        .choices(["prompts", "answers", "generations"] as const)
-        .default("answers" as const),
-    )
-    .addOption(
-      new Option(
-        "--max-tokens <n>",
-        "--kind generations: most new tokens of each prompt; default 128",
-      ).argParser(wholeNumber(1)),
-    )
+    .addOption(sampleLimitOption)
+    .addOption(dataKindOption)
+    .addOption(newTokensOption)
     .option("--chat", "put prompts into the checkpoint's chat template")
     .addOption(planOption)
     .addOption(backendOption)
