@@ -19,6 +19,8 @@ export * from "./plan-key.js";
 export { parseSkip } from "./plan-parts.js";
 export * from "./plan-validate.js";
 export * from "./plugin.js";
+export * from "./quantized-matrix.js";
+export * from "./quantizer.js";
 export * from "./registry.js";
 export * from "./rng.js";
 export * from "./rotary.js";

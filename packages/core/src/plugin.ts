@@ -3,6 +3,7 @@ import type { Backend } from "./backend.js";
 import type { Criterion } from "./criterion.js";
 import { CoppiceError } from "./errors.js";
 import type { Merger } from "./merger.js";
+import type { Quantizer } from "./quantizer.js";
 import type { SearchContext, SearchStrategy } from "./search.js";
 
 /** Options of search plugins by name; plugins add themselves by declaration merging. */
@@ -11,6 +12,8 @@ export interface SearchPlugins {}
 export interface CriterionPlugins {}
 /** Options of merger plugins by name. */
 export interface MergerPlugins {}
+/** Options of quantizer plugins by name. */
+export interface QuantizerPlugins {}
 /** Options of backend plugins by name. */
 export interface BackendPlugins {}
 
@@ -19,16 +22,20 @@ export interface PluginKinds {
   search: { options: SearchPlugins; instance: SearchStrategy; context: SearchContext };
   criterion: { options: CriterionPlugins; instance: Criterion; context: undefined };
   merger: { options: MergerPlugins; instance: Merger; context: undefined };
+  quantizer: { options: QuantizerPlugins; instance: Quantizer; context: undefined };
   backend: { options: BackendPlugins; instance: Backend; context: undefined };
 }
 
 export type PluginKind = keyof PluginKinds;
 
 /** Contract version of every kind; a plugin states the one it was written for. */
-export const contractVersions = { search: 1, criterion: 1, merger: 1, backend: 1 } as const satisfies Record<
-  PluginKind,
-  number
->;
+export const contractVersions = {
+  search: 1,
+  criterion: 1,
+  merger: 1,
+  quantizer: 1,
+  backend: 1,
+} as const satisfies Record<PluginKind, number>;
 
 const brand = Symbol.for("coppice.plugin");
 

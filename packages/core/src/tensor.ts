@@ -1,3 +1,5 @@
+import type { QuantizedBits, QuantizedMatrix } from "./quantized-matrix.js";
+
 /** Element types of safetensors files that Coppice reads. */
 export type DType =
   | "F64"
@@ -72,14 +74,28 @@ export interface TensorView {
  *   scale per row, or one for all). `scales` has shape [ceil(R / rows), ceil(C / columns)].
  * - `mxfp4`: U8 bytes that each hold two FP4 E2M1 values, low nibble first, in rows of blocks of 32;
  *   value = fp4 * 2^(scale - 127), scales U8 (OCP Microscaling Formats 1.0). GPT-OSS `*_blocks` and `*_scales`.
+ * - `packed`: I32 words of integer codes, low bits first, in groups of `columns` of one row; value = (code - zero point) *
+ *   scale, as `QuantizedMatrix` says (compressed-tensors `pack-quantized`, `weight_packed` and `weight_scale`).
  */
-export interface TensorScales {
-  readonly format: "scaled" | "mxfp4";
+export type TensorScales = BlockScales | PackedScales;
+
+interface ScalesBase {
   /** Shape [R, C] of the stored matrix, in values. */
   readonly stored: readonly [number, number];
   readonly rows: number;
   readonly columns: number;
   readonly scales: TensorRef;
+}
+
+export interface BlockScales extends ScalesBase {
+  readonly format: "scaled" | "mxfp4";
+}
+
+export interface PackedScales extends ScalesBase {
+  readonly format: "packed";
+  readonly bits: QuantizedBits;
+  /** I32 words [ceil(R * bits / 32), C / columns], packed along the rows; absent: all are 2^(bits - 1). */
+  readonly zeroPoints?: TensorRef;
 }
 
 /** Reads weights lazily, each by byte range, widened to float32. */
@@ -92,6 +108,12 @@ export interface WeightReader {
    * @throws COPPICE_FORMAT_TRUNCATED, COPPICE_IO_READ, COPPICE_FORMAT_NAN (values must be finite)
    */
   read(ref: TensorRef, options?: { into?: Float32Array; signal?: AbortSignal }): Promise<Float32Array>;
+  /**
+   * The codes and scales of a matrix that is stored so (`packed`), or undefined for others: `dequantizeMatrix` of it is
+   * what `read` gives. Absent in readers that have none.
+   * @throws as `read`
+   */
+  readQuantized?(ref: TensorRef, options?: { signal?: AbortSignal }): Promise<QuantizedMatrix | undefined>;
 }
 
 export function elementCount(shape: readonly number[]): number {
@@ -103,7 +125,14 @@ export function storedBytes(ref: TensorRef): number {
   const { dtype, shape, scales } = ref;
   const count = elementCount(shape);
   if (!scales) return count * dtypeBytes[dtype];
-  const values = scales.format === "mxfp4" ? count / 2 : count * dtypeBytes[dtype];
+  const bits =
+    scales.format === "mxfp4" ? 4 : scales.format === "packed" ? scales.bits : 8 * dtypeBytes[dtype];
   const share = count / (scales.stored[0] * scales.stored[1]);
-  return values + share * elementCount(scales.scales.shape) * dtypeBytes[scales.scales.dtype];
+  const beside = [scales.scales, ...("zeroPoints" in scales ? [scales.zeroPoints] : [])].filter(
+    (one) => one !== undefined,
+  );
+  return (
+    (count * bits) / 8 +
+    share * beside.reduce((sum, one) => sum + elementCount(one.shape) * dtypeBytes[one.dtype], 0)
+  );
 }
