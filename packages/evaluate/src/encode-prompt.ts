@@ -41,12 +41,12 @@ export function checkLength(tokens: number, name: string, line: number, model: M
 }
 
 /** @throws COPPICE_TOKENIZER */
-export function checkIds(ids: Int32Array, model: MoeModel): void {
-  const outside = ids.find((id) => id >= model.vocabSize);
+export function checkIds(ids: Int32Array, { vocabSize }: Pick<MoeModel, "vocabSize">): void {
+  const outside = ids.find((id) => id < 0 || id >= vocabSize);
   if (outside === undefined) return;
   throw new CoppiceError(
     "COPPICE_TOKENIZER",
-    `the tokenizer gives the id ${outside}, the model's vocabulary is 0 to ${model.vocabSize - 1}`,
+    `the text has the token id ${outside}, the model's vocabulary is 0 to ${vocabSize - 1}`,
     { hint: "the tokenizer files probably belong to another checkpoint" },
   );
 }

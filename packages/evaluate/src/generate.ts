@@ -1,37 +1,16 @@
-import { CoppiceError, type Plan, Rng, type Runner, throwIfAborted } from "@coppice/core";
+import type { Plan, Runner } from "@coppice/core";
 import { endOfTextTokens } from "./answer-text.js";
-import { checkIds, encodePrompt } from "./encode-prompt.js";
-import { sampleToken } from "./sample-token.js";
-import { createTextStream } from "./text-stream.js";
+import { encodePrompt } from "./encode-prompt.js";
+import { type Decoder, type Generated, generateText, type TextOptions } from "./generate-text.js";
 import type { Tokenizer } from "./tokenizer.js";
 
-export interface GenerateOptions {
+export interface GenerateOptions extends TextOptions {
   /** Default: the model as it is. */
   readonly plan?: Plan;
-  /** Most new tokens. Default 128. */
-  readonly maxTokens?: number;
-  /** 0, the default, always takes the most likely token. */
-  readonly temperature?: number;
-  /** Samples from the most likely tokens that together have this probability. Default 1: from all. */
-  readonly topP?: number;
-  /** Default 0. The same seed gives the same text. */
-  readonly seed?: number;
-  /** Ends the text before the first of these strings. */
-  readonly stop?: readonly string[];
   /** The prompt is a user's message, to be put into the checkpoint's chat template. Default false. */
   readonly chat?: boolean;
   /** Called with every token and the text that it completes, which may be empty or end before a `stop` string. */
   readonly onToken?: (token: number, text: string) => void;
-  readonly signal?: AbortSignal;
-}
-
-export interface Generated {
-  /** What was written, without the prompt. */
-  readonly text: string;
-  readonly tokens: Int32Array;
-  readonly promptTokens: number;
-  /** `end`: end-of-text; `stop`: a stop string; `length`: `maxTokens` or the model's context. */
-  readonly finish: "end" | "stop" | "length";
 }
 
 /**
@@ -45,80 +24,48 @@ export async function generate(
   prompt: string | Int32Array,
   options: GenerateOptions = {},
 ): Promise<Generated> {
-  const {
-    plan,
-    maxTokens = 128,
-    temperature = 0,
-    topP = 1,
-    stop = [],
-    chat = false,
-    onToken,
-    signal,
-  } = options;
-  checkOptions(maxTokens, temperature, topP, stop);
-  const { model } = runner;
-  const ids = typeof prompt === "string" ? encodePrompt(prompt, { tokenizer, chat }).ids : prompt;
-  if (ids.length === 0)
-    throw new CoppiceError("COPPICE_USAGE", "the prompt has no tokens, expected at least one");
-  checkIds(ids, model);
-  if (ids.length > model.contextLength) {
-    throw new CoppiceError(
-      "COPPICE_TASK_TOO_LONG",
-      `the prompt has ${ids.length} tokens; the model's context is ${model.contextLength}`,
-      { details: { tokens: ids.length, context: model.contextLength } },
-    );
-  }
-  const rng = Rng.fromSeed(options.seed ?? 0);
-  const endTokens = endOfTextTokens(model, tokenizer);
-  const stream = createTextStream(tokenizer, stop);
-  const tokens: number[] = [];
-  let finish: Generated["finish"] = "length";
+  const { plan, chat = false, onToken, ...text } = options;
+  const { contextLength, vocabSize } = runner.model;
   const cache = runner.createCache(1);
   try {
-    let input = ids;
-    while (tokens.length < maxTokens && ids.length + tokens.length <= model.contextLength) {
-      throwIfAborted(signal, "generating");
-      const greedy = temperature === 0;
-      const result = await runner.run({
-        sequences: [input],
-        positions: [Int32Array.of(input.length - 1)],
-        ...(greedy && { targets: [Int32Array.of(0)] }),
-        cache,
-        ...(plan && { plan }),
-        ...(signal && { signal }),
-      });
-      const token = greedy
-        ? (result.argmax?.[0] ?? 0)
-        : sampleToken(result.logits ?? new Float32Array(1), temperature, topP, rng);
-      if (endTokens.has(token)) {
-        finish = "end";
-        break;
-      }
-      tokens.push(token);
-      const text = stream.push(token);
-      onToken?.(token, text);
-      if (stream.stopped) {
-        finish = "stop";
-        break;
-      }
-      input = Int32Array.of(token);
+    const request = {
+      tokenizer,
+      prompt: typeof prompt === "string" ? encodePrompt(prompt, { tokenizer, chat }).ids : prompt,
+      contextLength,
+      vocabSize,
+      endTokens: endOfTextTokens(runner.model, tokenizer),
+    };
+    const pieces = generateText(runnerDecoder(runner, cache, plan), request, text);
+    let last = 0;
+    for (;;) {
+      const { done, value } = await pieces.next();
+      if (done) return value;
+      last = value.token ?? last;
+      onToken?.(last, value.text);
     }
   } finally {
     cache.dispose();
   }
-  const rest = stream.finish();
-  if (rest !== "" && tokens.length > 0) onToken?.(tokens.at(-1) as number, rest);
-  return { text: stream.text, tokens: Int32Array.from(tokens), promptTokens: ids.length, finish };
 }
 
-function checkOptions(maxTokens: number, temperature: number, topP: number, stop: readonly string[]): void {
-  const refuse = (name: string, value: unknown, expected: string) => {
-    throw new CoppiceError("COPPICE_USAGE", `${name} is ${JSON.stringify(value)}, expected ${expected}`);
+/** A sequence of a runner's cache. */
+function runnerDecoder(
+  runner: Runner,
+  cache: ReturnType<Runner["createCache"]>,
+  plan: Plan | undefined,
+): Decoder {
+  const run = (tokens: Int32Array, signal: AbortSignal | undefined, targets?: readonly Int32Array[]) =>
+    runner.run({
+      sequences: [tokens],
+      positions: [Int32Array.of(tokens.length - 1)],
+      cache,
+      ...(targets && { targets }),
+      ...(plan && { plan }),
+      ...(signal && { signal }),
+    });
+  return {
+    logits: async (tokens, signal) => (await run(tokens, signal)).logits ?? new Float32Array(0),
+    // Asking about some target returns the most likely token without copying all logits.
+    mostLikely: async (tokens, signal) => (await run(tokens, signal, [Int32Array.of(0)])).argmax?.[0] ?? 0,
   };
-  if (!Number.isSafeInteger(maxTokens) || maxTokens < 1) {
-    refuse("maxTokens", maxTokens, "a whole number of at least 1");
-  }
-  if (!(temperature >= 0 && temperature <= 100)) refuse("temperature", temperature, "0 to 100");
-  if (!(topP > 0 && topP <= 1)) refuse("topP", topP, "more than 0, at most 1");
-  if (stop.includes("")) refuse("stop", stop, "strings that are not empty");
 }

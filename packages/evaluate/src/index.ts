@@ -14,6 +14,7 @@ export * from "./evaluate-task.js";
 export * from "./evaluator.js";
 export { f1Score } from "./f1.js";
 export * from "./generate.js";
+export * from "./generate-text.js";
 export * from "./intervals.js";
 export { loadTokenizer, type TokenizerFolder } from "./load-tokenizer.js";
 export * from "./metrics.js";
@@ -29,6 +30,7 @@ export {
 export * from "./owning-executor.js";
 export * from "./remote-executor.js";
 export * from "./remote-pool.js";
+export { mostLikely, Sampler, type SamplingOptions } from "./sampling.js";
 export * from "./split-task.js";
 export * from "./task.js";
 export * from "./tokenizer.js";
