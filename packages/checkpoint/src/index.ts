@@ -19,11 +19,13 @@ export {
   checkFileName,
   type FolderEntry,
   memoryFolder,
+  readSmallFile,
 } from "./folder.js";
 export { type Inspection, inspectModel } from "./inspect.js";
-export type { JsonObject } from "./json-object.js";
+export { type JsonObject, parseJsonObject } from "./json-object.js";
 export { defaultLimits, type FormatLimits } from "./limits.js";
 export { type LoadedCheckpoint, type LoadOptions, loadModel } from "./load.js";
+export { bytesContent, type Content } from "./output/content.js";
 export type { ExpertSlot } from "./output/expert-slots.js";
 export {
   type ExportShape,
@@ -40,7 +42,7 @@ export {
   memoryTarget,
   type TargetTransaction,
 } from "./output/target.js";
-export type { WriteOptions } from "./output/write-files.js";
+export { type OutputFile, outputFile, type WriteOptions, writeFiles } from "./output/write-files.js";
 export { type PartialModel, partialModel } from "./partial-model.js";
 export {
   parseSafetensors,

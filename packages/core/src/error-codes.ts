@@ -75,6 +75,11 @@ export const errorCodes = {
   },
   COPPICE_PLAN_EXPORT: { exit: 2, meaning: "A plan cannot be written in the family's stock layout exactly." },
 
+  COPPICE_EXPORT_UNSUPPORTED: {
+    exit: 2,
+    meaning: "A model cannot be written in the wanted format, or for the wanted target.",
+  },
+
   COPPICE_STATS_MODEL: { exit: 2, meaning: "A statistics file was made from another model." },
   COPPICE_STATS_FORMAT: { exit: 2, meaning: "A statistics file is malformed or of another version." },
   COPPICE_STATS_MISSING: { exit: 2, meaning: "A criterion needs statistics that were not collected." },
