@@ -6,9 +6,8 @@ import type {
   LinearSpec,
   MoeModel,
 } from "@coppice/core";
-import { attentionShape } from "@coppice/onnx";
+import { attentionShape, type HeadLayout, headLayout, latentLayouts, layHeads, layNorm } from "@coppice/onnx";
 import type { Tensor } from "onnxruntime-node";
-import { type HeadLayout, headLayout, latentLayouts, layHeads, layNorm } from "./head-layout.js";
 import type { Feeds } from "./sessions.js";
 import type { TensorSource } from "./weights.js";
 

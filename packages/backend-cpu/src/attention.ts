@@ -1,7 +1,6 @@
 import type { DecoderLayer } from "@coppice/core";
-import { type AttentionShape, attentionGraph } from "@coppice/onnx";
+import { type AttentionShape, attentionGraph, paddedShape, rotaryDimensions } from "@coppice/onnx";
 import type { Tensor } from "onnxruntime-node";
-import { paddedShape, rotaryDimensions } from "./head-layout.js";
 import type { LayerCache } from "./kv-cache.js";
 import type { RotaryTables } from "./rotary-table.js";
 import type { Feeds, Runtime, Sessions } from "./sessions.js";

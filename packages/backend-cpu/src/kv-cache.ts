@@ -1,7 +1,6 @@
 import { CoppiceError, type KvCache, type LayerRange, type MoeModel } from "@coppice/core";
-import { operatorHeads } from "@coppice/onnx";
+import { operatorHeads, paddedShape } from "@coppice/onnx";
 import type { Tensor } from "onnxruntime-node";
-import { paddedShape } from "./head-layout.js";
 import type { Runtime } from "./sessions.js";
 
 /** Keys and values of one layer, each [sequences, kvHeads, capacity, head size], that runs extend in place. */

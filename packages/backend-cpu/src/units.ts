@@ -1,6 +1,5 @@
 import { type CheckedRunRequest, type MoeModel, rotaryRegime } from "@coppice/core";
-import { operatorHeads } from "@coppice/onnx";
-import { paddedShape } from "./head-layout.js";
+import { operatorHeads, paddedShape } from "@coppice/onnx";
 import { CacheGroup, type CpuCache, type LayerCache } from "./kv-cache.js";
 import type { Runtime } from "./sessions.js";
 

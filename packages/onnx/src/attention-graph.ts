@@ -1,8 +1,10 @@
 import { type AttentionShape, operatorHeads } from "./attention-shape.js";
 import { type Graph, GraphBuilder, type Value } from "./graph-builder.js";
 import { groupedQueryInputs } from "./grouped-query.js";
+import { cutHeads, type TokenRows } from "./heads.js";
 import { latentInputs } from "./latent.js";
-import { norm } from "./norms.js";
+import { addAndNorm, norm } from "./norms.js";
+import { inputWeights } from "./part-weights.js";
 
 export interface AttentionGraphOptions {
   /** Take earlier keys and values (`pastKey`, `pastValue`) and give the extended ones. */
@@ -51,10 +53,13 @@ export function attentionGraph(shape: AttentionShape, options: AttentionGraphOpt
   const { hidden, heads } = shape;
   const { kvHeads, size } = operatorHeads(shape);
   const graph = new GraphBuilder("attention");
+  const weights = inputWeights(graph);
   const rows = options.select ? "R" : "N";
   const input = graph.input("hidden", ["N", hidden]);
-  const normed = norm(graph, input, "attentionNorm", hidden, shape.attentionNorm);
+  const normed = norm(graph, weights, input, "attentionNorm", hidden, shape.attentionNorm);
   const pad = graph.input("pad", ["B", "S"], "int32");
+  // Several padded tokens may name the same row.
+  const tokens: TokenRows = (value) => graph.node("Gather", [value, pad], { attributes: { axis: 0 } });
   const tables = (): [Value, Value] => {
     const size = ["M", shape.rotaryDimensions / 2];
     return [graph.input("cos", size), graph.input("sin", size)];
@@ -62,13 +67,13 @@ export function attentionGraph(shape: AttentionShape, options: AttentionGraphOpt
   let turns: readonly [Value, Value] = ["", ""];
   let inputs: OperatorInputs;
   if (shape.kind === "mla") {
-    inputs = latentInputs(graph, shape, normed, pad, ofRows(graph, tables()));
+    inputs = latentInputs(graph, weights, shape, normed, tokens, ofRows(graph, tables()));
   } else if (shape.rotation === "operator") {
     turns = tables();
-    inputs = groupedQueryInputs(graph, shape, normed, pad, undefined);
+    inputs = groupedQueryInputs(graph, weights, shape, normed, tokens, undefined);
   } else {
     const rotation = shape.rotaryDimensions > 0 ? ofRows(graph, tables()) : undefined;
-    inputs = groupedQueryInputs(graph, shape, normed, pad, rotation);
+    inputs = groupedQueryInputs(graph, weights, shape, normed, tokens, rotation);
   }
 
   const past = options.cache
@@ -102,19 +107,19 @@ export function attentionGraph(shape: AttentionShape, options: AttentionGraphOpt
   const gathered = graph.node("Gather", [flat, unpad], { attributes: { axis: 0 } });
   const valueDim = shape.kind === "gqa" ? shape.headDim : shape.valueDim;
   const attended = cutHeads(graph, gathered, heads, size, valueDim);
-  const output = graph.input("output", [hidden, heads * valueDim]);
-  const bias = shape.outputBias ? [graph.input("outputBias", [hidden])] : [];
-  const projected = graph.node("Gemm", [attended, output, ...bias], { attributes: { transB: 1 } });
+  const projected = weights.linear(attended, "output", [hidden, heads * valueDim], {
+    bias: shape.outputBias,
+  });
   const skip = options.select
     ? graph.node("Gather", [input, graph.input("select", ["R"], "int32")], { attributes: { axis: 0 } })
     : input;
-  addAndNorm(graph, shape, projected, skip);
+  const names = { sum: "residual", normed: "normed" };
+  addAndNorm(graph, weights, [projected, skip], "feedForwardNorm", hidden, shape.feedForwardNorm, names);
   graph.output("normed", [rows, hidden]);
   graph.output("residual", [rows, hidden]);
   if (shape.router) {
-    const linear = ["normed", graph.input("router", ["E", hidden])];
-    if (shape.router.bias) linear.push(graph.input("routerBias", ["E"]));
-    graph.nodes("Gemm", linear, ["logits"], { attributes: { transB: 1 } });
+    const { bias } = shape.router;
+    weights.linear("normed", "router", ["E", hidden], { bias, output: "logits" });
     graph.output("logits", [rows, "E"]);
   }
   if (options.received) {
@@ -148,37 +153,4 @@ function ofRows(graph: GraphBuilder, [cos, sin]: readonly [Value, Value]): reado
     return graph.node("Unsqueeze", [taken, graph.int64([1])]);
   };
   return [rows(cos), rows(sin)];
-}
-
-/** The first `wanted` of the `size` dimensions of every head. */
-function cutHeads(graph: GraphBuilder, value: Value, heads: number, size: number, wanted: number): Value {
-  if (wanted === size) return value;
-  const split = graph.node("Reshape", [value, graph.int64([-1, heads, size])]);
-  const cut = graph.node("Slice", [split, graph.int64([0]), graph.int64([wanted]), graph.int64([2])]);
-  return graph.node("Reshape", [cut, graph.int64([-1, heads * wanted])]);
-}
-
-/** `residual`, the sum of both, and `normed`. */
-function addAndNorm(
-  graph: GraphBuilder,
-  { hidden, feedForwardNorm }: AttentionShape,
-  projected: Value,
-  skip: Value,
-): void {
-  const { kind, bias, epsilon } = feedForwardNorm;
-  if (kind === "rms" && !bias) {
-    const weight = graph.input("feedForwardNorm", [hidden]);
-    graph.nodes(
-      "SkipSimplifiedLayerNormalization",
-      [projected, skip, weight],
-      ["normed", "", "", "residual"],
-      {
-        domain: "com.microsoft",
-        attributes: { epsilon: { float: epsilon } },
-      },
-    );
-    return;
-  }
-  graph.node("Add", [projected, skip], {}, "residual");
-  norm(graph, "residual", "feedForwardNorm", hidden, feedForwardNorm, "normed");
 }

@@ -1,7 +1,19 @@
 import { CoppiceError } from "@coppice/core";
 
 /** Element types of graph values that Coppice uses. */
-export type ElementType = "float32" | "int32" | "int64" | "bool";
+export const elementTypes = ["float32", "float16", "bfloat16", "int32", "int64", "uint8", "bool"] as const;
+export type ElementType = (typeof elementTypes)[number];
+
+/** Bytes of one value of each type. */
+export const elementBytes: Readonly<Record<ElementType, number>> = {
+  float32: 4,
+  float16: 2,
+  bfloat16: 2,
+  int32: 4,
+  int64: 8,
+  uint8: 1,
+  bool: 1,
+};
 
 /** A size, or the name of a size that is known only when the graph runs; equal names mean equal sizes. */
 export type Dim = number | string;
@@ -30,13 +42,20 @@ export interface GraphNode {
   readonly attributes: Readonly<Record<string, Attribute>>;
 }
 
-export interface GraphInitializer {
+/** Where values lie outside of the file that holds the graph. */
+export interface ExternalPlace {
+  /** Name of a file beside it. */
+  readonly file: string;
+  readonly offset: number;
+  readonly length: number;
+}
+
+/** Values inside the file, or `external`. Little-endian, row-major. */
+export type GraphInitializer = {
   readonly name: Value;
   readonly type: ElementType;
   readonly shape: readonly number[];
-  /** Little-endian values, row-major. */
-  readonly bytes: Uint8Array;
-}
+} & ({ readonly bytes: Uint8Array } | { readonly external: ExternalPlace });
 
 /** A graph as plain data; nodes are in an order in which they can run. */
 export interface Graph {
@@ -87,9 +106,21 @@ export class GraphBuilder {
     return name;
   }
 
+  /** A weight that lies outside of the file. */
+  stored(name: string, shape: readonly number[], type: ElementType, external: ExternalPlace): Value {
+    this.#define(name);
+    this.#initializers.set(name, { name, type, shape, external });
+    return name;
+  }
+
   /** An int64 constant; equal constants are stored once. `shape` defaults to one dimension. */
   int64(values: readonly number[], shape: readonly number[] = [values.length]): Value {
     return this.#constant("int64", shape, new BigInt64Array(values.map(BigInt)), values);
+  }
+
+  /** An int32 constant; equal constants are stored once. `shape` defaults to a scalar. */
+  int32(value: number, shape: readonly number[] = []): Value {
+    return this.#constant("int32", shape, new Int32Array([value]), [value]);
   }
 
   /** A float32 constant; equal constants are stored once. `shape` defaults to a scalar. */
@@ -97,12 +128,17 @@ export class GraphBuilder {
     return this.#constant("float32", shape, new Float32Array([value]), [value]);
   }
 
+  /** A name that no value has, for an output of a node. */
+  name(word: string): Value {
+    return `${word}_${this.#next++}`;
+  }
+
   /** Adds a node with one output and returns it, under `name` or a name of its own. */
   node(
     operator: string,
     inputs: readonly Value[],
     options: NodeOptions = {},
-    name = `${operator}_${this.#next++}`,
+    name = this.name(operator),
   ): Value {
     this.nodes(operator, inputs, [name], options);
     return name;
@@ -134,7 +170,7 @@ export class GraphBuilder {
   #constant(
     type: ElementType,
     shape: readonly number[],
-    data: BigInt64Array | Float32Array,
+    data: BigInt64Array | Int32Array | Float32Array,
     values: readonly number[],
   ): Value {
     // `|` cannot occur in a name that a caller chooses for an input without being odd; it keeps constants apart.

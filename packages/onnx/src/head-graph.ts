@@ -1,5 +1,6 @@
 import { type Graph, GraphBuilder } from "./graph-builder.js";
 import { type NormShape, norm } from "./norms.js";
+import { inputWeights } from "./part-weights.js";
 
 /** All that the graph behind the last layer depends on. */
 export interface HeadShape {
@@ -24,12 +25,14 @@ export interface HeadShape {
 export function headGraph(shape: HeadShape, options: { readonly score: boolean }): Graph {
   const { hidden, vocab, bias, logitScale } = shape;
   const graph = new GraphBuilder("head");
+  const weights = inputWeights(graph);
   const input = graph.input("hidden", ["R", hidden]);
-  const normed = norm(graph, input, "norm", hidden, shape.norm);
-  const inputs = [normed, graph.input("head", [vocab, hidden])];
-  if (bias) inputs.push(graph.input("headBias", [vocab]));
-  const scale = logitScale === undefined ? {} : { alpha: { float: logitScale }, beta: { float: logitScale } };
-  graph.nodes("Gemm", inputs, ["logits"], { attributes: { transB: 1, ...scale } });
+  const normed = norm(graph, weights, input, "norm", hidden, shape.norm);
+  weights.linear(normed, "head", [vocab, hidden], {
+    bias,
+    output: "logits",
+    ...(logitScale !== undefined && { scale: logitScale }),
+  });
   if (!options.score) {
     graph.output("logits", ["R", vocab]);
     return graph.build();

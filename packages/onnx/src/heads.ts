@@ -8,13 +8,11 @@ export interface Heads {
 /**
  * Rotates the first `dimensions` of every head: i with i + dimensions / 2.
  * @param value [N, count headDim]
- * @param name unused so far in the graph
  * @param rotation cosines and sines of every row, [N, 1, dimensions / 2]
  */
 export function rotateHeads(
   graph: GraphBuilder,
   value: Value,
-  name: string,
   { count, headDim }: Heads,
   dimensions: number,
   [cos, sin]: readonly [Value, Value],
@@ -22,7 +20,7 @@ export function rotateHeads(
   const heads = graph.node("Reshape", [value, graph.int64([-1, count, headDim])]);
   const half = dimensions / 2;
   const sizes = headDim > dimensions ? [half, half, headDim - dimensions] : [half, half];
-  const parts = sizes.map((_, i) => `${name}Part${i}`);
+  const parts = sizes.map(() => graph.name("part"));
   graph.nodes("Split", [heads, graph.int64(sizes)], parts, { attributes: { axis: 2 } });
   const [first, second, ...rest] = parts as [Value, Value, ...Value[]];
   const times = (part: Value, factor: Value) => graph.node("Mul", [part, factor]);
@@ -35,22 +33,30 @@ export function rotateHeads(
 }
 
 /**
- * Rows as the attention operator takes them: heads filled up with zeros to `size` dimensions, which change neither a
- * product of query and key nor a sum of values, and then the rows of all padded tokens.
+ * Heads filled up with zeros to `size` dimensions, which change neither a product of query and key nor a sum of values.
  * @param value [N, count headDim]
- * @returns [B, S, count size]
+ * @returns [N, count size]
  */
-export function padTokens(
+export function fillHeads(graph: GraphBuilder, value: Value, { count, headDim }: Heads, size: number): Value {
+  if (size === headDim) return value;
+  const heads = graph.node("Reshape", [value, graph.int64([-1, count, headDim])]);
+  const larger = graph.node("Pad", [heads, graph.int64([0, 0, 0, 0, 0, size - headDim])]);
+  return graph.node("Reshape", [larger, graph.int64([-1, count * size])]);
+}
+
+/** The first `wanted` of the `size` dimensions of every head: [N, heads size] -> [N, heads wanted]. */
+export function cutHeads(
   graph: GraphBuilder,
   value: Value,
-  { count, headDim }: Heads,
-  { size, pad }: { readonly size: number; readonly pad: Value },
+  heads: number,
+  size: number,
+  wanted: number,
 ): Value {
-  let filled = value;
-  if (size > headDim) {
-    const heads = graph.node("Reshape", [value, graph.int64([-1, count, headDim])]);
-    const larger = graph.node("Pad", [heads, graph.int64([0, 0, 0, 0, 0, size - headDim])]);
-    filled = graph.node("Reshape", [larger, graph.int64([-1, count * size])]);
-  }
-  return graph.node("Gather", [filled, pad], { attributes: { axis: 0 } });
+  if (wanted === size) return value;
+  const split = graph.node("Reshape", [value, graph.int64([-1, heads, size])]);
+  const cut = graph.node("Slice", [split, graph.int64([0]), graph.int64([wanted]), graph.int64([2])]);
+  return graph.node("Reshape", [cut, graph.int64([-1, heads * wanted])]);
 }
+
+/** Rows [N, width] as the attention operator takes them, [B, S, width]. */
+export type TokenRows = (value: Value, width: number) => Value;

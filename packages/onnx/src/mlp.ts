@@ -1,5 +1,6 @@
 import type { ActivationSpec, MlpSpec } from "@coppice/core";
 import type { GraphBuilder, Value } from "./graph-builder.js";
+import type { PartWeights } from "./part-weights.js";
 
 /** The weights of an MLP, as core's `MlpSpec` names them. */
 export const mlpParts = ["gate", "up", "down", "gateBias", "upBias", "downBias"] as const;
@@ -25,46 +26,18 @@ export function mlpShape(spec: MlpSpec, hidden: number): MlpShape {
 }
 
 /**
- * Makes the weights of an MLP inputs of the graph, each named after its part with `suffix` behind it: `gate` and `up`
- * [width, hidden], `down` [hidden, width], biases [width] and [hidden].
+ * An MLP of rows [M, hidden]; core's `ActivationSpec` has the formulas. Its weights have the names of `mlpParts`: `gate`
+ * and `up` [width, hidden], `down` [hidden, width], biases [width] and [hidden].
  */
-export function mlpInputs(
-  graph: GraphBuilder,
-  { hidden, width, activation, biases }: MlpShape,
-  suffix = "",
-): MlpEntries<Value> {
-  const input = (part: MlpPart, size: readonly number[]) => ({
-    [part]: graph.input(`${part}${suffix}`, size),
-  });
-  const bias = (part: MlpPart, size: number) => (biases.includes(part) ? input(part, [size]) : {});
-  return {
-    ...(activation.kind !== "relu2" && input("gate", [width, hidden])),
-    up: graph.input(`up${suffix}`, [width, hidden]),
-    down: graph.input(`down${suffix}`, [hidden, width]),
-    ...bias("gateBias", width),
-    ...bias("upBias", width),
-    ...bias("downBias", hidden),
-  };
-}
-
-/** An MLP of rows [M, hidden]; core's `ActivationSpec` has the formulas. */
-export function mlp(
-  graph: GraphBuilder,
-  x: Value,
-  activation: ActivationSpec,
-  weights: MlpEntries<Value>,
-): Value {
-  return downProjection(graph, hiddenUnits(graph, x, activation, weights), weights);
+export function mlp(graph: GraphBuilder, weights: PartWeights, rows: Value, shape: MlpShape): Value {
+  return downProjection(weights, hiddenUnits(graph, weights, rows, shape), shape);
 }
 
 /** What `down` multiplies in an MLP of rows [M, hidden], [M, width]. */
-export function hiddenUnits(
-  graph: GraphBuilder,
-  x: Value,
-  activation: ActivationSpec,
-  weights: MlpEntries<Value>,
-): Value {
-  const project = (part: "gate" | "up") => linear(graph, x, weights, part);
+export function hiddenUnits(graph: GraphBuilder, weights: PartWeights, rows: Value, shape: MlpShape): Value {
+  const { hidden, width, activation, biases } = shape;
+  const project = (part: "gate" | "up") =>
+    weights.linear(rows, part, [width, hidden], { bias: biases.includes(`${part}Bias`) });
   const times = (a: Value, b: Value) => graph.node("Mul", [a, b]);
   switch (activation.kind) {
     case "silu": {
@@ -88,20 +61,10 @@ export function hiddenUnits(
 }
 
 /** What hidden units [M, width] become outside, [M, hidden]. */
-export function downProjection(graph: GraphBuilder, units: Value, weights: MlpEntries<Value>): Value {
-  return linear(graph, units, weights, "down");
-}
-
-function linear(
-  graph: GraphBuilder,
-  rows: Value,
-  weights: MlpEntries<Value>,
-  part: "gate" | "up" | "down",
+export function downProjection(
+  weights: PartWeights,
+  units: Value,
+  { hidden, width, biases }: MlpShape,
 ): Value {
-  const inputs = [rows, weights[part], weights[`${part}Bias`]];
-  return graph.node(
-    "Gemm",
-    inputs.filter((name) => name !== undefined),
-    { attributes: { transB: 1 } },
-  );
+  return weights.linear(units, "down", [hidden, width], { bias: biases.includes("downBias") });
 }

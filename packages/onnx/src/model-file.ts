@@ -9,25 +9,40 @@ import {
   ModelProtoSchema,
   NodeProtoSchema,
   OperatorSetIdProtoSchema,
+  StringStringEntryProtoSchema,
+  TensorProto_DataLocation,
   TensorProto_DataType,
   TensorProtoSchema,
   TensorShapeProto_DimensionSchema,
   type ValueInfoProto,
   ValueInfoProtoSchema,
 } from "./gen/onnx_pb.js";
-import type { Attribute, Dim, ElementType, Graph, GraphInitializer, GraphValue } from "./graph-builder.js";
+import {
+  type Attribute,
+  type Dim,
+  type ElementType,
+  type ExternalPlace,
+  elementBytes,
+  elementTypes,
+  type Graph,
+  type GraphInitializer,
+  type GraphValue,
+} from "./graph-builder.js";
 
 /** Versions that written models declare: the newest that both ONNX Runtime 1.20 and the tools around it read. */
 export const irVersion = 10;
 export const opset = 21;
 
-const dataTypes: Readonly<Record<ElementType, TensorProto_DataType>> = {
+/** TensorProto.DataType of every element type, as the attribute `to` of Cast takes it. */
+export const dataTypes: Readonly<Record<ElementType, TensorProto_DataType>> = {
   float32: TensorProto_DataType.FLOAT,
+  float16: TensorProto_DataType.FLOAT16,
+  bfloat16: TensorProto_DataType.BFLOAT16,
   int32: TensorProto_DataType.INT32,
   int64: TensorProto_DataType.INT64,
+  uint8: TensorProto_DataType.UINT8,
   bool: TensorProto_DataType.BOOL,
 };
-const elementBytes: Readonly<Record<ElementType, number>> = { float32: 4, int32: 4, int64: 8, bool: 1 };
 
 /** The bytes of an ONNX model (opset 21, `com.microsoft` 1, IR 10) that holds `graph`. */
 export function encodeModel(graph: Graph): Uint8Array {
@@ -42,12 +57,12 @@ export function encodeModel(graph: Graph): Uint8Array {
       name: graph.name,
       input: graph.inputs.map(valueInfo),
       output: graph.outputs.map(valueInfo),
-      initializer: graph.initializers.map(({ name, type, shape, bytes }) =>
+      initializer: graph.initializers.map((initializer) =>
         create(TensorProtoSchema, {
-          name,
-          dataType: dataTypes[type],
-          dims: shape.map(BigInt),
-          rawData: bytes,
+          name: initializer.name,
+          dataType: dataTypes[initializer.type],
+          dims: initializer.shape.map(BigInt),
+          ...("bytes" in initializer ? { rawData: initializer.bytes } : externalData(initializer.external)),
         }),
       ),
       node: graph.nodes.map(({ operator, domain, inputs, outputs, attributes }, i) =>
@@ -79,7 +94,7 @@ export const decodeLimits = {
 
 /**
  * Reads a model written by `encodeModel`, or another within the same means: one graph, no subgraphs, tensors with
- * raw data inside the file.
+ * raw data inside the file or with all their bytes in another one.
  * @throws COPPICE_FORMAT_LIMIT, COPPICE_FORMAT_HEADER (not an ONNX model), COPPICE_FORMAT_DTYPE,
  * COPPICE_FORMAT_SHAPE, COPPICE_BACKEND_UNSUPPORTED (what this reader has no form for)
  */
@@ -103,18 +118,19 @@ export function decodeModel(bytes: Uint8Array): Graph {
     outputs: graph.output.map(graphValue),
     initializers: graph.initializer.map(
       ({ name, dataType, dims, rawData, externalData }): GraphInitializer => {
-        if (externalData.length > 0) throw unsupported(`initializer "${name}" lies outside the file`);
         const type = elementType(dataType, name);
         const shape = dims.map((size) => Number(size));
         limit("dimensions", shape.length, decodeLimits.dimensions);
         const expected = shape.reduce((product, size) => product * size, elementBytes[type]);
-        if (rawData.length !== expected || shape.some((size) => size < 0)) {
+        const external = externalData.length > 0 ? externalPlace(name, externalData) : undefined;
+        const found = external ? external.length : rawData.length;
+        if (found !== expected || shape.some((size) => size < 0)) {
           throw new CoppiceError(
             "COPPICE_FORMAT_SHAPE",
-            `initializer "${name}" of shape [${shape.join(", ")}] has ${rawData.length} raw bytes, expected ${expected}`,
+            `initializer "${name}" of shape [${shape.join(", ")}] has ${found} raw bytes, expected ${expected}`,
           );
         }
-        return { name, type, shape, bytes: rawData };
+        return { name, type, shape, ...(external ? { external } : { bytes: rawData }) };
       },
     ),
     nodes: graph.node.map(({ opType, domain, input, output, attribute }) => ({
@@ -125,6 +141,29 @@ export function decodeModel(bytes: Uint8Array): Graph {
       attributes: Object.fromEntries(attribute.map((proto) => [proto.name, attributeValue(proto)])),
     })),
   };
+}
+
+function externalData({ file, offset, length }: ExternalPlace) {
+  const entries = { location: file, offset: `${offset}`, length: `${length}` };
+  return {
+    dataLocation: TensorProto_DataLocation.EXTERNAL,
+    externalData: Object.entries(entries).map(([key, value]) =>
+      create(StringStringEntryProtoSchema, { key, value }),
+    ),
+  };
+}
+
+function externalPlace(
+  name: string,
+  entries: readonly { readonly key: string; readonly value: string }[],
+): ExternalPlace {
+  const value = (key: string) => entries.find((entry) => entry.key === key)?.value;
+  const [offset, length] = [Number(value("offset") ?? 0), Number(value("length"))];
+  const file = value("location");
+  if (file === undefined || !Number.isSafeInteger(offset) || !Number.isSafeInteger(length)) {
+    throw unsupported(`initializer "${name}" lies outside the file at no clear place`);
+  }
+  return { file, offset, length };
 }
 
 function valueInfo({ name, type, shape }: GraphValue): ValueInfoProto {
@@ -184,11 +223,11 @@ function attributeValue({ name, type, i, f, s, ints }: AttributeProto): Attribut
 }
 
 function elementType(dataType: number, name: string): ElementType {
-  for (const [type, value] of Object.entries(dataTypes)) if (value === dataType) return type as ElementType;
+  for (const type of elementTypes) if (dataTypes[type] === dataType) return type;
   const label = TensorProto_DataType[dataType] ?? dataType;
   throw new CoppiceError(
     "COPPICE_FORMAT_DTYPE",
-    `"${name}" has the ONNX element type ${label}; known are ${Object.keys(dataTypes).join(", ")}`,
+    `"${name}" has the ONNX element type ${label}; known are ${elementTypes.join(", ")}`,
   );
 }
 

@@ -1,5 +1,6 @@
 import { type Graph, GraphBuilder, type Value } from "./graph-builder.js";
-import { type MlpShape, mlp, mlpInputs } from "./mlp.js";
+import { type MlpShape, mlp } from "./mlp.js";
+import { inputWeights } from "./part-weights.js";
 
 export interface MoeGraphOptions {
   /** Experts of the graph. Leave out those that no token chose: an empty expert still costs its operators. */
@@ -27,14 +28,14 @@ export interface MoeGraphOptions {
  * Inputs: `normed`, `residual` [N, hidden]; `rows` int32 [M], the token of every choice; `sizes` int64 [slots], how
  * many choices each slot has; `places` int32 [topK, N], where in `rows` the choices of a token are; `gates`
  * [topK, N, 1], their gate weights, or with `scalesInput` [M, 1] in the order of `rows`; for every slot i the weights
- * of `mlpInputs` with i behind their names.
+ * of `mlp` with i behind their names.
  *
  * Outputs: `result` [N, hidden], the residual plus the gate-weighted expert outputs; on request `expertOutputs`
  * [M, hidden], unweighted, in the order of `rows`; with `skips` [M + 1, hidden]; on request
  * `expertNorms` [M] or [M + 1], their L2 norms.
  */
 export function moeGraph(shape: MlpShape, options: MoeGraphOptions): Graph {
-  const { hidden, activation } = shape;
+  const { hidden } = shape;
   const { slots, topK, scalesInput, residualScale } = options;
   const graph = new GraphBuilder("moe");
   const normed = graph.input("normed", ["N", hidden]);
@@ -45,10 +46,10 @@ export function moeGraph(shape: MlpShape, options: MoeGraphOptions): Graph {
   const gates = graph.input("gates", scalesInput ? ["M", 1] : [topK, "N", 1]);
   const inputGates = scalesInput && split(gates, "gates");
   const parts = names.map((name, slot) => {
-    const weights = mlpInputs(graph, shape, `${slot}`);
     const tokens = take(graph, normed, name);
     const gate = inputGates?.[slot];
-    return mlp(graph, gate === undefined ? tokens : graph.node("Mul", [tokens, gate]), activation, weights);
+    const read = gate === undefined ? tokens : graph.node("Mul", [tokens, gate]);
+    return mlp(graph, inputWeights(graph, `${slot}`), read, shape);
   });
   // No row of another choice will do in its place: what is not a number there would not become 0.
   if (options.skips) parts.push(graph.node("ConstantOfShape", [graph.int64([1, hidden])]));
@@ -92,19 +93,18 @@ export interface DenseGraphOptions {
 
 /**
  * An MLP that every token goes through: that of a dense layer, or a shared expert.
- * Inputs: `normed`, `residual` [N, hidden]; the weights of `mlpInputs`.
+ * Inputs: `normed`, `residual` [N, hidden]; the weights of `mlp`.
  * Output: `result` [N, hidden], the residual plus the MLP of `normed`.
  */
 export function denseGraph(shape: MlpShape, { gated, residualScale }: DenseGraphOptions = {}): Graph {
-  const { hidden, activation } = shape;
+  const { hidden } = shape;
   const graph = new GraphBuilder("dense");
+  const weights = inputWeights(graph);
   const normed = graph.input("normed", ["N", hidden]);
   const residual = graph.input("residual", ["N", hidden]);
-  let output = mlp(graph, normed, activation, mlpInputs(graph, shape));
+  let output = mlp(graph, weights, normed, shape);
   if (gated) {
-    const projected = graph.node("Gemm", [normed, graph.input("projection", [1, hidden])], {
-      attributes: { transB: 1 },
-    });
+    const projected = weights.linear(normed, "projection", [1, hidden]);
     output = graph.node("Mul", [output, graph.node("Sigmoid", [projected])]);
   }
   if (residualScale !== undefined) output = graph.node("Mul", [output, graph.float32(residualScale)]);

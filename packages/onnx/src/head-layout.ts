@@ -4,7 +4,7 @@ import type {
   GroupedQueryAttentionSpec,
   LatentAttentionSpec,
 } from "@coppice/core";
-import { type AttentionShape, attentionShape, type GroupedQueryShape } from "@coppice/onnx";
+import { type AttentionShape, attentionShape, type GroupedQueryShape } from "./attention-shape.js";
 
 /** Where ONNX Runtime's attention operator rotates, head sizes and rotating dimensions are multiples of this. */
 const step = 16;
