@@ -4,15 +4,14 @@ import { replaceJsonValues } from "./json-edit.js";
 import type { JsonObject } from "./json-object.js";
 import { defaultLimits } from "./limits.js";
 import type { LoadedCheckpoint } from "./load.js";
+import { checkComplete, companionFiles, textFile } from "./output/companion-files.js";
 import { configChanges } from "./output/config-changes.js";
-import { bytesContent, rangeContent } from "./output/content.js";
 import { type ExportShape, exportShape, type OutputLayout } from "./output/export-shape.js";
 import { outputTensors } from "./output/output-tensors.js";
 import { createProvenance, provenanceFileName, provenanceText } from "./output/provenance.js";
 import { defaultShardBytes, packShards } from "./output/shards.js";
 import type { CheckpointTarget } from "./output/target.js";
-import { type OutputFile, outputFile, type WriteOptions, writeFiles } from "./output/write-files.js";
-import { indexFileName } from "./tensor-files.js";
+import { type OutputFile, type WriteOptions, writeFiles } from "./output/write-files.js";
 
 /** What the size of an output checkpoint depends on besides its plan. */
 export interface OutputOptions {
@@ -38,13 +37,6 @@ export interface OutputSummary {
   readonly padded: { readonly experts: number; readonly bytes: number };
 }
 
-/** Tokenizer, generation settings, templates, licences: what a checkpoint folder needs besides its weights. */
-const companionFile = /\.(json|txt|model|jinja|tiktoken|vocab|bpe)$|^(LICEN[CS]E|NOTICE|USE_POLICY)/i;
-/** Indexes of weights in other formats; their files are not copied either. */
-const foreignIndex = /\.index\.json$/i;
-/** Largest companion file that is copied: tokenizers have up to some 40 MB. */
-const companionBytes = 256_000_000;
-
 /**
  * Writes the checkpoint that `plan` makes of a loaded one, in its family's own stock layout, so that it is an
  * ordinary, smaller checkpoint: kept experts renumbered in slot order with all that belongs to them, merged experts
@@ -67,14 +59,7 @@ export async function applyPlan(
   target: CheckpointTarget,
   options: OutputOptions & WriteOptions = {},
 ): Promise<OutputSummary> {
-  const [headers] = loaded.incomplete;
-  if (headers !== undefined) {
-    throw new CoppiceError(
-      "COPPICE_FORMAT_TRUNCATED",
-      `${headers} was opened for its header alone; its weights cannot be written`,
-      { hint: "download the whole checkpoint", details: { files: loaded.incomplete.slice(0, 16) } },
-    );
-  }
+  checkComplete(loaded);
   const { files, summary } = await layOut(loaded, plan, options);
   await writeFiles(files, target, options);
   return summary;
@@ -107,7 +92,7 @@ async function layOut(
     ...packShards(tensors, maxShardBytes),
     await rewriteConfig(loaded, shape, signal),
     textFile(provenanceFileName, provenanceText(createProvenance(model, checked, metadata))),
-    ...(await companionFiles(loaded)),
+    ...(await companionFiles(loaded, [provenanceFileName])),
   ];
   throwIfAborted(signal, "laying out the checkpoint");
   const sum = (items: readonly { bytes: number }[]) => items.reduce((total, { bytes }) => total + bytes, 0);
@@ -133,17 +118,4 @@ async function rewriteConfig(
   const bytes = await readSmallFile(loaded.folder, "config.json", defaultLimits.configBytes, signal);
   const { replace, insert } = configChanges(loaded, shape);
   return textFile("config.json", replaceJsonValues(new TextDecoder().decode(bytes), replace, insert));
-}
-
-async function companionFiles(loaded: LoadedCheckpoint): Promise<OutputFile[]> {
-  const written = new Set(["config.json", provenanceFileName, indexFileName]);
-  const entries = (await loaded.folder.list()).filter(
-    ({ name, size }) =>
-      companionFile.test(name) && !foreignIndex.test(name) && !written.has(name) && size <= companionBytes,
-  );
-  return entries.map(({ name, size }) => outputFile(name, [rangeContent(loaded.sources, name, 0, size)]));
-}
-
-function textFile(name: string, text: string): OutputFile {
-  return outputFile(name, [bytesContent(new TextEncoder().encode(text))]);
 }

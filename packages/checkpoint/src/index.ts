@@ -25,6 +25,7 @@ export { type Inspection, inspectModel } from "./inspect.js";
 export { type JsonObject, parseJsonObject } from "./json-object.js";
 export { defaultLimits, type FormatLimits } from "./limits.js";
 export { type LoadedCheckpoint, type LoadOptions, loadModel } from "./load.js";
+export type { ConfigChanges } from "./output/config-changes.js";
 export { bytesContent, type Content } from "./output/content.js";
 export type { ExpertSlot } from "./output/expert-slots.js";
 export {
@@ -34,6 +35,13 @@ export {
   type OutputLayout,
 } from "./output/export-shape.js";
 export { type Provenance, readProvenance } from "./output/provenance.js";
+export {
+  type RewriteOptions,
+  type RewriteSummary,
+  type RewrittenTensor,
+  rewriteCheckpoint,
+  type WriteTensor,
+} from "./output/rewrite.js";
 export type { RouterEntry } from "./output/router-entries.js";
 export {
   type ByteSink,
@@ -43,6 +51,7 @@ export {
   type TargetTransaction,
 } from "./output/target.js";
 export { type OutputFile, outputFile, type WriteOptions, writeFiles } from "./output/write-files.js";
+export { packZeroPoints } from "./packed-reader.js";
 export { type PartialModel, partialModel } from "./partial-model.js";
 export {
   parseSafetensors,

@@ -103,6 +103,9 @@ function keepExperts(spec: MoeSpec, entry: LayerPlan, gathered: Map<string, Gath
 
 function gatheringReader(weights: WeightReader, gathered: ReadonlyMap<string, Gathered>): WeightReader {
   return {
+    async readQuantized(ref, options) {
+      return gathered.has(ref.name) ? undefined : weights.readQuantized?.(ref, options);
+    },
     async read(ref, options = {}) {
       const rows = gathered.get(ref.name);
       if (!rows) return weights.read(ref, options);

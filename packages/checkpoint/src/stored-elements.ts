@@ -7,8 +7,9 @@ export function storedElements(ref: TensorRef): number {
   return (ref.end - ref.begin) / elementBytes(ref);
 }
 
-/** Bytes of a stored element: half a byte for MXFP4. */
+/** Bytes of a stored element: half a byte for MXFP4, a part of a byte for packed codes of fewer bits. */
 export function elementBytes({ dtype, scales }: TensorRef): number {
+  if (scales?.format === "packed") return scales.bits / 8;
   return scales?.format === "mxfp4" ? 0.5 : dtypeBytes[dtype];
 }
 

@@ -1,6 +1,7 @@
 import { CoppiceError, elementCount, type TensorRef, throwIfAborted, type WeightReader } from "@coppice/core";
 import { firstNonFinite } from "./decode.js";
 import type { ByteSource } from "./folder.js";
+import { readPackedValues, readQuantizedMatrix } from "./packed-reader.js";
 import type { SourceCache } from "./source-cache.js";
 import { checkStored, decodeElements, elementBytes, scalesRef, storedElements } from "./stored-elements.js";
 
@@ -23,6 +24,12 @@ export function createWeightReader(sources: SourceCache): WeightReader {
         `${ref.name} has ${count} values; the array to fill has ${out.length}`,
       );
     }
+    if (ref.scales?.format === "packed") {
+      await readPackedValues({ read, sources }, ref, ref.scales, out, signal);
+      const bad = firstNonFinite(out);
+      if (bad >= 0) throw badValue(ref, bad, out[bad] as number);
+      return out;
+    }
     const factors = ref.scales && (await read(scalesRef(ref.scales), signal ? { signal } : {}));
     await sources.use(ref.file, (source) =>
       ref.dtype === "F32" && !ref.view && !ref.scales
@@ -36,7 +43,15 @@ export function createWeightReader(sources: SourceCache): WeightReader {
     }
     return out;
   };
-  return { read };
+  return {
+    read,
+    readQuantized: async (ref, { signal } = {}) => {
+      if (ref.scales?.format !== "packed") return undefined;
+      throwIfAborted(signal, `reading ${ref.name}`);
+      checkStored(ref);
+      return readQuantizedMatrix({ read, sources }, ref, ref.scales, signal);
+    },
+  };
 }
 
 async function readDirectly(

@@ -1,6 +1,7 @@
 import type { ActivationSpec, MlpSpec, MoeSpec, RouterSpec, TensorRef } from "@coppice/core";
 import type { Description } from "./describe-attention.js";
 import { type ExpertLayout, flag, type MlpNames, type RouterSettings, type StackedLayout } from "./family.js";
+import { isReadablePack } from "./packed-weights.js";
 import { isPacked } from "./quantization.js";
 import { entry, matrixOf, partOf, takeStack, vectorOf } from "./stacked-matrices.js";
 import type { TensorTaker } from "./tensor-taker.js";
@@ -224,10 +225,10 @@ function stackedBiases(
  * A weight of the language model that can only be moved, if there is one. An integer weight alone is none: it needs
  * the siblings of a pack.
  */
-export function findPacked({ index }: TensorTaker, prefix: string): TensorRef | undefined {
+export function findPacked({ index, quantization }: TensorTaker, prefix: string): TensorRef | undefined {
   for (const name of index.under(prefix)) {
     const ref = index.get(name) as TensorRef;
-    if (!isPacked(ref)) continue;
+    if (!isPacked(ref) || (quantization.readable && isReadablePack(ref, index))) continue;
     const siblings = [`${name}_scale`, `${name}.absmax`, name.replace(/weight$/, "SCB")];
     if (!name.endsWith(".weight") || siblings.some((sibling) => index.has(sibling))) return ref;
   }

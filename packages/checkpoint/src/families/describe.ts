@@ -149,7 +149,7 @@ export function describeExecuted(
     if (family.norm === "rms") return { kind: "rms", weight, epsilon };
     return { kind: "layer", weight, bias: take.tensor(`${base}.bias`, [hiddenSize]), epsilon };
   };
-  const embedding = take.tensor(take.name(names.embedding), [vocabSize, hiddenSize]);
+  const embedding = take.weight(take.name(names.embedding).replace(/\.weight$/, ""), [vocabSize, hiddenSize]);
   const attention = describeAttention(description);
   const experts = describeExperts(description, layout, true);
   const layers: DecoderLayer[] = [];
@@ -197,7 +197,9 @@ function describeEdited(
   const { family, settings, take } = description;
   const { hiddenSize, vocabSize, epsilon } = settings;
   const kind = family.norm;
-  const embedding = take.tensor(take.name(family.tensors.embedding), [vocabSize, hiddenSize]);
+  const embeddingName = take.name(family.tensors.embedding);
+  const embedding =
+    take.optional(`${embeddingName}_packed`) ?? take.tensor(embeddingName, [vocabSize, hiddenSize]);
   const experts = describeExperts(description, layout, isWhole);
   const mixer = family.attention.kind === "other" ? family.attention.name : "attention";
   const layers = Array.from(

@@ -1,6 +1,7 @@
 import { CoppiceError, type DType, elementCount, type TensorRef, type TensorScales } from "@coppice/core";
 import type { ConfigReader } from "../config.js";
 import { showValue } from "../json-object.js";
+import { packsReadably } from "./packed-weights.js";
 
 /** What config.json says about quantized weights. */
 export interface Quantization {
@@ -8,6 +9,8 @@ export interface Quantization {
   readonly method: string | undefined;
   /** Rows and columns that share a scale in fp8 checkpoints. */
   readonly block: readonly [number, number];
+  /** Packed integers are of the kind that is decoded (`packedMatrix`). */
+  readonly readable: boolean;
 }
 
 /** Block of DeepSeek-V3's own fp8 checkpoints, which theirs alone may leave out. */
@@ -16,14 +19,15 @@ const defaultBlock = [128, 128] as const;
 /** Reads `quantization_config`, or `compression_config` as older compressed-tensors files call it. */
 export function readQuantization(config: ConfigReader): Quantization {
   const found = config.object("quantization_config") ?? config.object("compression_config");
-  if (!found) return { method: undefined, block: defaultBlock };
+  if (!found) return { method: undefined, block: defaultBlock, readable: false };
   const method = found.string("quant_method") ?? found.string("quant_algo") ?? "unnamed";
   const groups = found.object("config_groups");
   const group = groups?.object(groups.keys()[0] ?? "");
   const block = found.get("weight_block_size")?.value ?? group?.get("weights.block_structure")?.value;
-  if (block === undefined) return { method, block: defaultBlock };
+  const readable = packsReadably(found);
+  if (block === undefined) return { method, block: defaultBlock, readable };
   if (!isBlock(block)) throw found.invalid("weight_block_size", block, "two integers from 1");
-  return { method, block };
+  return { method, block, readable };
 }
 
 function isBlock(value: unknown): value is [number, number] {

@@ -1,6 +1,7 @@
 import { CoppiceError, type DType, type TensorRef } from "@coppice/core";
 import type { NameIndex } from "./name-index.js";
 import type { Naming } from "./naming.js";
+import { packedMatrix } from "./packed-weights.js";
 import { type Quantization, withScales } from "./quantization.js";
 
 /** Weights that can be read and merged as numbers. */
@@ -59,10 +60,13 @@ export class TensorTaker {
   }
 
   /**
-   * The matrix `base.weight` with the scales beside it.
+   * The matrix `base.weight` with the scales beside it, or the packed codes that stand in its place.
    * @throws as `tensor`, COPPICE_FORMAT_QUANTIZED
    */
   weight(base: string, shape: readonly [number, number]): TensorRef {
+    if (!this.index.has(`${base}.weight`) && this.index.has(`${base}.weight_packed`)) {
+      return packedMatrix(this, base, shape);
+    }
     const ref = this.tensor(`${base}.weight`, shape);
     return withScales(
       ref,

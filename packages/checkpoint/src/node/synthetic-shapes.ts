@@ -44,7 +44,7 @@ class ShapeRecorder extends TensorTaker {
   readonly #turned: boolean;
 
   constructor(naming: Naming, layout: ExpertLayout) {
-    super(new NameIndex(new Map()), naming, { method: undefined, block: [128, 128] });
+    super(new NameIndex(new Map()), naming, { method: undefined, block: [128, 128], readable: false });
     this.#turned = layout.kind === "fused" && (layout.order === "columns" || layout.order === "interleaved");
   }
 

@@ -75,6 +75,21 @@ export async function writeFiles(
   emitter?.notify("artifact", { kind: "checkpoint", path: target.label });
 }
 
+/** Writes the contents of a file from `offset` of its sink on. */
+export async function fillSink(
+  file: OutputFile,
+  sink: ByteSink,
+  offset: number,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  const size = Math.min(bufferBytes, file.bytes);
+  const shifted: ByteSink = {
+    write: (at, bytes) => sink.write(offset + at, bytes),
+    close: () => sink.close(),
+  };
+  await pump(file, shifted, [new Uint8Array(size), new Uint8Array(size)], signal, () => {});
+}
+
 async function pump(
   file: OutputFile,
   sink: ByteSink,
