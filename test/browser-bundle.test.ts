@@ -23,6 +23,7 @@ const portable: readonly string[] = [
   "plugin-kit",
   "profiles",
   "report",
+  "runtime",
 ];
 
 const dist = (name: string, entry: string) =>

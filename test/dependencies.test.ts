@@ -23,6 +23,7 @@ const levels: readonly (readonly string[])[] = [
     "executor-local",
     "profiles",
     "report",
+    "runtime",
     "search-baselines",
     "search-cma-es",
     "search-eep",
