@@ -1,4 +1,5 @@
 import { CoppiceError } from "@coppice/core";
+import { allocateUnits } from "./allocate-units.js";
 
 /** One way to treat a layer. */
 export interface LayerOption {
@@ -31,14 +32,9 @@ export interface Allocation {
   readonly size: number;
 }
 
-/** Most cells, layers times budget, of the table; each takes two bytes. 60 layers of 256 experts have a million. */
-const cellLimit = 2 ** 26;
-
 /**
  * Chooses one option per layer so that the sum of costs is the least possible within the budget; of equal costs the
- * smallest size. Costs being separable, this is a multiple-choice knapsack, which dynamic programming over the
- * budget solves exactly in layers x budget x options steps; sizes are divided by their common divisor first, so that
- * bytes of equal experts count like experts.
+ * smallest size. Costs being separable, this is a multiple-choice knapsack, which `allocateUnits` solves exactly.
  * @throws COPPICE_PLAN_KEEP when the least that the layers can do with exceeds the budget, or no count suits all of them
  */
 export function allocate(choices: readonly LayerChoices[], options: AllocateOptions): Allocation {
@@ -71,54 +67,23 @@ function chooseOne(choices: readonly LayerChoices[], budget: number): LayerOptio
 
 /** The best option of every layer by itself. */
 function chooseEach(choices: readonly LayerChoices[], budget: number): LayerOption[] | undefined {
-  const unit =
-    choices.flatMap(({ options }) => options.map(({ size }) => size)).reduce(commonDivisor, 0) || 1;
-  const largest = choices.reduce((sum, { options }) => sum + Math.max(...options.map(({ size }) => size)), 0);
-  const room = Math.floor(Math.min(budget, largest) / unit);
-  if (choices.length * (room + 1) > cellLimit) {
+  const least = choices.reduce((sum, { options }) => sum + Math.min(...options.map(({ size }) => size)), 0);
+  if (least > budget) return undefined;
+  const units = choices.map(({ options }) =>
+    options.map((option) => ({ bytes: option.size, loss: option.cost, option })),
+  );
+  const { groups, optimal } = allocateUnits([{ name: "the layers", units }], { budget });
+  if (!optimal) {
     throw new CoppiceError(
       "COPPICE_USAGE",
-      `the budget is ${room} times the unit of ${unit} that all sizes are multiples of, over ${choices.length} layers: ` +
-        `more than the ${cellLimit} cells of a table`,
-      { hint: "give sizes that are multiples of a larger unit" },
+      `the ${choices.length} layers have too many choices of nearly equal cost to find the best within ${budget}`,
+      { hint: "give fewer options, or sizes that are multiples of a larger unit" },
     );
   }
-  // best[size]: least cost of the layers so far that take exactly that size.
-  let best = new Float64Array(room + 1).fill(Number.POSITIVE_INFINITY);
-  best[0] = 0;
-  const picks = choices.map(({ options }) => {
-    const next = new Float64Array(room + 1).fill(Number.POSITIVE_INFINITY);
-    const pick = new Uint16Array(room + 1);
-    options.forEach(({ cost, size }, option) => {
-      const step = size / unit;
-      for (let at = step; at <= room; at++) {
-        const total = (best[at - step] as number) + cost;
-        if (total < (next[at] as number)) {
-          next[at] = total;
-          pick[at] = option;
-        }
-      }
-    });
-    best = next;
-    return pick;
-  });
-  let at = 0;
-  for (let size = 1; size <= room; size++) if ((best[size] as number) < (best[at] as number)) at = size;
-  if (best[at] === Number.POSITIVE_INFINITY) return undefined;
-  const chosen: LayerOption[] = [];
-  for (let i = choices.length - 1; i >= 0; i--) {
-    const option = (choices[i] as LayerChoices).options[picks[i]?.[at] as number] as LayerOption;
-    chosen.unshift(option);
-    at -= option.size / unit;
-  }
-  return chosen;
+  return groups[0]?.map(({ option }) => option);
 }
 
-function commonDivisor(a: number, b: number): number {
-  return b === 0 ? a : commonDivisor(b, a % b);
-}
-
-/** Most options of a layer, of which a table cell holds the number. */
+/** Most options of a layer: far more than any router has experts. */
 const optionLimit = 2 ** 16;
 
 function check(choices: readonly LayerChoices[], budget: number): void {

@@ -5,6 +5,14 @@ export {
   type LayerChoices,
   type LayerOption,
 } from "./allocate.js";
+export {
+  type AllocateUnitsOptions,
+  allocateUnits,
+  type CountRule,
+  type UnitAllocation,
+  type UnitGroup,
+  type UnitOption,
+} from "./allocate-units.js";
 export { expertPlan, topKPlan } from "./allocation-plan.js";
 export { type ExpertChoicesOptions, expertBytes, expertChoices } from "./expert-choices.js";
 export {
