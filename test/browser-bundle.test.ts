@@ -22,6 +22,7 @@ const portable: readonly string[] = [
   "backend-reference",
   "plugin-kit",
   "profiles",
+  "quantizers",
   "report",
   "runtime",
 ];

@@ -22,6 +22,7 @@ const levels: readonly (readonly string[])[] = [
     "executor-command",
     "executor-local",
     "profiles",
+    "quantizers",
     "report",
     "runtime",
     "search-baselines",

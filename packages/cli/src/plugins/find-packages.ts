@@ -11,6 +11,7 @@ const builtInNames = [
   "@coppice/search-nsga2",
   "@coppice/criteria",
   "@coppice/merging",
+  "@coppice/quantizers",
   "@coppice/backend-cpu",
   "@coppice/backend-reference",
 ] as const;

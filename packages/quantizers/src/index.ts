@@ -1,0 +1,9 @@
+export { type FormatOf, type UniformFormat, uniformFormat } from "./format-rules.js";
+export { type MatrixRole, type ModelMatrix, modelMatrices } from "./model-matrices.js";
+export {
+  type QuantizeCheckpointOptions,
+  type QuantizedMatrixReport,
+  type QuantizeSummary,
+  quantizeCheckpoint,
+} from "./quantize-checkpoint.js";
+export { type RtnOptions, rtn } from "./rtn.js";
