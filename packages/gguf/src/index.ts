@@ -1,0 +1,2 @@
+export type { GgufFileType } from "./model-metadata.js";
+export { type GgufOptions, type GgufSummary, writeGguf } from "./write-gguf.js";
