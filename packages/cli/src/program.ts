@@ -78,6 +78,10 @@ export const commands: Readonly<Record<string, Entry>> = {
     summary: "write the checkpoint of a plan",
     load: async () => (await import("./commands/apply.js")).applyCommand,
   },
+  export: {
+    summary: "write a model in the format of another runtime",
+    load: async () => (await import("./commands/export.js")).exportCommand,
+  },
   verify: {
     summary: "prove that a checkpoint computes what its plan says",
     load: async () => (await import("./commands/verify.js")).verifyCommand,

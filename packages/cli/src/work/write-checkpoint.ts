@@ -65,8 +65,8 @@ export function checkFileAbsent(out: string): void {
   });
 }
 
-/** A folder inside the source would change the source. */
-function checkOutside(out: string, source: string): void {
+/** A folder inside the source would change the source. @throws COPPICE_USAGE */
+export function checkOutside(out: string, source: string): void {
   const way = relative(source, out);
   if (way.startsWith("..") || isAbsolute(way)) return;
   throw new CoppiceError("COPPICE_USAGE", `${out} lies inside the checkpoint that is read, ${source}`, {
