@@ -2,8 +2,11 @@ import { type MoeSpec, type Routing, routeTokens, skipRuleOf, type Tap, throwIfA
 import { type MlpShape, type MoeGraphOptions, moeGraph } from "@coppice/onnx";
 import type { Tensor } from "onnxruntime-node";
 import { everyParts, runEvery } from "./every-expert.js";
+import type { FedForward } from "./feed-forward.js";
 import { groupTokens, type TokenGroups } from "./group-tokens.js";
+import type { UnitMemory } from "./layer-memory.js";
 import type { PlannedExperts } from "./planned-layers.js";
+import { rememberedOutputs } from "./remembered-outputs.js";
 import type { Runtime, Sessions } from "./sessions.js";
 import { reportLayer } from "./tap.js";
 import type { MlpWeights } from "./weights.js";
@@ -12,6 +15,8 @@ export interface ExpertsRequest {
   readonly layer: number;
   readonly spec: MoeSpec;
   readonly experts: PlannedExperts;
+  /** The experts of the model. */
+  readonly originals: readonly MlpWeights[];
   readonly shape: MlpShape;
   readonly residualScale: number | undefined;
   /** Input of the block, [N, hidden]. */
@@ -28,6 +33,9 @@ export interface ExpertsRequest {
   readonly places: Int32Array;
   /** Bytes of what all experts compute from some tokens at once. */
   readonly everyBytes: number;
+  /** The unit continues what a cache holds. */
+  readonly cached: boolean;
+  readonly memory: UnitMemory | undefined;
   readonly signal: AbortSignal | undefined;
 }
 
@@ -39,21 +47,22 @@ export async function runExperts(
   runtime: Runtime,
   sessions: Sessions,
   request: ExpertsRequest,
-): Promise<Tensor> {
+): Promise<FedForward> {
   const { spec, experts, normed, logits, spared, tap, everyBytes, signal } = request;
   const [tokens = 0, hidden = 0] = normed.dims;
   const routing = routeTokens(logits.data as Float32Array, tokens, spec.router, { ...experts, spared });
   const ends = tap ? everyParts({ ...request, tap }, everyBytes) : [];
   if (ends.length <= 1) return runRouted(runtime, sessions, request, routing);
   const results = new Float32Array(tokens * hidden);
-  let from = 0;
+  let [from, expertTokens] = [0, 0];
   for (const to of ends) {
     throwIfAborted(signal, "running all experts");
     const part = await runRouted(runtime, sessions, ...rowsOf(runtime, request, routing, from, to));
-    results.set(part.data as Float32Array, from * hidden);
+    results.set(part.result.data as Float32Array, from * hidden);
+    expertTokens += part.expertTokens;
     from = to;
   }
-  return new runtime.Tensor("float32", results, [tokens, hidden]);
+  return { result: new runtime.Tensor("float32", results, [tokens, hidden]), expertTokens };
 }
 
 /** Some rows of a request. */
@@ -81,13 +90,19 @@ async function runRouted(
   sessions: Sessions,
   request: ExpertsRequest,
   routing: Routing,
-): Promise<Tensor> {
+): Promise<FedForward> {
   const { layer, spec, experts, shape, residualScale, normed, stream, residual, logits, tap, places } =
     request;
   const [tokens = 0, hidden = 0] = normed.dims;
-  const groups = groupTokens(routing, experts.slots.length);
+  const remembered = request.memory && rememberedOutputs(request.memory, request);
+  const groups = groupTokens(routing, experts.slots.length, {
+    // With a cache one row is the rule, and its memory does not matter.
+    company: !request.cached && tokens > 1,
+    ...(remembered && { isKnown: remembered.isKnown }),
+  });
   const wanted = new Set(tap?.fields);
-  const expertOutputs = outputFields.some((field) => wanted.has(field));
+  const expertOutputs =
+    outputFields.some((field) => wanted.has(field)) || (remembered?.isWorthKeeping(groups) ?? false);
   const { topK } = routing;
   const { scalesInput } = spec.router;
   const options = {
@@ -98,6 +113,7 @@ async function runRouted(
     ...(scalesInput && { scalesInput }),
     ...(residualScale !== undefined && { residualScale }),
     ...(skipRuleOf(spec.router, experts.plan) && { skips: true as const }),
+    ...(groups.known.length > 0 && { known: true as const }),
   };
   const {
     result,
@@ -107,7 +123,9 @@ async function runRouted(
     normed,
     residual,
     ...feedsOf(runtime, groups, experts.slots, options),
+    ...(remembered && groups.known.length > 0 && { known: remembered.known(runtime, groups, routing) }),
   });
+  if (outputs) remembered?.keep(groups, outputs.data as Float32Array);
   if (tap) {
     reportLayer(tap, wanted, {
       layer,
@@ -125,7 +143,7 @@ async function runRouted(
       every: await runEvery(runtime, sessions, { ...request, tap }),
     });
   }
-  return result as Tensor;
+  return { result: result as Tensor, expertTokens: groups.runs };
 }
 
 /** Fields of a tap that are made here of unweighted expert outputs; copying these out takes a tenth of a run. */
@@ -136,7 +154,8 @@ const outputFields = ["expertOutputs", "expertPeaks", "output"] as const;
  * sessions of a model with 128 experts stay few.
  */
 function graphSlots(used: number): number {
-  return used <= 8 ? used : 8 * Math.ceil(used / 8);
+  // A graph without slots is none, and where all outputs are known there is nothing to run.
+  return used <= 8 ? Math.max(1, used) : 8 * Math.ceil(used / 8);
 }
 
 function feedsOf(

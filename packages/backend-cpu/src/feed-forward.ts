@@ -2,6 +2,7 @@ import type { DecoderLayer, MlpSpec, Tap } from "@coppice/core";
 import { denseGraph, mlpShape } from "@coppice/onnx";
 import type { Tensor } from "onnxruntime-node";
 import { runExperts } from "./experts.js";
+import type { UnitMemory } from "./layer-memory.js";
 import type { PlannedExperts } from "./planned-layers.js";
 import type { Feeds, Runtime, Sessions } from "./sessions.js";
 import type { LayerWeights } from "./weights.js";
@@ -24,7 +25,18 @@ export interface FeedForwardRequest {
   readonly places: Int32Array;
   /** Bytes of what all experts compute from some tokens at once. */
   readonly everyBytes: number;
+  /** The unit continues what a cache holds. */
+  readonly cached: boolean;
+  readonly memory: UnitMemory | undefined;
   readonly signal: AbortSignal | undefined;
+}
+
+/** What a feed-forward block gave. */
+export interface FedForward {
+  /** The output of the decoder layer, [N, hidden]. */
+  readonly result: Tensor;
+  /** Choices that routed experts ran for. */
+  readonly expertTokens: number;
 }
 
 /** The output of a decoder layer, [N, hidden]: residual, shared expert and experts, or residual and dense MLP. */
@@ -32,7 +44,7 @@ export async function runFeedForward(
   runtime: Runtime,
   sessions: Sessions,
   request: FeedForwardRequest,
-): Promise<Tensor> {
+): Promise<FedForward> {
   const { layer, weights, experts, residualScale, normed, residual, logits } = request;
   const { feedForward } = layer;
   const hidden = normed.dims[1] as number;
@@ -46,8 +58,10 @@ export async function runFeedForward(
     const inputs = { normed, residual, ...feeds };
     return (await sessions.run(key, () => denseGraph(shape, options), inputs)).result as Tensor;
   };
-  if (feedForward.kind === "dense") return dense(feedForward.mlp, { ...weights.mlps[0] });
-  if (feedForward.kind !== "moe" || !experts || !logits) return residual;
+  if (feedForward.kind === "dense") {
+    return { result: await dense(feedForward.mlp, { ...weights.mlps[0] }), expertTokens: 0 };
+  }
+  if (feedForward.kind !== "moe" || !experts || !logits) return { result: residual, expertTokens: 0 };
   const { shared } = feedForward;
   const base = shared && weights.shared ? await dense(shared, weights.shared) : residual;
   return runExperts(runtime, sessions, {
@@ -55,6 +69,7 @@ export async function runFeedForward(
     layer: layer.index,
     spec: feedForward,
     experts,
+    originals: weights.mlps,
     // Experts of a layer are alike in shape.
     shape: mlpShape(feedForward.experts[0] as MlpSpec, hidden),
     stream: residual,

@@ -4,6 +4,7 @@ import {
   checkRunRequest,
   type DecoderLayer,
   type KvCache,
+  type LayerMemory,
   type LayerRange,
   type MoeModel,
   type Runner,
@@ -12,14 +13,16 @@ import {
   throwIfAborted,
 } from "@coppice/core";
 import type { Tensor } from "onnxruntime-node";
-import { type Attended, runAttention } from "./attention.js";
+import type { Attended } from "./attention.js";
 import type { CpuSettings } from "./backend.js";
 import { runFeedForward } from "./feed-forward.js";
 import { allocateOutputs, type HeadOutputs, runHead } from "./head.js";
 import { CpuCache } from "./kv-cache.js";
+import { CpuMemory, type UnitMemory } from "./layer-memory.js";
 import { MergeCache } from "./merge-cache.js";
 import { type PackedRows, packRows } from "./packed-rows.js";
 import { LayerPlanner, type PlannedExperts } from "./planned-layers.js";
+import { recallAttention } from "./recall-attention.js";
 import { RotaryTables } from "./rotary-table.js";
 import { type Feeds, type Runtime, Sessions } from "./sessions.js";
 import { sparedRows, spareShare } from "./spared-rows.js";
@@ -46,13 +49,19 @@ interface Work {
   readonly outputs: HeadOutputs;
   /** Layer index -> [T, hidden]. */
   readonly boundaries: ReadonlyMap<number, Float32Array>;
+  /** Of layer `from`, where it may be used. */
+  readonly memory: CpuMemory | undefined;
   /** Rows that went through a layer, over all layers so far. */
   tokenLayers: number;
+  /** Choices that experts ran for. */
+  expertTokens: number;
 }
 
 /** A unit on its way through the layers. */
 interface Passage {
   readonly unit: Unit;
+  /** Number of the unit among those of the run. */
+  readonly index: number;
   readonly packed: PackedRows;
   readonly wanted: WantedRows;
   readonly inputs: UnitInputs;
@@ -60,6 +69,13 @@ interface Passage {
   readonly places: Int32Array;
   /** Input of the next layer, [N, hidden]. */
   hidden: Tensor;
+}
+
+/** A unit behind the attention of a layer. */
+interface AttendedPassage extends Attended {
+  readonly passage: Passage;
+  readonly pieces: readonly Piece[];
+  readonly memory: UnitMemory | undefined;
 }
 
 /** What is let go when the runner is disposed. */
@@ -102,6 +118,11 @@ export class CpuRunner implements Runner {
     return new CpuCache(this, sequences);
   }
 
+  createMemory(): LayerMemory {
+    this.#live();
+    return new CpuMemory(this);
+  }
+
   async run(request: RunRequest): Promise<RunResult> {
     const { planner } = this.#live();
     const { signal, plan, tap, sequences } = request;
@@ -112,25 +133,35 @@ export class CpuRunner implements Runner {
     const { rows, targets } = checked;
     const needed = { ...checked, to: lastLayer(request, checked) };
     const experts = planner.plan(needed, plan, signal);
+    const spares = this.model.layers.some((layer) => spareShare(layer, experts.get(layer.index)) > 0);
+    const memory = this.#ownMemory(request.memory);
     const work: Work = {
       request,
       checked: needed,
       experts,
-      spares: this.model.layers.some((layer) => spareShare(layer, experts.get(layer.index)) > 0),
+      spares,
       outputs: rows ? allocateOutputs(rows.length, vocabSize, targets !== undefined) : {},
       boundaries: new Map(
         request.boundaries?.map((layer) => [layer, new Float32Array(checked.tokens * hiddenSize)]),
       ),
+      // Which tokens are spared decides what units are, and sparing needs what the memory does not hold.
+      memory: spares ? undefined : memory,
       tokenLayers: 0,
+      expertTokens: 0,
     };
     // Probabilities of attention are as large as its scores.
-    const limits = { ...this.#limits, scores: this.#limits.scores / (work.spares ? 2 : 1) };
+    const limits = { ...this.#limits, scores: this.#limits.scores / (spares ? 2 : 1) };
     const units = cache
       ? splitCached(this.#runtime, this.model, needed, limits, cache)
       : splitSequences(this.#runtime, this.model, needed, limits, tap !== undefined);
-    for (const bundle of bundleUnits(units, work.spares)) await this.#runBundle(bundle, work);
+    let first = 0;
+    for (const bundle of bundleUnits(units, spares)) {
+      await this.#runBundle(bundle, first, work);
+      first += bundle.length;
+    }
     cache?.commit(sequences);
-    return { ...work.outputs, boundaries: work.boundaries, tokenLayers: work.tokenLayers };
+    const { boundaries, outputs, tokenLayers, expertTokens } = work;
+    return { ...outputs, boundaries, tokenLayers, expertTokens };
   }
 
   async dispose(): Promise<void> {
@@ -143,8 +174,8 @@ export class CpuRunner implements Runner {
   }
 
   /** Takes units through all layers, layer by layer. */
-  async #runBundle(units: readonly Unit[], work: Work): Promise<void> {
-    const passages = units.map((unit) => this.#enter(unit, work));
+  async #runBundle(units: readonly Unit[], first: number, work: Work): Promise<void> {
+    const passages = units.map((unit, i) => this.#enter(unit, first + i, work));
     for (let index = work.checked.from; index < work.checked.to; index++) {
       await this.#runLayer(index, passages, work);
     }
@@ -162,7 +193,7 @@ export class CpuRunner implements Runner {
   }
 
   /** A unit before the first layer. */
-  #enter(unit: Unit, { request, checked, spares }: Work): Passage {
+  #enter(unit: Unit, index: number, { request, checked, spares }: Work): Passage {
     const { sequences, hidden: given, tap } = request;
     const { hiddenSize, vocabSize } = this.model;
     // Tokens that begin alike are not spared alike: what they receive depends on what follows.
@@ -171,6 +202,7 @@ export class CpuRunner implements Runner {
     const packed = packRows(unit.pieces, sequences, checked, vocabSize, share, input);
     return {
       unit,
+      index,
       packed,
       wanted: wantedRows(unit, packed, checked),
       inputs: new UnitInputs(this.#runtime, unit.pieces, packed),
@@ -190,15 +222,20 @@ export class CpuRunner implements Runner {
     const spare = several ? spareShare(layer, experts) : 0;
     // Behind the last layer only rows whose logits are wanted matter; what is spared depends on all of them.
     const last = index + 1 === layers.length && !boundaries.has(index + 1) && !tap;
-    const attended: (Attended & { readonly passage: Passage; readonly pieces: readonly Piece[] })[] = [];
+    const memory = index === work.checked.from && experts ? work.memory : undefined;
+    const attended: AttendedPassage[] = [];
     for (const passage of passages) {
-      const { unit, wanted, inputs, hidden } = passage;
+      const { unit, wanted, inputs, hidden, packed } = passage;
       const cache = unit.cache?.(index);
       // Only the cache may still want something of a last layer without wanted rows: its keys and values.
       if (last && wanted.rows.length === 0 && !cache) continue;
       throwIfAborted(signal, `running layer ${index}`);
-      const selected = wanted.rows.length > 0 ? wanted.rows : Int32Array.of(0);
-      const result = await runAttention(this.#runtime, this.#sessions, {
+      const some = wanted.rows.length > 0 ? wanted.rows : Int32Array.of(0);
+      const selected = last && spare === 0 ? some : undefined;
+      const known = unit.cache
+        ? undefined
+        : memory?.unit(index, passage.index, (selected ?? packed.unpad).length);
+      const result = await recallAttention(this.#runtime, this.#sessions, known, {
         layer,
         hidden,
         weights: weights.attention,
@@ -207,17 +244,17 @@ export class CpuRunner implements Runner {
         length: unit.length,
         rotary: this.#rotary,
         cache,
-        selected: last && spare === 0 ? selected : undefined,
+        selected,
         received: spare > 0,
       });
-      attended.push({ ...result, passage, pieces: unit.pieces });
+      attended.push({ ...result, passage, pieces: unit.pieces, memory: known });
     }
     const spared = spare > 0 ? sparedRows(attended, layer, spare) : undefined;
-    for (const [i, { passage, normed, residual, logits }] of attended.entries()) {
+    for (const [i, { passage, normed, residual, logits, memory }] of attended.entries()) {
       const { unit, packed, places, wanted } = passage;
       if (last && wanted.rows.length === 0) continue;
       throwIfAborted(signal, `running layer ${index}`);
-      passage.hidden = await runFeedForward(this.#runtime, this.#sessions, {
+      const { result, expertTokens } = await runFeedForward(this.#runtime, this.#sessions, {
         layer,
         weights,
         experts,
@@ -229,8 +266,12 @@ export class CpuRunner implements Runner {
         tap,
         places,
         everyBytes: this.#limits.everyBytes,
+        cached: unit.cache !== undefined,
+        memory,
         signal,
       });
+      passage.hidden = result;
+      work.expertTokens += expertTokens;
       work.tokenLayers += passage.hidden.dims[0] as number;
       const boundary = boundaries.get(index + 1);
       const values = passage.hidden.data as Float32Array;
@@ -258,6 +299,14 @@ export class CpuRunner implements Runner {
       for (let i = 0; i < rows.length; i++) rows[i] = (rows[i] as number) * embeddingScale;
     }
     return new this.#runtime.Tensor("float32", rows, [packed.count, hiddenSize]);
+  }
+
+  #ownMemory(memory: LayerMemory | undefined): CpuMemory | undefined {
+    if (memory === undefined) return undefined;
+    if (memory instanceof CpuMemory && memory.owner === this) return memory;
+    throw new CoppiceError("COPPICE_USAGE", "the memory was made by another runner", {
+      hint: "make it with createMemory of the runner that uses it",
+    });
   }
 
   #ownCache(cache: KvCache | undefined): CpuCache | undefined {

@@ -32,6 +32,7 @@ export interface MoeCall {
 /**
  * The MoE block: x is its input after the norm, y receives the gate-weighted sum of the routed experts and the shared
  * expert, both [tokens, hidden]. Tokens are gathered expert by expert; sums over a token's experts are float64.
+ * @returns the choices that ran
  */
 export function runMoe(
   call: MoeCall,
@@ -39,12 +40,19 @@ export function runMoe(
   tokens: number,
   y: Float32Array,
   scratch: Scratch,
-): void {
-  runRouted(call, x, tokens, y, scratch);
+): number {
+  const expertTokens = runRouted(call, x, tokens, y, scratch);
   if (call.shared) addShared(call.shared, call.sharedGate, x, tokens, y, scratch);
+  return expertTokens;
 }
 
-function runRouted(call: MoeCall, x: Float32Array, tokens: number, y: Float32Array, scratch: Scratch): void {
+function runRouted(
+  call: MoeCall,
+  x: Float32Array,
+  tokens: number,
+  y: Float32Array,
+  scratch: Scratch,
+): number {
   const { spec, plan, experts, tap, spared } = call;
   const hidden = x.length / tokens;
   const { slots, router, routerRows } = experts;
@@ -92,6 +100,7 @@ function runRouted(call: MoeCall, x: Float32Array, tokens: number, y: Float32Arr
 
   if (tap)
     showLayer(tap, call, { tokens, input: x, logits, routing, outputs, norms, peaks, output: y }, scratch);
+  return choices.length;
 }
 
 /** Adds the shared expert, times the sigmoid of its own gate where there is one. */

@@ -111,9 +111,10 @@ export class ReferenceRunner implements Runner {
     else this.#embed(request.sequences, hidden);
 
     const boundaries = new Map<number, Float32Array>();
+    let expertTokens = 0;
     let sliceStart = performance.now();
     for (let layer = from; layer < to; layer++) {
-      this.#runLayer(layer, request, checked, plans.get(layer), cache, hidden);
+      expertTokens += this.#runLayer(layer, request, checked, plans.get(layer), cache, hidden);
       if (request.boundaries?.includes(layer + 1)) boundaries.set(layer + 1, hidden.slice());
       if (layer + 1 === to) break;
       if (performance.now() - sliceStart > sliceMs) {
@@ -125,7 +126,7 @@ export class ReferenceRunner implements Runner {
     const { head } = this.#alive();
     const shown = head && rows ? runHead(model, head, rows, targets, hidden, this.#scratch) : {};
     cache?.commit(request.sequences);
-    return { ...shown, boundaries, tokenLayers: tokens * (to - from) };
+    return { ...shown, boundaries, tokenLayers: tokens * (to - from), expertTokens };
   }
 
   #runLayer(
@@ -135,7 +136,7 @@ export class ReferenceRunner implements Runner {
     plan: LayerPlan | undefined,
     cache: ReferenceCache | undefined,
     hidden: Float32Array,
-  ): void {
+  ): number {
     const weights = this.#alive().layers.get(index) as LayerWeights;
     const spec = this.model.layers[index] as MoeModel["layers"][number];
     const size = this.model.hiddenSize;
@@ -147,6 +148,7 @@ export class ReferenceRunner implements Runner {
     if (spec.attention.kind === "other") throw new TypeError(`layer ${index} is ${spec.attention.name}`);
     const batch = { tokens, starts, cache, layer: index };
     const { feedForward } = spec;
+    let expertTokens = 0;
     const spare = (feedForward.kind === "moe" && skipRuleOf(feedForward.router, plan)?.spare) || 0;
     const received = spare > 0 ? new Float64Array(tokens) : undefined;
     attend(spec.attention, weights.attention, this.#rotaries[index], batch, normed, added, scratch, received);
@@ -166,11 +168,12 @@ export class ReferenceRunner implements Runner {
         tap: request.tap,
         spared: received && spareTokens(received, spare, spec.attention.heads, normed, starts),
       };
-      runMoe(call, normed, tokens, added, scratch);
+      expertTokens = runMoe(call, normed, tokens, added, scratch);
     } else {
       runMlp(weights.mlps[0] as Mlp, normed, tokens, size, added, scratch);
     }
     addTo(hidden, residualScale, added);
+    return expertTokens;
   }
 
   #experts(layer: number, spec: MoeSpec, weights: LayerWeights, plan: LayerPlan | undefined): PlannedExperts {

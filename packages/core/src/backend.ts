@@ -44,6 +44,17 @@ export interface KvCache {
   dispose(): void;
 }
 
+/**
+ * What a layer computed of one input, whatever the plan says of that layer: what its experts read, and what experts that a
+ * plan leaves as they are gave the tokens that chose them. Runs that start at the layer with the same input take it from here
+ * and add what is new, with the same results to the last bit. Belongs to the runner that made it.
+ */
+export interface LayerMemory {
+  /** What it holds now. */
+  readonly bytes: number;
+  dispose(): void;
+}
+
 /** A model that is loaded and can run under any valid plan without being rebuilt. */
 export interface Runner extends AsyncDisposable {
   readonly model: MoeModel;
@@ -54,6 +65,8 @@ export interface Runner extends AsyncDisposable {
   run(request: RunRequest): Promise<RunResult>;
   /** An empty cache for a batch of `sequences` sequences. */
   createCache(sequences: number): KvCache;
+  /** An empty memory of a layer; absent where a backend computes everything anew. */
+  createMemory?(): LayerMemory;
   dispose(): Promise<void>;
 }
 
@@ -85,6 +98,11 @@ export interface RunRequest {
   readonly tap?: Tap;
   /** Continue the sequences that this cache holds, and extend it. Needs all layers. */
   readonly cache?: KvCache;
+  /**
+   * Of layer `from`. Every run with it has the same `from`, sequences, `hidden` and distinct positions; its plans differ in
+   * that layer and behind it. Not together with a tap or a cache.
+   */
+  readonly memory?: LayerMemory;
   readonly signal?: AbortSignal;
 }
 
@@ -101,9 +119,15 @@ export interface RunResult {
    * Work really done: a token counts 1 in every layer whose output for it (attention and feed-forward block) was computed.
    * At most T times the layers of the run. It is less where a backend computes equal beginnings of sequences once (those
    * tokens count together as one), stops before layers that nothing asked for, or leaves out what is not wanted of the last
-   * layer: a token of which only keys and values are computed there counts 0. A backend may compute everything.
+   * layer: a token of which only keys and values are computed there counts 0. A backend may compute everything. What comes
+   * from a `memory` counts as if it were computed.
    */
   readonly tokenLayers: number;
+  /**
+   * Work really done in routed experts: a token counts 1 for every expert that computed its output for it. What comes from a
+   * `memory` does not count. Absent where a backend does not count it: then every choice of every token is taken to run.
+   */
+  readonly expertTokens?: number;
 }
 
 /** What a tap can show of an MoE layer. */

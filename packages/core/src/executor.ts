@@ -32,6 +32,30 @@ export interface WorkCounters {
    * layer that no answer needs.
    */
   readonly avoidedTokenLayers: number;
+  /** Token x expert evaluations really done, as backends count them (`RunResult.expertTokens`). */
+  readonly expertTokens: number;
+  /**
+   * Token x expert evaluations avoided: those of token-layers that were avoided, choices that a plan skips, and outputs of experts
+   * that an earlier plan had computed of the same inputs (`LayerMemory`).
+   */
+  readonly avoidedExpertTokens: number;
+}
+
+export const noWork: WorkCounters = {
+  tokenLayers: 0,
+  avoidedTokenLayers: 0,
+  expertTokens: 0,
+  avoidedExpertTokens: 0,
+};
+
+/** What `a` and `sign` times `b` are together. */
+export function addWork(a: WorkCounters, b: WorkCounters, sign: 1 | -1 = 1): WorkCounters {
+  return {
+    tokenLayers: a.tokenLayers + sign * b.tokenLayers,
+    avoidedTokenLayers: a.avoidedTokenLayers + sign * b.avoidedTokenLayers,
+    expertTokens: a.expertTokens + sign * b.expertTokens,
+    avoidedExpertTokens: a.avoidedExpertTokens + sign * b.avoidedExpertTokens,
+  };
 }
 
 /** Where candidates are evaluated: worker threads of this machine, or many machines. */

@@ -42,7 +42,7 @@ export function checkRunRequest(
   request: RunRequest,
   loaded?: LayerRange,
 ): CheckedRunRequest {
-  const { sequences, hidden, boundaries = [], positions, targets, cache, plan, tap } = request;
+  const { sequences, hidden, boundaries = [], positions, targets, cache, plan, tap, memory } = request;
   const layers = model.layers.length;
   const { from = 0, to = layers } = request;
   if (plan && plan.model.fingerprint !== model.fingerprint) {
@@ -79,6 +79,9 @@ export function checkRunRequest(
   }
   if (tap?.every && tap.every.length !== tokens) {
     throw refused(`the tap's mask has ${tap.every.length} values for ${tokens} tokens`);
+  }
+  if (memory && (tap || cache)) {
+    throw refused(`a memory of layer ${from} is given together with a ${tap ? "tap" : "cache"}`);
   }
   if (cache) {
     if (from !== 0 || to !== layers)

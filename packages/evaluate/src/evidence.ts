@@ -1,4 +1,4 @@
-import { CoppiceError, type Plan, type RunResult } from "@coppice/core";
+import { CoppiceError, type LayerMemory, type Plan, type RunResult } from "@coppice/core";
 import type { RunnerPart } from "./counting-runner.js";
 import type { EncodedSample, EncodedSequence, EncodedTask } from "./encode-task.js";
 import type { MicroBatch } from "./micro-batch.js";
@@ -29,6 +29,8 @@ export interface BatchRun {
   readonly from?: number;
   readonly hidden?: Float32Array;
   readonly boundaries?: readonly number[];
+  /** Of layer `from`. */
+  readonly memory?: LayerMemory | undefined;
   /** What the whole model makes of the batch, to compare with. */
   readonly teacher?: BatchTeacher | undefined;
   readonly signal?: AbortSignal | undefined;
@@ -41,7 +43,7 @@ export async function runBatch(
   batch: MicroBatch,
   run: BatchRun,
 ): Promise<{ result: RunResult; evidence: Evidence[] }> {
-  const { plan, from = 0, hidden, boundaries, teacher, signal } = run;
+  const { plan, from = 0, hidden, boundaries, memory, teacher, signal } = run;
   const ends = moreEnds(task);
   const asked = batch.sequences.map((sequence, i) => askedOf(sequence, ends, teacher?.sequences[i]));
   const result = await runner.run({
@@ -51,6 +53,7 @@ export async function runBatch(
     ...(plan && { plan }),
     ...(from > 0 && hidden && { from, hidden }),
     ...(boundaries && boundaries.length > 0 && { boundaries }),
+    ...(memory && { memory }),
     ...(signal && { signal }),
   });
   if (!teacher) return { result, evidence: readEvidence(runner.model.vocabSize, task, batch, result) };

@@ -1,8 +1,10 @@
 import {
+  addWork,
   CoppiceError,
   type Executor,
   isCoppiceError,
   type MoeModel,
+  noWork,
   type Plan,
   type PlanScores,
   type RunEmitter,
@@ -160,7 +162,7 @@ export function createRemotePool(options: RemotePoolOptions): RemotePool {
       });
       const expected =
         source.task.form === "text" ? undefined : (JSON.parse(set.text).samples.length as number);
-      let work = { tokenLayers: 0, avoidedTokenLayers: 0 };
+      let work = noWork;
       let disposed = false;
       const end = async () => {
         disposed = true;
@@ -174,11 +176,7 @@ export function createRemotePool(options: RemotePoolOptions): RemotePool {
           }
           const requests = plans.map((plan) => workRequest(fields, plan, model));
           const results = await run(requests, set, signal, (outcome) => {
-            const { tokenLayers, avoidedTokenLayers } = outcome.work;
-            work = {
-              tokenLayers: work.tokenLayers + tokenLayers,
-              avoidedTokenLayers: work.avoidedTokenLayers + avoidedTokenLayers,
-            };
+            work = addWork(work, outcome.work);
           });
           return results.map((result) => scoresOf(result, expected));
         },

@@ -122,9 +122,11 @@ export function parseOutcome(value: unknown, request: WorkRequest): ParsedOutcom
 }
 
 function counters(work: Partial<WorkCounters> | undefined): WorkCounters | undefined {
-  const { tokenLayers, avoidedTokenLayers } = work ?? {};
+  const { tokenLayers, avoidedTokenLayers, expertTokens, avoidedExpertTokens } = work ?? {};
   const count = (value: unknown): value is number => Number.isSafeInteger(value) && (value as number) >= 0;
-  return count(tokenLayers) && count(avoidedTokenLayers) ? { tokenLayers, avoidedTokenLayers } : undefined;
+  return count(tokenLayers) && count(avoidedTokenLayers) && count(expertTokens) && count(avoidedExpertTokens)
+    ? { tokenLayers, avoidedTokenLayers, expertTokens, avoidedExpertTokens }
+    : undefined;
 }
 
 function readError(error: Partial<SerializedError>): CoppiceError | undefined {

@@ -1,10 +1,12 @@
 import type { Plan } from "@coppice/core";
 import {
+  addWork,
   CoppiceError,
   createPlan,
   type Executor,
   isCoppiceError,
   type MoeModel,
+  noWork,
   type WorkCounters,
 } from "@coppice/core";
 import type { TaskScore } from "./evaluate-task.js";
@@ -119,7 +121,7 @@ export function createWorkServer({ pool, engine, worker, numerics }: WorkServerO
         ...(limit !== undefined && { limit }),
         ...(plan && { plan }),
       });
-      return { ...encodeResult(score), work: nothing };
+      return { ...encodeResult(score), work: noWork };
     }
     const scorer = await scorerOf(request, task, how.objective);
     const [result] = await scorer.executor.evaluate([plan ?? createPlan(pool.model)], stop);
@@ -148,7 +150,7 @@ export function createWorkServer({ pool, engine, worker, numerics }: WorkServerO
         // Foreign work, an abort and what is no error of the measurement are the caller's business.
         if (!isCoppiceError(error) || signal?.aborted || error.code === "COPPICE_EXECUTOR_FOREIGN")
           throw error;
-        return { ...who, error: error.toJSON(), work: nothing };
+        return { ...who, error: error.toJSON(), work: noWork };
       }
     },
     dispose,
@@ -162,14 +164,9 @@ interface CountedScorer {
   reported: WorkCounters;
 }
 
-const nothing: WorkCounters = { tokenLayers: 0, avoidedTokenLayers: 0 };
-
 function newWork(scorer: CountedScorer): WorkCounters {
   const now = scorer.executor.work();
-  const { tokenLayers, avoidedTokenLayers } = scorer.reported;
+  const work = addWork(now, scorer.reported, -1);
   scorer.reported = now;
-  return {
-    tokenLayers: now.tokenLayers - tokenLayers,
-    avoidedTokenLayers: now.avoidedTokenLayers - avoidedTokenLayers,
-  };
+  return work;
 }

@@ -1,4 +1,4 @@
-import { createPlan, type LayerPlan, type Plan, Rng, type Runner, raceParts } from "@coppice/core";
+import { createPlan, type LayerPlan, noWork, type Plan, Rng, type Runner, raceParts } from "@coppice/core";
 import {
   createEvaluator,
   type EncodedSequence,
@@ -84,7 +84,9 @@ describe("createEvaluator", () => {
     const plain = createEvaluator({ runner: hiddenRunner(model), task, prefixCacheBytes: 0 });
     const expected = [];
     for (const plan of plans(20)) expected.push(await plain.evaluate(plan));
-    expect(plain.work()).toEqual({ tokenLayers: 20 * tokens * layers, avoidedTokenLayers: 0 });
+    // Three layers have experts, of which every token takes two.
+    const experts = 20 * tokens * 3 * 2;
+    expect(plain.work()).toEqual({ ...noWork, tokenLayers: 20 * tokens * layers, expertTokens: experts });
     let avoided = 0;
     for (const budget of [1, 3, 1000]) {
       const runner = hiddenRunner(model);
@@ -93,6 +95,7 @@ describe("createEvaluator", () => {
         expect(await evaluator.evaluate(plan)).toEqual(expected[i]);
       const work = evaluator.work();
       expect(work.tokenLayers + work.avoidedTokenLayers).toBe(20 * tokens * layers);
+      expect(work.expertTokens + work.avoidedExpertTokens).toBe(experts);
       expect(work.avoidedTokenLayers).toBeGreaterThanOrEqual(avoided);
       avoided = work.avoidedTokenLayers;
     }
@@ -105,7 +108,7 @@ describe("createEvaluator", () => {
       ...inner,
       async run(request) {
         const result = await inner.run(request);
-        return { ...result, tokenLayers: result.tokenLayers - 3 };
+        return { ...result, tokenLayers: result.tokenLayers - 3, expertTokens: 5 };
       },
     };
     const tokens = microBatches(task).reduce((sum, batch) => sum + batch.tokens, 0);
@@ -119,6 +122,8 @@ describe("createEvaluator", () => {
       expect(evaluator.work()).toEqual({
         tokenLayers: passes * tokens * model.layers.length - 3 * inner.requests.length,
         avoidedTokenLayers: 3 * inner.requests.length,
+        expertTokens: 5 * inner.requests.length,
+        avoidedExpertTokens: passes * tokens * 3 * 2 - 5 * inner.requests.length,
       });
     }
   });

@@ -3,6 +3,7 @@ import {
   createPlan,
   type Executor,
   moeLayers,
+  noWork,
   type Plan,
   type PlanScores,
   RunEmitter,
@@ -43,7 +44,12 @@ function pool(scores: (plan: Plan) => number[] = (of) => [of.layers[0]?.experts[
         asked.push(each);
         return { scores: Float64Array.from(scores(each)), correct: Uint8Array.of(1, 0) };
       }),
-    work: () => ({ tokenLayers: 7 * asked.length, avoidedTokenLayers: asked.length }),
+    work: () => ({
+      tokenLayers: 7 * asked.length,
+      avoidedTokenLayers: asked.length,
+      expertTokens: 5 * asked.length,
+      avoidedExpertTokens: 3 * asked.length,
+    }),
     dispose: async () => {},
     [Symbol.asyncDispose]: async () => {},
   };
@@ -138,7 +144,12 @@ describe("a remote pool", () => {
     one?.scores.fill(9);
     expect((await scorer.evaluate([plan(3, 4, 5)]))[0]?.scores[0]).toBe(3);
     expect(asked).toHaveLength(2);
-    expect(scorer.work()).toEqual({ tokenLayers: 14, avoidedTokenLayers: 2 });
+    expect(scorer.work()).toEqual({
+      tokenLayers: 14,
+      avoidedTokenLayers: 2,
+      expertTokens: 10,
+      avoidedExpertTokens: 6,
+    });
     const score = await remote.evaluateTask({ task, metric: "f1" });
     expect(score).toMatchObject({
       metric: "f1",
@@ -233,7 +244,7 @@ describe("an outcome", () => {
     worker: "w",
     scores: encodeDoubles([1, 2]),
     correct: "10",
-    work: { tokenLayers: 1, avoidedTokenLayers: 0 },
+    work: { ...noWork, tokenLayers: 1 },
   };
 
   it.each<[string, unknown]>([
@@ -247,7 +258,8 @@ describe("an outcome", () => {
     ["wrong answers", { ...good, correct: "12" }],
     ["too few answers", { ...good, correct: "1" }],
     ["no count", { ...good, work: {} }],
-    ["negative count", { ...good, work: { tokenLayers: -1, avoidedTokenLayers: 0 } }],
+    ["negative count", { ...good, work: { ...noWork, avoidedExpertTokens: -1 } }],
+    ["count left out", { ...good, work: { tokenLayers: 1, avoidedTokenLayers: 0, expertTokens: 0 } }],
     ["a metric", { ...good, metric: { name: "f1", value: encodeDoubles([1, 2, 3]) } }],
     ["an error that is none", { ...good, error: { code: "EVIL", message: "x" } }],
     ["no worker", { ...good, worker: 7 }],

@@ -1,6 +1,8 @@
 import {
+  addWork,
   CoppiceError,
   type Executor,
+  noWork,
   type Plan,
   type PlanScores,
   throwIfAborted,
@@ -131,25 +133,15 @@ export async function createScorer(hosts: readonly WorkerHost[], options: Scorer
 
 /** Work of one shard. A worker that was started again counts from 0. */
 class Counters {
-  #before: WorkCounters = { tokenLayers: 0, avoidedTokenLayers: 0 };
-  #now: WorkCounters = this.#before;
+  #before = noWork;
+  #now = noWork;
 
   update(work: WorkCounters): void {
-    if (work.tokenLayers < this.#now.tokenLayers) this.#before = add(this.#before, this.#now);
+    if (work.tokenLayers < this.#now.tokenLayers) this.#before = addWork(this.#before, this.#now);
     this.#now = work;
   }
 
   static sum(counters: readonly Counters[]): WorkCounters {
-    return counters.reduce<WorkCounters>((sum, counter) => add(sum, add(counter.#before, counter.#now)), {
-      tokenLayers: 0,
-      avoidedTokenLayers: 0,
-    });
+    return counters.reduce((sum, counter) => addWork(sum, addWork(counter.#before, counter.#now)), noWork);
   }
-}
-
-function add(a: WorkCounters, b: WorkCounters): WorkCounters {
-  return {
-    tokenLayers: a.tokenLayers + b.tokenLayers,
-    avoidedTokenLayers: a.avoidedTokenLayers + b.avoidedTokenLayers,
-  };
 }

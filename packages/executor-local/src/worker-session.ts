@@ -78,6 +78,7 @@ export class WorkerSession {
     },
 
     disposeScorer: ({ scorer }) => {
+      this.#evaluators.get(scorer)?.[Symbol.dispose]();
       this.#evaluators.delete(scorer);
       return undefined;
     },
@@ -232,6 +233,7 @@ function yielding(runner: Runner): Runner {
       return runner.run(request);
     },
     createCache: (sequences) => runner.createCache(sequences),
+    ...(runner.createMemory && { createMemory: runner.createMemory.bind(runner) }),
     dispose: () => runner.dispose(),
     [Symbol.asyncDispose]: () => runner.dispose(),
   };

@@ -8,3 +8,4 @@ export * from "./mlp.js";
 export * from "./model-file.js";
 export * from "./moe-graph.js";
 export { type NormShape, normShape } from "./norms.js";
+export * from "./router-graph.js";

@@ -16,6 +16,8 @@ export interface MoeGraphOptions {
   readonly residualScale?: number;
   /** Some choices do not run: `places` may hold M, which stands for a row of zeros behind the others. */
   readonly skips?: true;
+  /** The outputs of some choices are known: `places` 0 to K - 1 stand for rows of `known`, those of `rows` come behind. */
+  readonly known?: true;
 }
 
 /**
@@ -28,11 +30,11 @@ export interface MoeGraphOptions {
  * Inputs: `normed`, `residual` [N, hidden]; `rows` int32 [M], the token of every choice; `sizes` int64 [slots], how
  * many choices each slot has; `places` int32 [topK, N], where in `rows` the choices of a token are; `gates`
  * [topK, N, 1], their gate weights, or with `scalesInput` [M, 1] in the order of `rows`; for every slot i the weights
- * of `mlp` with i behind their names.
+ * of `mlp` with i behind their names; with `known`, `known` [K, hidden], unweighted outputs.
  *
  * Outputs: `result` [N, hidden], the residual plus the gate-weighted expert outputs; on request `expertOutputs`
- * [M, hidden], unweighted, in the order of `rows`; with `skips` [M + 1, hidden]; on request
- * `expertNorms` [M] or [M + 1], their L2 norms.
+ * [O, hidden], unweighted: those of `known`, those of `rows` in their order, with `skips` a row of zeros; on request
+ * `expertNorms` [O], their L2 norms.
  */
 export function moeGraph(shape: MlpShape, options: MoeGraphOptions): Graph {
   const { hidden } = shape;
@@ -51,6 +53,7 @@ export function moeGraph(shape: MlpShape, options: MoeGraphOptions): Graph {
     const read = gate === undefined ? tokens : graph.node("Mul", [tokens, gate]);
     return mlp(graph, inputWeights(graph, `${slot}`), read, shape);
   });
+  if (options.known) parts.unshift(graph.input("known", ["K", hidden]));
   // No row of another choice will do in its place: what is not a number there would not become 0.
   if (options.skips) parts.push(graph.node("ConstantOfShape", [graph.int64([1, hidden])]));
   graph.nodes("Concat", parts, ["expertOutputs"], { attributes: { axis: 0 } });

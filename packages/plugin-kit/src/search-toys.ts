@@ -8,6 +8,7 @@ import {
   type MoeModel,
   type MoeSpec,
   moeLayers,
+  noWork,
   type Plan,
   type PlanScores,
   Rng,
@@ -166,7 +167,7 @@ export function toyExecutor(landscape: Landscape, options: ToyExecutorOptions = 
       throwIfAborted(signal, "evaluating toy plans");
       return plans.map(evaluateOne);
     },
-    work: () => ({ tokenLayers: evaluated.length, avoidedTokenLayers: 0 }),
+    work: () => ({ ...noWork, tokenLayers: evaluated.length }),
     dispose,
     [Symbol.asyncDispose]: dispose,
   };

@@ -1,4 +1,12 @@
-import { CoppiceError, type Executor, type Plan, type PlanScores, raceParts } from "@coppice/core";
+import {
+  addWork,
+  CoppiceError,
+  type Executor,
+  noWork,
+  type Plan,
+  type PlanScores,
+  raceParts,
+} from "@coppice/core";
 
 /** One of several tasks that plans are scored on together. */
 export interface CombinedTask {
@@ -99,11 +107,7 @@ export function combineExecutors(tasks: readonly CombinedTask[]): Executor {
       );
     },
     work() {
-      const works = tasks.map(({ executor }) => executor.work());
-      return {
-        tokenLayers: works.reduce((sum, { tokenLayers }) => sum + tokenLayers, 0),
-        avoidedTokenLayers: works.reduce((sum, { avoidedTokenLayers }) => sum + avoidedTokenLayers, 0),
-      };
+      return tasks.reduce((sum, { executor }) => addWork(sum, executor.work()), noWork);
     },
     dispose,
     [Symbol.asyncDispose]: dispose,

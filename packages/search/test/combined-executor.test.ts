@@ -37,7 +37,12 @@ function fakeExecutor(samples: number, score: (plan: Plan, sample: number) => nu
     get disposed() {
       return disposed;
     },
-    work: () => ({ tokenLayers: done, avoidedTokenLayers: 1 }),
+    work: () => ({
+      tokenLayers: done,
+      avoidedTokenLayers: 1,
+      expertTokens: 2 * done,
+      avoidedExpertTokens: 4,
+    }),
     dispose,
     [Symbol.asyncDispose]: dispose,
   };
@@ -72,7 +77,12 @@ describe("combineExecutors", () => {
     expect(meanOf(result!.scores)).toBeCloseTo(expected, 12);
     // Its share would pass over the weights.
     expect(result?.correct).toBeUndefined();
-    expect(executor.work()).toEqual({ tokenLayers: 104, avoidedTokenLayers: 3 });
+    expect(executor.work()).toEqual({
+      tokenLayers: 104,
+      avoidedTokenLayers: 3,
+      expertTokens: 208,
+      avoidedExpertTokens: 12,
+    });
     // The task of 7 samples cannot be cut.
     expect(executor.parts).toBeUndefined();
   });

@@ -2,6 +2,7 @@ import {
   type Candidate,
   canonicalPlan,
   type Executor,
+  noWork,
   type Plan,
   type PlanScores,
   planKey,
@@ -53,7 +54,7 @@ export function noisyExecutor({
       });
     },
     done: () => done,
-    work: () => ({ tokenLayers: done, avoidedTokenLayers: 0 }),
+    work: () => ({ ...noWork, tokenLayers: done }),
     dispose,
     [Symbol.asyncDispose]: dispose,
   };

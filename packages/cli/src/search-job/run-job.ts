@@ -8,6 +8,7 @@ import {
   type SearchStrategy,
   selectExperts,
   throwIfAborted,
+  type WorkCounters,
   withTopK,
 } from "@coppice/core";
 import { PlanEvaluator, rankFinalists, runSearch, type SearchResult } from "@coppice/search";
@@ -30,8 +31,7 @@ export interface JobResult {
   readonly tables: readonly TaskTable[];
   /** When the plan has router maps: the nearest stock plan. */
   readonly stock?: Plan;
-  readonly tokenLayers: number;
-  readonly avoidedTokenLayers: number;
+  readonly work: WorkCounters;
 }
 
 /**
@@ -76,7 +76,7 @@ export async function runJob(run: SearchRun): Promise<JobResult> {
     const minimum = await checkMinimum(run, task, plan);
     tables.push({ task, rows, ...(minimum && { minimum }) });
   }
-  return { search, chosen, choice, plan, tables, ...(stock && { stock }), ...work };
+  return { search, chosen, choice, plan, tables, ...(stock && { stock }), work };
 }
 
 /**

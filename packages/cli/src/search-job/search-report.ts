@@ -132,9 +132,15 @@ const stoppedBy: Partial<Record<JobResult["search"]["stopped"], string>> = {
   patience: ", the last of which brought nothing better",
 };
 
-function workFacts({ search, tokenLayers, avoidedTokenLayers }: JobResult, seconds: number): ReportFact[] {
-  const total = tokenLayers + avoidedTokenLayers;
-  const share = total > 0 ? ` (${((100 * avoidedTokenLayers) / total).toFixed(1)} %)` : "";
+function workFacts({ search, work }: JobResult, seconds: number): ReportFact[] {
+  const counted = (name: string, done: number, avoided: number): ReportFact[] => {
+    const total = done + avoided;
+    const share = total > 0 ? ` (${((100 * avoided) / total).toFixed(1)} %)` : "";
+    return [
+      { label: `${name} run`, value: done.toLocaleString("en") },
+      { label: `${name} avoided`, value: `${avoided.toLocaleString("en")}${share}` },
+    ];
+  };
   return [
     { label: "plans evaluated", value: `${search.evaluations}${stoppedBy[search.stopped] ?? ""}` },
     { label: "plans proposed again, free", value: String(search.cacheHits) },
@@ -142,8 +148,8 @@ function workFacts({ search, tokenLayers, avoidedTokenLayers }: JobResult, secon
       ? [{ label: "taken from an earlier, interrupted run", value: String(search.replayed) }]
       : []),
     ...(search.failures > 0 ? [{ label: "plans that failed", value: String(search.failures) }] : []),
-    { label: "token-layers run", value: tokenLayers.toLocaleString("en") },
-    { label: "token-layers avoided", value: `${avoidedTokenLayers.toLocaleString("en")}${share}` },
+    ...counted("token-layers", work.tokenLayers, work.avoidedTokenLayers),
+    ...counted("token-experts", work.expertTokens, work.avoidedExpertTokens),
     { label: "time", value: formatDuration(1000 * seconds) },
   ];
 }

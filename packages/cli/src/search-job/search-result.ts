@@ -31,7 +31,7 @@ export function searchResult(job: SearchJob, result: JobResult, seconds: number)
     cacheHits: search.cacheHits,
     failures: search.failures,
     stopped: search.stopped,
-    work: { tokenLayers: result.tokenLayers, avoidedTokenLayers: result.avoidedTokenLayers },
+    work: result.work,
     seconds,
     ...(job.memory && { memory: job.memory }),
     before: modelSize(model),
