@@ -12,12 +12,13 @@ import { describe, expect, it } from "vitest";
 const levels: readonly (readonly string[])[] = [
   ["core", "demo-model"],
   ["checkpoint", "onnx"],
-  ["evaluate", "calibrate", "allocate", "router-repair", "search", "plugin-kit"],
+  ["evaluate", "calibrate", "allocate", "gguf", "router-repair", "search", "plugin-kit"],
   [
     "backend-cpu",
     "backend-reference",
     "criteria",
     "merging",
+    "export-onnx",
     "executor-bullmq",
     "executor-command",
     "executor-local",

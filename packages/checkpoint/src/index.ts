@@ -27,6 +27,7 @@ export { defaultLimits, type FormatLimits } from "./limits.js";
 export { type LoadedCheckpoint, type LoadOptions, loadModel } from "./load.js";
 export type { ConfigChanges } from "./output/config-changes.js";
 export { bytesContent, type Content } from "./output/content.js";
+export { checkComplete, companionFiles, textFile } from "./output/companion-files.js";
 export type { ExpertSlot } from "./output/expert-slots.js";
 export {
   type ExportShape,

@@ -1,3 +1,4 @@
+import { attentionOperator, type OperatorInputs } from "./attention-operator.js";
 import { type AttentionShape, operatorHeads } from "./attention-shape.js";
 import { type Graph, GraphBuilder, type Value } from "./graph-builder.js";
 import { groupedQueryInputs } from "./grouped-query.js";
@@ -15,15 +16,6 @@ export interface AttentionGraphOptions {
   readonly masked: boolean;
   /** Give the attention that every position receives as well; takes `queries`. */
   readonly received?: true;
-}
-
-/** Queries, keys and values as the attention operator takes them. */
-export interface OperatorInputs {
-  /** [B, S, heads size], or with keys and values behind it [B, S, (heads + 2 kvHeads) size]. */
-  readonly query: Value;
-  /** [B, S, kvHeads size]; `""` when `query` holds them. */
-  readonly key: Value;
-  readonly value: Value;
 }
 
 /**
@@ -76,32 +68,15 @@ export function attentionGraph(shape: AttentionShape, options: AttentionGraphOpt
     inputs = groupedQueryInputs(graph, weights, shape, normed, tokens, rotation);
   }
 
-  const past = options.cache
-    ? ["pastKey", "pastValue"].map((name) => graph.input(name, ["B", kvHeads, "P", size]))
-    : ["", ""];
+  const past = (name: string) => (options.cache ? graph.input(name, ["B", kvHeads, "P", size]) : "");
+  const [pastKey, pastValue] = [past("pastKey"), past("pastValue")];
   const lengths = graph.input("lengths", ["B"], "int32");
   const total = graph.input("total", [], "int32");
   const mask = options.masked ? graph.input("mask", ["B", 1, "S", "T"]) : "";
   const sinks = shape.kind === "gqa" && shape.sinks ? graph.input("sinks", [heads]) : "";
-  const { query, key, value } = inputs;
-  const all = [query, key, value, ...past, lengths, total, ...turns, "", mask, sinks];
-  graph.nodes(
-    "GroupQueryAttention",
-    all.slice(0, all.findLastIndex((name) => name !== "") + 1),
-    attentionOutputs(options),
-    {
-      domain: "com.microsoft",
-      attributes: {
-        num_heads: heads,
-        kv_num_heads: kvHeads,
-        scale: { float: shape.scale },
-        do_rotary: turns[0] === "" ? 0 : 1,
-        rotary_interleaved: 0,
-        ...(shape.window !== undefined && { local_window_size: shape.window }),
-        ...(options.received && { qk_output: afterSoftmax }),
-      },
-    },
-  );
+  const [cos, sin] = turns;
+  const state = { pastKey, pastValue, lengths, total, cos, sin, mask, sinks };
+  attentionOperator(graph, shape, inputs, state, attentionOutputs(options));
   const flat = graph.node("Reshape", ["attended", graph.int64([-1, heads * size])]);
   const unpad = graph.input("unpad", [rows], "int32");
   const gathered = graph.node("Gather", [flat, unpad], { attributes: { axis: 0 } });
@@ -135,9 +110,6 @@ export function attentionGraph(shape: AttentionShape, options: AttentionGraphOpt
   }
   return graph.build();
 }
-
-/** Value of `qk_output` that asks the operator for its probabilities. */
-const afterSoftmax = 2;
 
 function attentionOutputs({ cache, received }: AttentionGraphOptions): readonly string[] {
   // Without a cache the operator is spared writing keys and values a second time, up to half of its time.

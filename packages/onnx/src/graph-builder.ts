@@ -128,6 +128,11 @@ export class GraphBuilder {
     return this.#constant("float32", shape, new Float32Array([value]), [value]);
   }
 
+  /** Whether there is a value of this name. */
+  has(name: string): boolean {
+    return this.#known.has(name);
+  }
+
   /** A name that no value has, for an output of a node. */
   name(word: string): Value {
     return `${word}_${this.#next++}`;

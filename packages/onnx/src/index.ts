@@ -1,6 +1,8 @@
 export * from "./attention-graph.js";
 export * from "./attention-shape.js";
+export * from "./decoder-graph.js";
 export * from "./expert-graph.js";
+export type { ExpertForm } from "./expert-nodes.js";
 export * from "./graph-builder.js";
 export * from "./head-graph.js";
 export * from "./head-layout.js";
@@ -8,4 +10,7 @@ export * from "./mlp.js";
 export * from "./model-file.js";
 export * from "./moe-graph.js";
 export { type NormShape, normShape } from "./norms.js";
+export * from "./part-weights.js";
 export * from "./router-graph.js";
+export * from "./quantized-nodes.js";
+export { routingObstacle } from "./routing-nodes.js";

@@ -1,4 +1,4 @@
-import type { OperatorInputs } from "./attention-graph.js";
+import type { OperatorInputs } from "./attention-operator.js";
 import { type LatentShape, operatorHeads } from "./attention-shape.js";
 import type { GraphBuilder, Value } from "./graph-builder.js";
 import { fillHeads, rotateHeads, type TokenRows } from "./heads.js";

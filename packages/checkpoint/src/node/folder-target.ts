@@ -40,6 +40,8 @@ class FolderTransaction implements TargetTransaction {
   readonly #partial: string;
   /** Topmost folder above the target that did not exist before. */
   #created: string | undefined;
+  /** Folders inside of the hidden one. */
+  readonly #inner = new Set<string>();
 
   constructor(label: string, bytes: number, fs: FileSystem) {
     this.#label = label;
@@ -66,8 +68,16 @@ class FolderTransaction implements TargetTransaction {
   }
 
   async create(name: string, bytes: number): Promise<ByteSink> {
-    checkFileName(name, "the output checkpoint");
-    const file = await this.#try(() => this.#fs.create(join(this.#partial, name)));
+    const parts = name.split("/");
+    for (const part of parts) checkFileName(part, "the output checkpoint");
+    const folder = join(this.#partial, ...parts.slice(0, -1));
+    const file = await this.#try(async () => {
+      if (parts.length > 1 && !this.#inner.has(folder)) {
+        await this.#fs.makeFolders(folder);
+        this.#inner.add(folder);
+      }
+      return this.#fs.create(join(this.#partial, ...parts));
+    });
     let written = 0;
     return {
       write: (offset, part) =>
@@ -92,7 +102,7 @@ class FolderTransaction implements TargetTransaction {
 
   async commit(): Promise<void> {
     await this.#try(async () => {
-      await this.#fs.syncFolder(this.#partial);
+      for (const folder of [...this.#inner, this.#partial]) await this.#fs.syncFolder(folder);
       // A folder that appeared meanwhile is only replaced by rename when it is empty.
       if (await this.#fs.exists(this.#target)) throw targetExists(this.#label);
       await this.#fs.rename(this.#partial, this.#target);

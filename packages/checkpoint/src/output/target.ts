@@ -13,7 +13,7 @@ export interface CheckpointTarget {
 
 /** Files on their way; nobody sees them before `commit`. */
 export interface TargetTransaction {
-  /** A new file of exactly `bytes` bytes. */
+  /** A new file of exactly `bytes` bytes; `/` in its name stands for folders inside of the target. */
   create(name: string, bytes: number): Promise<ByteSink>;
   /** Makes all files durable and visible at once. @throws COPPICE_IO_EXISTS, COPPICE_IO_WRITE */
   commit(): Promise<void>;

@@ -1,0 +1,59 @@
+import type { JsonObject, LoadedCheckpoint } from "@coppice/checkpoint";
+
+/**
+ * Model types that transformers.js 4 loads as decoders with a cache of keys and values per layer, among those of the
+ * families. It does not know the others; what it would do for them is what it does for `llama`: the graph says the rest.
+ */
+const knownTypes = new Set(["qwen2_moe", "qwen3_moe", "gpt_oss", "llama4_text"]);
+
+/** The types of weights that transformers.js names, and how the files of such graphs end. */
+export const weightTypes = { fp32: "", q8: "_quantized", q4: "_q4", q2: "_q2" } as const;
+export type WeightType = keyof typeof weightTypes;
+
+export interface ConfigOptions {
+  readonly type: WeightType;
+  readonly graphFile: string;
+  /** External files of the graph. */
+  readonly dataFiles: number;
+  /** The longest text that the graph runs. */
+  readonly positions: number;
+}
+
+/**
+ * config.json of an exported folder: that of the checkpoint, with what transformers.js and other clients look for under
+ * the names of Llama. What the weights were stored as does not hold any more.
+ */
+export function exportConfig(
+  { config, detected, model }: Pick<LoadedCheckpoint, "config" | "detected" | "model">,
+  { type, graphFile, dataFiles, positions }: ConfigOptions,
+): JsonObject {
+  const inner = detected.wrapper === undefined ? undefined : (config[detected.wrapper] as JsonObject);
+  const { quantization_config: _, compression_config: __, ...rest } = { ...config, ...inner };
+  const modelType = typeof rest["model_type"] === "string" ? rest["model_type"] : model.family;
+  const [first] = model.layers;
+  const attention = first?.attention;
+  return {
+    ...rest,
+    model_type: knownTypes.has(modelType) ? modelType : "llama",
+    num_hidden_layers: model.layers.length,
+    hidden_size: model.hiddenSize,
+    vocab_size: model.vocabSize,
+    max_position_embeddings: positions,
+    ...(attention && attention.kind !== "other" && { num_attention_heads: attention.heads }),
+    ...(attention?.kind === "gqa" && {
+      num_key_value_heads: attention.kvHeads,
+      head_dim: attention.headDim,
+    }),
+    eos_token_id: tokenIds(model.endTokens),
+    "transformers.js_config": {
+      dtype: type,
+      use_external_data_format: { [graphFile]: dataFiles },
+    },
+    coppice_export: { family: model.family, model_type: modelType },
+  };
+}
+
+/** One id, or several as a list. */
+export function tokenIds(ids: readonly number[]): number | readonly number[] | null {
+  return ids.length > 1 ? ids : (ids[0] ?? null);
+}

@@ -1,0 +1,31 @@
+import { mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { loadModel } from "@coppice/checkpoint";
+import { folderTarget, openFolder } from "@coppice/checkpoint/node";
+import { modelPath } from "@coppice/demo-model";
+import { exportOnnx } from "@coppice/export-onnx";
+import { env, pipeline } from "@huggingface/transformers";
+import { afterAll, beforeAll, describe, expect, test } from "vitest";
+
+let scratch: string;
+beforeAll(async () => {
+  scratch = await mkdtemp(join(tmpdir(), "coppice-export-"));
+  env.allowRemoteModels = false;
+});
+afterAll(() => rm(scratch, { recursive: true, force: true }));
+
+describe("transformers.js", () => {
+  test("runs the folder of the demo model as it is, without a network", async () => {
+    const folder = join(scratch, "demo");
+    await using loaded = await loadModel(await openFolder(modelPath));
+    await exportOnnx(loaded, folderTarget(folder), { target: "cpu" });
+    const generator = await pipeline("text-generation", folder);
+    try {
+      const output = await generator("Compute: 12 + 30 =", { max_new_tokens: 4, do_sample: false });
+      expect(output).toEqual([{ generated_text: expect.stringMatching(/^Compute: 12 \+ 30 = 42\n/) }]);
+    } finally {
+      await generator.dispose();
+    }
+  });
+});

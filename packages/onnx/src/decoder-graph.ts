@@ -1,0 +1,229 @@
+import { CoppiceError, type DecoderLayer, type MlpSpec, type MoeModel, type MoeSpec } from "@coppice/core";
+import { attentionOperator } from "./attention-operator.js";
+import { type AttentionShape, operatorHeads } from "./attention-shape.js";
+import { type DecoderInputs, decoderDims, decoderInputs } from "./decoder-inputs.js";
+import { type ExpertForm, expertNodes } from "./expert-nodes.js";
+import { type Graph, GraphBuilder, type Value } from "./graph-builder.js";
+import { groupedQueryInputs } from "./grouped-query.js";
+import { paddedShape, rotaryDimensions } from "./head-layout.js";
+import { cutHeads } from "./heads.js";
+import { latentInputs } from "./latent.js";
+import { mlp, mlpShape } from "./mlp.js";
+import { dataTypes } from "./model-file.js";
+import { addAndNorm, norm, normShape } from "./norms.js";
+import type { PartWeights } from "./part-weights.js";
+import { routingNodes } from "./routing-nodes.js";
+
+/** Where a decoder graph takes its weights from. */
+export interface DecoderWeights {
+  /** Rows of the embedding, [N, hidden], of `ids` int64 [N]. */
+  embed(ids: Value): Value;
+  /**
+   * Those of a layer but for its MLPs: `attentionNorm`, `feedForwardNorm`, those of `groupedQueryInputs` or `latentInputs`
+   * with heads as `headLayout` has them, `output` with heads as the checkpoint has them, `sinks`, `router`, `correction`
+   * and `sharedGate`.
+   */
+  block(layer: DecoderLayer): PartWeights;
+  /** Those of one expert, shared expert or dense MLP, by the names of `mlpParts`. @param name unique in the model */
+  mlp(spec: MlpSpec, name: string): PartWeights;
+  /** `norm` and `head`. */
+  readonly head: PartWeights;
+}
+
+export interface DecoderGraphOptions {
+  readonly experts: ExpertForm;
+  /** Positions of the rotary tables, the longest text that the graph can run. */
+  readonly positions: number;
+  /** Give the chosen experts of every MoE layer as well. */
+  readonly expertOutputs: boolean;
+}
+
+/** Names of the values of a decoder graph that belong to one layer. */
+export const layerValues = {
+  pastKey: (layer: number) => `past_key_values.${layer}.key`,
+  pastValue: (layer: number) => `past_key_values.${layer}.value`,
+  presentKey: (layer: number) => `present.${layer}.key`,
+  presentValue: (layer: number) => `present.${layer}.value`,
+  chosenExperts: (layer: number) => `experts.${layer}`,
+} as const;
+
+/**
+ * A whole decoder with its cache of keys and values, from token ids to logits.
+ *
+ * Inputs: `input_ids` int64 [B, S]; `attention_mask` int64 [B, T], ones for past and present tokens, any padding behind
+ * them; `num_logits_to_keep` int64 [], of how many of the last tokens logits are wanted, 0 for all; per layer
+ * `past_key_values.{i}.key` and `.value` [B, kvHeads, P, size]. Sequences begin at position 0 and P may exceed the tokens
+ * that are past: a buffer of the final size, given for the past and taken for the present, is extended in place.
+ *
+ * Outputs: `logits` [B, R, vocab]; per layer `present.{i}.key` and `.value` [B, kvHeads, max(P, T), size]; on request
+ * per MoE layer `experts.{i}` int32 [B, S, topK], best first.
+ */
+export function decoderGraph(
+  model: MoeModel,
+  weightsOf: (graph: GraphBuilder) => DecoderWeights,
+  options: DecoderGraphOptions,
+): Graph {
+  const { hiddenSize: hidden, vocabSize: vocab, layers, residualScale } = model;
+  const graph = new GraphBuilder("decoder");
+  const inputs = decoderInputs(graph, options.positions);
+  const weights = weightsOf(graph);
+  const times = (value: Value, factor: number | undefined) =>
+    factor === undefined ? value : graph.node("Mul", [value, graph.float32(factor)]);
+  let residual = times(weights.embed(inputs.ids), model.embeddingScale);
+  /** What the last feed-forward block gave and is not yet part of `residual`. */
+  let added: Value | undefined;
+  const closed = (part: PartWeights, name: string, spec: DecoderLayer["attentionNorm"]): Value => {
+    if (added === undefined) return norm(graph, part, residual, name, hidden, normShape(spec));
+    const names = { sum: graph.name("residual"), normed: graph.name("normed") };
+    addAndNorm(graph, part, [added, residual], name, hidden, normShape(spec), names);
+    residual = names.sum;
+    return names.normed;
+  };
+  // The last layer's experts only see tokens of which logits are wanted, unless what they choose is wanted of all.
+  const cutAt = options.expertOutputs ? layers.length : layers.length - 1;
+  for (const layer of layers) {
+    const part = weights.block(layer);
+    const normed = closed(part, "attentionNorm", layer.attentionNorm);
+    let attended = attentionNodes(graph, part, layer, normed, inputs, hidden);
+    if (layer.index === cutAt) {
+      attended = { ...attended, value: inputs.last(attended.value, attended.width) };
+      residual = inputs.last(residual, hidden);
+    }
+    const projected = part.linear(attended.value, "output", [hidden, attended.width], {
+      bias: attended.bias,
+    });
+    const names = { sum: graph.name("residual"), normed: graph.name("normed") };
+    const sums = [times(projected, residualScale), residual] as const;
+    addAndNorm(graph, part, sums, "feedForwardNorm", hidden, normShape(layer.feedForwardNorm), names);
+    residual = names.sum;
+    added = times(feedForward(layer, part, names.normed), residualScale);
+  }
+  if (cutAt === layers.length) {
+    residual = inputs.last(residual, hidden);
+    added = added && inputs.last(added, hidden);
+  }
+  const normed = closed(weights.head, "norm", model.finalNorm);
+  const logits = weights.head.linear(normed, "head", [vocab, hidden], {
+    bias: model.headBias !== undefined,
+    ...(model.logitScale !== undefined && { scale: model.logitScale }),
+  });
+  const { batch, sequence } = decoderDims;
+  graph.output(inputs.perSequence(logits, vocab, "logits"), [batch, "logits_length", vocab]);
+  for (const layer of layers) {
+    const shape = presentShape(layer, hidden);
+    graph.output(layerValues.presentKey(layer.index), shape);
+    graph.output(layerValues.presentValue(layer.index), shape);
+  }
+  for (const { index, feedForward } of options.expertOutputs ? layers : []) {
+    if (feedForward.kind !== "moe") continue;
+    graph.output(layerValues.chosenExperts(index), [batch, sequence, feedForward.router.topK], "int32");
+  }
+  return graph.build();
+
+  function feedForward({ feedForward: spec, index }: DecoderLayer, part: PartWeights, normed: Value): Value {
+    const whole = (mlpSpec: MlpSpec, name: string) =>
+      mlp(graph, weights.mlp(mlpSpec, `layers.${index}.${name}`), normed, mlpShape(mlpSpec, hidden));
+    if (spec.kind === "dense") return whole(spec.mlp, "mlp");
+    if (spec.kind === "other") throw notRun(index);
+    const routed = routedExperts(spec, part, normed, index);
+    if (!spec.shared) return routed;
+    let shared = whole(spec.shared, "shared");
+    if (spec.sharedGate) {
+      const gate = part.linear(normed, "sharedGate", [1, hidden]);
+      shared = graph.node("Mul", [shared, graph.node("Sigmoid", [gate])]);
+    }
+    return graph.node("Add", [routed, shared]);
+  }
+
+  function routedExperts(
+    { router, experts }: MoeSpec,
+    part: PartWeights,
+    normed: Value,
+    index: number,
+  ): Value {
+    const bias = router.bias !== undefined;
+    const logits = part.linear(normed, "router", [experts.length, hidden], { bias });
+    const choices = routingNodes(graph, part, logits, router);
+    if (options.expertOutputs) {
+      const chosen = graph.node("Cast", [choices.experts], { attributes: { to: dataTypes.int32 } });
+      inputs.perSequence(chosen, router.topK, layerValues.chosenExperts(index));
+    }
+    // Experts of a layer are alike in shape.
+    const shape = mlpShape(experts[0] as MlpSpec, hidden);
+    const scalesInput = router.scalesInput === true;
+    const layer = {
+      shape,
+      experts: experts.length,
+      topK: router.topK,
+      scalesInput,
+      weights: (expert: number) =>
+        weights.mlp(experts[expert] as MlpSpec, `layers.${index}.experts.${expert}`),
+    };
+    return expertNodes(graph, normed, choices, layer, options.experts);
+  }
+}
+
+/** What attention gives before its output map, [B S, width]. */
+function attentionNodes(
+  graph: GraphBuilder,
+  part: PartWeights,
+  layer: DecoderLayer,
+  normed: Value,
+  inputs: DecoderInputs,
+  hidden: number,
+): { readonly value: Value; readonly width: number; readonly bias: boolean } {
+  const shape = paddedShape(layer, hidden);
+  const { attention, index } = layer;
+  if (attention.kind === "other") throw notRun(index);
+  const { heads, outputBias } = shape;
+  const { kvHeads, size } = operatorHeads(shape);
+  const turning = rotaryDimensions(attention, shape);
+  const inOperator = shape.kind === "gqa" && shape.rotation === "operator";
+  const [cos, sin] = inOperator && attention.rotary ? inputs.tables(attention.rotary, turning) : ["", ""];
+  const operands =
+    shape.kind === "mla"
+      ? latentInputs(graph, part, shape, normed, inputs.tokens, rowTables())
+      : groupedQueryInputs(
+          graph,
+          part,
+          shape,
+          normed,
+          inputs.tokens,
+          shape.rotation === "rows" && turning > 0 ? rowTables() : undefined,
+        );
+  const past = [decoderDims.batch, kvHeads, decoderDims.past, size];
+  const state = {
+    pastKey: graph.input(layerValues.pastKey(index), past),
+    pastValue: graph.input(layerValues.pastValue(index), past),
+    lengths: inputs.lengths,
+    total: inputs.total,
+    cos,
+    sin,
+    ...(shape.kind === "gqa" && shape.sinks && { sinks: part.vector("sinks", heads) }),
+  };
+  const attended = graph.name("attended");
+  const outputs = [attended, layerValues.presentKey(index), layerValues.presentValue(index)];
+  attentionOperator(graph, shape, operands, state, outputs);
+  const rows = graph.node("Reshape", [attended, graph.int64([-1, heads * size])]);
+  const valueDim = attention.kind === "gqa" ? attention.headDim : attention.valueDim;
+  return {
+    value: cutHeads(graph, rows, heads, size, valueDim),
+    width: heads * valueDim,
+    bias: outputBias,
+  };
+
+  function rowTables(): readonly [Value, Value] {
+    if (!attention || attention.kind === "other" || !attention.rotary) throw notRun(index);
+    return inputs.rowTables(attention.rotary, turning);
+  }
+}
+
+function presentShape(layer: DecoderLayer, hidden: number) {
+  const shape: AttentionShape = paddedShape(layer, hidden);
+  const { kvHeads, size } = operatorHeads(shape);
+  return [decoderDims.batch, kvHeads, decoderDims.total, size];
+}
+
+function notRun(layer: number): CoppiceError {
+  return new CoppiceError("COPPICE_INTERNAL", `layer ${layer} has a part that is not described`);
+}

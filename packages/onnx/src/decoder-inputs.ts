@@ -1,0 +1,127 @@
+import { type RotarySpec, rotaryFrequencies } from "@coppice/core";
+import type { Dim, GraphBuilder, Value } from "./graph-builder.js";
+import { dataTypes } from "./model-file.js";
+
+/** What all layers of a decoder graph use. */
+export interface DecoderInputs {
+  /** int64 [B S] */
+  readonly ids: Value;
+  /** int32 [B], past and present tokens of each sequence less one. */
+  readonly lengths: Value;
+  /** int32 [], the tokens of the longest sequence. */
+  readonly total: Value;
+  /** Rows [B S, width] as [B, S, width]. */
+  tokens(rows: Value, width: number): Value;
+  /** Of [B S, width] the rows of the last tokens of each sequence, as many as logits are wanted: [R, width]. */
+  last(rows: Value, width: number): Value;
+  /** Rows as [B, R / B, width], of type int32 or float32. */
+  perSequence(rows: Value, width: number, name: string): Value;
+  /** Cosines and sines of every position that there can be, [M, dimensions / 2]. */
+  tables(rotary: RotarySpec, dimensions: number): readonly [Value, Value];
+  /** The same of every row, [B S, 1, dimensions / 2]. */
+  rowTables(rotary: RotarySpec, dimensions: number): readonly [Value, Value];
+}
+
+/** Names of dimensions, as transformers.js knows them. */
+export const decoderDims = {
+  batch: "batch_size",
+  sequence: "sequence_length",
+  past: "past_sequence_length",
+  total: "total_sequence_length",
+} as const satisfies Record<string, Dim>;
+
+/** @param positions M */
+export function decoderInputs(graph: GraphBuilder, positions: number): DecoderInputs {
+  const { batch, sequence, total } = decoderDims;
+  const inputIds = graph.input("input_ids", [batch, sequence], "int64");
+  const mask = graph.input("attention_mask", [batch, total], "int64");
+  const keep = graph.input("num_logits_to_keep", [], "int64");
+  const cast = (value: Value, type: "int32" | "float32") =>
+    graph.node("Cast", [value], { attributes: { to: dataTypes[type] } });
+  const seen = graph.node("ReduceSum", [mask, graph.int64([1])], { attributes: { keepdims: 0 } });
+  const size = (value: Value, axis: number) =>
+    graph.node("Shape", [value], { attributes: { start: axis, end: axis + 1 } });
+  const scalar = (value: Value) => graph.node("Squeeze", [value]);
+  const all = scalar(size(mask, 1));
+  const [sequences, steps] = [size(inputIds, 0), size(inputIds, 1)];
+  const shapes = new Map<string, Value>();
+  const shaped = (rows: Value, middle: Value, width: number) => {
+    const key = `${middle} ${width}`;
+    const parts = [sequences, middle, graph.int64([width])];
+    const shape = shapes.get(key) ?? graph.node("Concat", parts, { attributes: { axis: 0 } });
+    shapes.set(key, shape);
+    return graph.node("Reshape", [rows, shape]);
+  };
+  const tokens = (rows: Value, width: number) => shaped(rows, steps, width);
+  const first = graph.node("Reshape", [graph.node("Neg", [keep]), graph.int64([1])]);
+  const known = new Map<string, readonly [Value, Value]>();
+  const tables = (rotary: RotarySpec, dimensions: number) => {
+    const key = JSON.stringify([rotary, dimensions]);
+    const made = known.get(key) ?? rotaryTables(graph, rotary, dimensions, positions);
+    known.set(key, made);
+    return made;
+  };
+  let rowPositions: Value | undefined;
+  return {
+    ids: graph.node("Reshape", [inputIds, graph.int64([-1])]),
+    lengths: cast(graph.node("Sub", [seen, graph.int64([1], [])]), "int32"),
+    total: cast(all, "int32"),
+    tokens,
+    last: (rows, width) => {
+      // From -0 on, where all are wanted.
+      const wanted = graph.node("Slice", [
+        tokens(rows, width),
+        first,
+        graph.int64([2 ** 31]),
+        graph.int64([1]),
+      ]);
+      return graph.node("Reshape", [wanted, graph.int64([-1, width])]);
+    },
+    perSequence: (rows, width, name) => {
+      graph.nodes("Identity", [shaped(rows, graph.int64([-1]), width)], [name]);
+      return name;
+    },
+    tables,
+    rowTables: (rotary, dimensions) => {
+      rowPositions ??= positionsOfRows(graph, all, sequences, steps);
+      const rows = rowPositions;
+      const [cos, sin] = tables(rotary, dimensions).map((table) => {
+        const taken = graph.node("Gather", [table, rows], { attributes: { axis: 0 } });
+        return graph.node("Unsqueeze", [taken, graph.int64([1])]);
+      });
+      return [cos as Value, sin as Value];
+    },
+  };
+}
+
+/** int64 [B S]: the last S of the positions of a sequence, for every sequence. */
+function positionsOfRows(graph: GraphBuilder, all: Value, sequences: Value, steps: Value): Value {
+  const start = graph.node("Sub", [all, graph.node("Squeeze", [steps])]);
+  const range = graph.node("Range", [start, all, graph.int64([1], [])]);
+  const shape = graph.node("Concat", [sequences, steps], { attributes: { axis: 0 } });
+  return graph.node("Reshape", [graph.node("Expand", [range, shape]), graph.int64([-1])]);
+}
+
+/**
+ * Tables of all positions, as a computation from constants that ONNX Runtime does once, when it loads the graph: they would
+ * be megabytes of the file. Angles are rounded to float32 as reference implementations do.
+ */
+function rotaryTables(
+  graph: GraphBuilder,
+  rotary: RotarySpec,
+  dimensions: number,
+  positions: number,
+): readonly [Value, Value] {
+  const { frequencies, factor } = rotaryFrequencies(rotary, positions);
+  const half = new Float32Array(dimensions / 2);
+  half.set(frequencies);
+  const range = graph.node("Range", [graph.float32(0), graph.float32(positions), graph.float32(1)]);
+  const column = graph.node("Reshape", [range, graph.int64([-1, 1])]);
+  const row = graph.weight(graph.name("frequencies"), [1, half.length], half);
+  const angles = graph.node("Mul", [column, row]);
+  const table = (operator: "Cos" | "Sin") => {
+    const values = graph.node(operator, [angles]);
+    return factor === 1 ? values : graph.node("Mul", [values, graph.float32(factor)]);
+  };
+  return [table("Cos"), table("Sin")];
+}
