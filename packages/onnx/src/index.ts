@@ -11,6 +11,6 @@ export * from "./model-file.js";
 export * from "./moe-graph.js";
 export { type NormShape, normShape } from "./norms.js";
 export * from "./part-weights.js";
-export * from "./router-graph.js";
 export * from "./quantized-nodes.js";
+export * from "./router-graph.js";
 export { routingObstacle } from "./routing-nodes.js";

@@ -1,0 +1,63 @@
+import { Option } from "@commander-js/extra-typings";
+import { folderTarget } from "@coppice/checkpoint/node";
+import { RunEmitter } from "@coppice/core";
+import { type ExportTarget, exportOnnx, exportTargets } from "@coppice/export-onnx";
+import { formatBytes, formatCount } from "@coppice/report";
+import type { CliContext } from "../../context.js";
+import { byteCount } from "../../options.js";
+import { formatFacts } from "../../terminal/format.js";
+import type { OpenModel } from "../../work/open-model.js";
+
+const group = "ONNX:";
+
+export const targetOption = new Option(
+  "--target <name>",
+  "where it runs: cpu (onnxruntime-node), wasm (browsers), webgpu (browsers with a graphics card)",
+)
+  .choices(exportTargets)
+  .default("cpu" as const)
+  .helpGroup(group);
+
+export const expertOutputsOption = new Option(
+  "--expert-outputs",
+  "give the chosen experts of every layer as well, experts.0 and so on",
+).helpGroup(group);
+
+export const maxFileOption = new Option(
+  "--max-file-size <size>",
+  "most bytes per file of weights; default 2GB, what browsers hold at once",
+)
+  .argParser(byteCount)
+  .helpGroup(group);
+
+export interface OnnxRequest {
+  readonly opened: OpenModel;
+  /** Absolute path of the folder to write. */
+  readonly out: string;
+  readonly target: ExportTarget;
+  readonly expertOutputs: boolean | undefined;
+  readonly maxFileBytes: number | undefined;
+}
+
+export async function exportOnnxFolder(request: OnnxRequest, context: CliContext): Promise<void> {
+  const { opened, out, target, expertOutputs = false, maxFileBytes } = request;
+  const emitter = new RunEmitter();
+  context.out.follow(emitter);
+  const summary = await exportOnnx(opened.checkpoint, folderTarget(out), {
+    target,
+    expertOutputs,
+    ...(maxFileBytes !== undefined && { maxFileBytes }),
+    emitter,
+    signal: context.signal,
+  });
+  context.out.settle();
+  const { files, bytes, type, contextLength } = summary;
+  context.out.result({ format: "onnx", out, ...summary }, () =>
+    formatFacts([
+      ["wrote", `${context.shown(out)} (${files.length} files, ${formatBytes(bytes)})`],
+      ["weights", type],
+      ["target", target],
+      ["context", `${formatCount(contextLength)} tokens`],
+    ]),
+  );
+}
