@@ -129,7 +129,7 @@ function checkEqualLayers({ layers, architecture }: GgufModel): void {
     if (!other) return;
     throw unsupported(
       `layer ${first.index} has ${what} ${expected}, layer ${other.index} ${of(other.feedForward)}; ${architecture.name}.${key} of the format is one number for all layers`,
-      "keep equally many experts in every layer, or apply the plan in the stock layout, which fills layers up",
+      "keep equally many experts in every layer",
     );
   };
   check("expert count", "expert_count", ({ experts }) => experts.length);

@@ -15,7 +15,7 @@ const halfInfinity = 65_520;
  * - `Q4_0`: d = -x / 8 of the value x that is largest in magnitude; code = floor(x / d + 8.5), at most 15; value =
  *   (code - 8) d. Byte j of a block holds the code of value j in its low and of value j + 16 in its high half.
  * Both are computed in float32 as there, so that files are the same to the bit.
- * @param values finite, whole blocks; F16 rounds them in place
+ * @param values finite, whole blocks; F16 rounds them in place, unless one is too large
  * @returns the position of a value that F16, or the F16 scale of its block, cannot hold; -1 when there is none
  */
 export function encodeTensorValues(
@@ -28,9 +28,8 @@ export function encodeTensorValues(
       encodeValues("F32", values, bytes);
       return { bytes, bad: -1 };
     case "F16": {
-      const bad = values.findIndex((value) => abs(value) >= halfInfinity);
-      roundToDtype(values, "F16");
-      encodeValues("F16", values, bytes);
+      const bad = firstTooLarge(values);
+      if (bad < 0) encodeHalves(values, bytes);
       return { bytes, bad };
     }
     case "Q8_0":
@@ -38,6 +37,16 @@ export function encodeTensorValues(
     case "Q4_0":
       return encodeBlocks(type, values, bytes, encodeHalfByteBlock);
   }
+}
+
+function firstTooLarge(values: Float32Array): number {
+  for (let i = 0; i < values.length; i++) if (abs(values[i] as number) >= halfInfinity) return i;
+  return -1;
+}
+
+function encodeHalves(values: Float32Array, bytes: Uint8Array): void {
+  roundToDtype(values, "F16");
+  encodeValues("F16", values, bytes);
 }
 
 /** Writes the codes of a block, which begin at `to`, and returns its scale. */
@@ -54,10 +63,9 @@ function encodeBlocks(
   for (let block = 0; block < scales.length; block++) {
     scales[block] = encode(values, block * blockValues, bytes, block * blockBytes + 2);
   }
-  const bad = scales.findIndex((scale) => abs(scale) >= halfInfinity);
-  roundToDtype(scales, "F16");
+  const bad = firstTooLarge(scales);
   const halves = new Uint8Array(scales.length * 2);
-  encodeValues("F16", scales, halves);
+  encodeHalves(scales, halves);
   for (let block = 0; block < scales.length; block++) {
     bytes[block * blockBytes] = halves[2 * block] as number;
     bytes[block * blockBytes + 1] = halves[2 * block + 1] as number;

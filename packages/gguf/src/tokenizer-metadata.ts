@@ -98,7 +98,7 @@ function parseTokenizer(json: JsonObject): TokenizerJson {
   const [issue] = parsed.issues;
   const path = v.getDotPath(issue) ?? "";
   throw unsupported(
-    `tokenizer.json is not one of byte-level BPE: ${path} is ${issue.received}, expected ${issue.expected ?? issue.message}`,
+    `tokenizer.json is not one of byte-level BPE: ${path} is ${issue.received}, expected ${issue.type === "custom" ? issue.message : issue.expected}`,
   );
 }
 

@@ -1,13 +1,11 @@
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { dirname, join } from "node:path";
-import { fileURLToPath } from "node:url";
+import { join } from "node:path";
 import { type LoadedCheckpoint, loadModel, memoryFolder, memoryTarget } from "@coppice/checkpoint";
 import { type GgufOptions, type GgufSummary, writeGguf } from "@coppice/gguf";
+import { type FixtureName, fixturePath } from "@coppice/plugin-kit/node";
 import { gguf } from "@huggingface/gguf";
 import { onTestFinished } from "vitest";
-
-const fixtures = join(dirname(fileURLToPath(import.meta.resolve("@coppice/plugin-kit"))), "../fixtures");
 
 /** The files of a model of plugin-kit, with a tokenizer, as they may be changed before they are loaded. */
 export class Files {
@@ -31,10 +29,10 @@ export class Files {
   }
 }
 
-export async function fixtureFiles(family: string): Promise<Files> {
+export async function fixtureFiles(family: FixtureName): Promise<Files> {
   const files = new Files();
   for (const name of ["config.json", "generation_config.json", "model.safetensors"]) {
-    files.files.set(name, new Uint8Array(await readFile(join(fixtures, family, name))));
+    files.files.set(name, new Uint8Array(await readFile(join(fixturePath(family), name))));
   }
   return files.set("tokenizer.json", tokenizer()).set("tokenizer_config.json", {
     bos_token: "<s>",

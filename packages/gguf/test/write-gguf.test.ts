@@ -1,6 +1,7 @@
 import type { LoadedCheckpoint } from "@coppice/checkpoint";
 import { memoryTarget } from "@coppice/checkpoint";
 import { type GgufFileType, writeGguf } from "@coppice/gguf";
+import type { FixtureName } from "@coppice/plugin-kit/node";
 import { describe, expect, it } from "vitest";
 import { exportGguf, fixtureFiles } from "./checkpoint.js";
 import { slowTolerance, slowValues } from "./slow-blocks.js";
@@ -53,7 +54,7 @@ function forNeighbours(values: readonly number[], columns: number): number[] {
   });
 }
 
-describe.each(["mixtral", "qwen3_moe", "olmoe"])("%s", (family) => {
+describe.each(["mixtral", "qwen3_moe", "olmoe"] as const)("%s", (family) => {
   it.each(["F16", "Q8_0", "Q4_0"] as const)("writes every tensor as %s", async (type) => {
     const loaded = await (await fixtureFiles(family)).load();
     const { tensors, summary, bytes } = await exportGguf(loaded, { type });
@@ -156,7 +157,7 @@ describe("metadata", () => {
 });
 
 describe("tied models", () => {
-  const load = async (family: string) => {
+  const load = async (family: FixtureName) => {
     const files = await fixtureFiles(family);
     return files.json("config.json", (config) => (config.tie_word_embeddings = true)).load();
   };
@@ -174,7 +175,7 @@ describe("tied models", () => {
 });
 
 describe("what does not fit is refused before anything is written", () => {
-  const cases: [string, string, GgufFileType, (config: Record<string, unknown>) => void, RegExp][] = [
+  const cases: [string, FixtureName, GgufFileType, (config: Record<string, unknown>) => void, RegExp][] = [
     [
       "gate weights",
       "olmoe",
