@@ -1,4 +1,6 @@
 export { type FormatOf, type UniformFormat, uniformFormat } from "./format-rules.js";
+export { type GptqOptions, gptq } from "./gptq.js";
+export { type HqqOptions, hqq } from "./hqq.js";
 export { type MatrixRole, type ModelMatrix, modelMatrices } from "./model-matrices.js";
 export {
   type QuantizeCheckpointOptions,

@@ -1,0 +1,160 @@
+import {
+  definePlugin,
+  type InputSums,
+  type QuantizedResult,
+  type QuantizeRequest,
+  type Quantizer,
+} from "@coppice/core";
+import * as v from "valibot";
+import { fitGrid } from "./fit-grid.js";
+import { nearestCode, packMatrix } from "./grid.js";
+import { inverseFactor } from "./inverse-factor.js";
+import { roundToNearest } from "./rtn.js";
+
+/** Options of the plugin `gptq`. */
+export interface GptqOptions {
+  /** Added to the diagonal of the gram matrix, as a share of its mean; default 0.01. */
+  readonly damp?: number;
+  /** Quantize columns by descending mean squared input instead of in their order; default true. */
+  readonly actOrder?: boolean;
+  /** Matrices with fewer inputs than this are rounded to nearest instead; default 128. */
+  readonly leastTokens?: number;
+}
+
+declare module "@coppice/core" {
+  interface QuantizerPlugins {
+    gptq: GptqOptions;
+  }
+}
+
+/**
+ * GPTQ (arXiv 2210.17323; IST-DASLab/gptq): quantizes column after column and moves the error of each to the columns
+ * behind it, so that outputs on the calibration inputs change least.
+ *
+ * Grids are fitted before the first column (static groups), with squared errors weighted by mean squared inputs, so that
+ * the order of the columns is free and none has to be stored: runtimes read groups of neighbours. A damping ten times as
+ * strong is tried where the matrix cannot be factored.
+ */
+export const gptq = definePlugin({
+  kind: "quantizer",
+  name: "gptq",
+  contract: 1,
+  summary:
+    "Moves the error of every column to those that are not rounded yet, by the inputs of your data (GPTQ).",
+  reference: "https://arxiv.org/abs/2210.17323",
+  options: v.strictObject({
+    damp: v.exactOptional(v.pipe(v.number(), v.minValue(1e-6), v.maxValue(1)), 0.01),
+    actOrder: v.exactOptional(v.boolean(), true),
+    leastTokens: v.exactOptional(v.pipe(v.number(), v.safeInteger(), v.minValue(1)), 128),
+  }),
+  create: (options): Quantizer => ({
+    needs: { inputs: true },
+    quantize: async (request) => {
+      const { inputs } = request;
+      const why = thinInputs(inputs, options.leastTokens);
+      if (!inputs || why !== undefined) return fallback(request, why as string);
+      return spreadErrors(request, inputs, options);
+    },
+  }),
+});
+
+/** Why inputs do not suffice; undefined when they do. */
+export function thinInputs(inputs: InputSums | undefined, least: number): string | undefined {
+  if (!inputs) return "its inputs are not known";
+  return inputs.tokens < least ? `${inputs.tokens} inputs, fewer than ${least}` : undefined;
+}
+
+export function fallback(request: QuantizeRequest, why: string): QuantizedResult {
+  return { matrix: roundToNearest(request), fallback: `rounded to nearest: ${why}` };
+}
+
+function spreadErrors(
+  request: QuantizeRequest,
+  { tokens, gram }: InputSums,
+  { damp, actOrder }: Required<GptqOptions>,
+): QuantizedResult {
+  const { weights, rows, columns, format } = request;
+  const { groupSize, bits } = format;
+  const importance = Float64Array.from(
+    { length: columns },
+    (_, i) => (gram[i * columns + i] as number) / tokens,
+  );
+  const order = Array.from({ length: columns }, (_, column) => column);
+  if (actOrder) order.sort((a, b) => (importance[b] as number) - (importance[a] as number) || a - b);
+  const mean = importance.reduce((sum, value) => sum + value, 0) / columns;
+  const factor = dampedFactor(gram, tokens, order, damp * mean);
+  if (!factor) return fallback(request, "its gram matrix cannot be factored");
+  // Damped too, so that columns without inputs get a grid that fits them.
+  const grid = fitGrid(request, { clip: true, importance: importance.map((value) => value + damp * mean) });
+  const most = 2 ** bits - 1;
+  const groups = columns / groupSize;
+  const codes = new Uint8Array(rows * columns);
+  // Rows do not depend on one another; some at a time share what is read of the factor.
+  const band = Math.min(rows, bandRows);
+  const left = new Float64Array(band * columns);
+  const errors = new Float64Array(band);
+  for (let first = 0; first < rows; first += band) {
+    const count = Math.min(band, rows - first);
+    for (let r = 0; r < count; r++) {
+      for (let i = 0; i < columns; i++) {
+        left[r * columns + i] = weights[(first + r) * columns + (order[i] as number)] as number;
+      }
+    }
+    for (let i = 0; i < columns; i++) {
+      const column = order[i] as number;
+      const diagonal = factor[i * columns + i] as number;
+      for (let r = 0; r < count; r++) {
+        const group = (first + r) * groups + Math.floor(column / groupSize);
+        const [scale, zero] = [grid.scales[group] as number, grid.zeros[group] as number];
+        const value = left[r * columns + i] as number;
+        const code = nearestCode(value, scale, zero, most);
+        codes[(first + r) * columns + column] = code;
+        errors[r] = (value - (code - zero) * scale) / diagonal;
+      }
+      moveErrors(left, errors, count, factor.subarray(i * columns, (i + 1) * columns), i + 1);
+    }
+  }
+  return { matrix: packMatrix(codes, request, grid) };
+}
+
+const bandRows = 16;
+
+/** left[r, j] -= errors[r] * spread[j] for all j from `start` on. */
+function moveErrors(
+  left: Float64Array,
+  errors: Float64Array,
+  rows: number,
+  spread: Float64Array,
+  start: number,
+): void {
+  const columns = spread.length;
+  for (let r = 0; r < rows; r++) {
+    const error = errors[r] as number;
+    if (error === 0) continue;
+    const at = r * columns;
+    for (let j = start; j < columns; j++) {
+      left[at + j] = (left[at + j] as number) - error * (spread[j] as number);
+    }
+  }
+}
+
+/** `inverseFactor` of the mean gram matrix in another order, damped; columns without inputs get a diagonal of 1. */
+function dampedFactor(
+  gram: Float64Array,
+  tokens: number,
+  order: readonly number[],
+  damp: number,
+): Float64Array | undefined {
+  const n = order.length;
+  const factor = new Float64Array(n * n);
+  for (const strength of [1, 10, 100]) {
+    for (let i = 0; i < n; i++) {
+      const row = (order[i] as number) * n;
+      for (let j = 0; j < n; j++) factor[i * n + j] = (gram[row + (order[j] as number)] as number) / tokens;
+      const diagonal = factor[i * n + i] as number;
+      factor[i * n + i] = (diagonal === 0 ? 1 : diagonal) + strength * damp;
+    }
+    if (inverseFactor(factor, n)) return factor;
+  }
+  return undefined;
+}
