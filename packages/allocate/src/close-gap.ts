@@ -43,6 +43,8 @@ export function closeGap(
   let goal = Math.min(start?.loss ?? largestLoss(groups), below);
   let proven = bound.value;
   const slack = rounding * (Math.abs(goal) + Math.abs(proven) + bound.multiplier * bound.budget);
+  // Nothing is below the bound.
+  if (goal < proven - slack) return { answer, bound: undefined };
   for (let part = (goal - proven) * firstPart; ; part *= growth) {
     const isWhole = bound.value + part >= goal;
     const most = isWhole ? goal : bound.value + part;

@@ -5,6 +5,7 @@ export {
   type LayerChoices,
   type LayerOption,
 } from "./allocate.js";
+export { type AllocateBitsOptions, allocateBits, type BitAllocation } from "./allocate-bits.js";
 export {
   type AllocateUnitsOptions,
   allocateUnits,
@@ -23,7 +24,10 @@ export {
   type SkippingPreset,
   skippingPresets,
 } from "./fit-skipping.js";
+export { allocateMcMoe, type McMoeOptions } from "./mc-moe.js";
+export { measureSensitivity, type SensitivityRequest } from "./measure-sensitivity.js";
 export { type MeasureTopKOptions, measureTopK } from "./measure-top-k.js";
 export type { SampleRequest } from "./sampled-layers.js";
 export { sampledTopK, topKNeeds } from "./sampled-top-k.js";
+export type { ExpertLoss, MatrixLoss, Sensitivity, WidthLoss, WidthMatrix } from "./sensitivity.js";
 export { type TopKCosts, topKChoices } from "./top-k-choices.js";

@@ -87,7 +87,9 @@ describe("allocateUnits", () => {
             expect(count).toBeLessThanOrEqual(most);
           }
         });
-        expect(allocateUnits(all, { budget, below: best.loss })).toBeNull();
+        for (const less of [0, 0.5, 20]) {
+          expect(allocateUnits(all, { budget, below: best.loss - less })).toBeNull();
+        }
         expect(allocateUnits(all, { budget, below: best.loss + 0.5 })?.loss).toBe(best.loss);
       }),
       { numRuns: 1500, seed: 7 },

@@ -1,0 +1,38 @@
+import type { TensorRef, WeightReader } from "@coppice/core";
+
+/** Reads every weight once, and gives other values for some of them. */
+export class ReplacedWeights implements WeightReader {
+  readonly #weights: WeightReader;
+  readonly #read = new Map<string, Float32Array>();
+  #replaced: ReadonlyMap<string, Float32Array> = new Map();
+
+  constructor(weights: WeightReader) {
+    this.#weights = weights;
+  }
+
+  /** From now on these values are given for these weights, and the others as they are. */
+  replace(values: Iterable<readonly [TensorRef, Float32Array]>): void {
+    this.#replaced = new Map(Array.from(values, ([ref, own]) => [keyOf(ref), own]));
+  }
+
+  async read(
+    ref: TensorRef,
+    options: { into?: Float32Array; signal?: AbortSignal } = {},
+  ): Promise<Float32Array> {
+    const { into, signal } = options;
+    const key = keyOf(ref);
+    let values = this.#replaced.get(key) ?? this.#read.get(key);
+    if (!values) {
+      values = await this.#weights.read(ref, signal ? { signal } : {});
+      this.#read.set(key, values);
+    }
+    if (!into) return values.slice();
+    into.set(values);
+    return into;
+  }
+}
+
+/** Tensors that are parts of one stored tensor have its name, and differ in their views. */
+function keyOf({ name, view }: TensorRef): string {
+  return JSON.stringify([name, view?.offset, view?.strides]);
+}
