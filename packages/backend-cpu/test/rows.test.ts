@@ -64,33 +64,47 @@ describe("grouped tokens", () => {
         });
       });
     fc.assert(
-      fc.property(routing, ({ topK, slotCount, chosen }) => {
-        const slots = Int32Array.from(chosen.flat());
-        const gates = Float32Array.from(slots, (slot, choice) => (slot < 0 ? 0 : choice + 1));
-        const running = slots.filter((slot) => slot >= 0);
-        const groups = groupTokens({ topK, slots, gates }, slotCount);
-        expect(groups.used).toEqual([...new Set(running)].sort((a, b) => a - b));
-        expect(groups.used.map((slot) => slots.filter((other) => other === slot).length)).toEqual(
-          groups.sizes,
-        );
-        expect(groups.rows).toHaveLength(running.length);
-        const slotAt = groups.used.flatMap((slot, i) =>
-          new Array<number>(groups.sizes[i] as number).fill(slot),
-        );
-        for (const [token, of] of chosen.entries()) {
-          for (const [rank, slot] of of.entries()) {
-            const place = groups.places[rank * chosen.length + token] as number;
-            expect(groups.gates[rank * chosen.length + token]).toBe(gates[token * topK + rank]);
-            if (slot < 0) expect(place).toBe(running.length);
-            else {
-              expect(groups.rows[place]).toBe(token);
-              expect(slotAt[place]).toBe(slot);
+      fc.property(
+        routing,
+        fc.boolean(),
+        fc.func(fc.boolean()),
+        ({ topK, slotCount, chosen }, company, known) => {
+          const slots = Int32Array.from(chosen.flat());
+          const gates = Float32Array.from(slots, (slot, choice) => (slot < 0 ? 0 : choice + 1));
+          const isKnown = (slot: number, token: number) => known(slot, token);
+          const tokenOf = (choice: number) => Math.floor(choice / topK);
+          const running = slots.filter((slot, choice) => slot >= 0 && !isKnown(slot, tokenOf(choice)));
+          const groups = groupTokens({ topK, slots, gates }, slotCount, { company, isKnown });
+          expect(groups.runs).toBe(running.length);
+          expect(groups.used).toEqual([...new Set(running)].sort((a, b) => a - b));
+          const sizes = groups.used.map((slot) => running.filter((other) => other === slot).length);
+          expect(groups.sizes).toEqual(sizes.map((size) => (company && size === 1 ? 2 : size)));
+          const rows = groups.sizes.reduce((sum, size) => sum + size, 0);
+          expect(groups.rows).toHaveLength(rows);
+          const { length: first } = groups.known;
+          const slotAt = groups.used.flatMap((slot, i) =>
+            new Array<number>(groups.sizes[i] as number).fill(slot),
+          );
+          for (const [token, of] of chosen.entries()) {
+            for (const [rank, slot] of of.entries()) {
+              const place = groups.places[rank * chosen.length + token] as number;
+              expect(groups.gates[rank * chosen.length + token]).toBe(gates[token * topK + rank]);
+              if (slot < 0) expect(place).toBe(first + rows);
+              else if (isKnown(slot, token)) expect(groups.known[place]).toBe(token * topK + rank);
+              else {
+                expect(groups.rows[place - first]).toBe(token);
+                expect(slotAt[place - first]).toBe(slot);
+              }
             }
           }
-        }
-        const places = [...groups.places].filter((place) => place < running.length);
-        expect(new Set(places).size).toBe(running.length);
-      }),
+          const places = [...groups.places].filter((place) => place < first + rows);
+          expect(new Set(places).size).toBe(first + running.length);
+          // A row that keeps another one company is that row once more.
+          for (const [row, token] of groups.rows.entries()) {
+            if (!places.includes(first + row)) expect(groups.rows[row - 1]).toBe(token);
+          }
+        },
+      ),
     );
   });
 });

@@ -90,6 +90,11 @@ describe("checkRunRequest", () => {
       { sequences, tap: { fields: [], every: new Uint8Array(5), onLayer() {} } },
       /mask has 5 values for 6 tokens/,
     ],
+    [
+      "a memory and a cache",
+      { sequences, memory: { bytes: 0, dispose() {} }, cache: cacheOf([0, 0, 0]) },
+      /a memory of layer 0 is given together with a cache/,
+    ],
     ["a cache of a part", { sequences, to: 2, cache: cacheOf([0, 0, 0]) }, /a cache needs all 3 layers/],
   ];
   test.each(refused)("refuses %s", (_, request, message) => {
