@@ -31,6 +31,7 @@ const levels: readonly (readonly string[])[] = [
     "search-eep",
     "search-nsga2",
   ],
+  ["serve"],
   ["cli"],
 ];
 /** Shipped to authors of tests, so no package needs it to run. */

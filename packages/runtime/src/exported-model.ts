@@ -44,6 +44,11 @@ export interface ModelTextOptions extends TextOptions {
   readonly experts?: boolean;
 }
 
+export interface ModelGenerateOptions extends ModelTextOptions {
+  /** Called with every piece; the next token is computed when what it returns has resolved. */
+  readonly onPiece?: (piece: ModelPiece) => void | Promise<void>;
+}
+
 /** A token of a text, with the text that is certain since. */
 export interface ModelPiece extends TextPiece {
   /**
@@ -76,7 +81,7 @@ export interface TextModel extends AsyncDisposable {
    */
   stream(prompt: Prompt, options?: ModelTextOptions): AsyncGenerator<ModelPiece, ModelText, undefined>;
   /** `stream` to its end. */
-  generate(prompt: Prompt, options?: ModelTextOptions): Promise<ModelText>;
+  generate(prompt: Prompt, options?: ModelGenerateOptions): Promise<ModelText>;
   /** Ends all texts with COPPICE_BACKEND_DISPOSED and gives memory back. */
   dispose(): Promise<void>;
 }
@@ -168,12 +173,13 @@ function textModel(
     hasChatTemplate: tokenizer.hasChatTemplate,
     encode,
     stream,
-    async generate(prompt, options) {
-      const pieces = stream(prompt, options);
-      for (;;) {
-        const { done, value } = await pieces.next();
-        if (done) return value;
+    async generate(prompt, { onPiece, ...options } = {}) {
+      let text: ModelText | undefined;
+      async function* whole() {
+        text = yield* stream(prompt, options);
       }
+      for await (const piece of whole()) await onPiece?.(piece);
+      return text as ModelText;
     },
     dispose,
     [Symbol.asyncDispose]: dispose,
