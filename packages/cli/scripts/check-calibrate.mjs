@@ -18,6 +18,7 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { writeSyntheticCheckpoint } from "@coppice/checkpoint/node";
+import { letterTokenizer } from "./letter-tokenizer.mjs";
 
 const { values: options, positionals } = parseArgs({
   allowPositionals: true,
@@ -53,7 +54,7 @@ try {
     maxShardBytes: 3e9,
     seed: 1,
   });
-  writeFileSync(join(model, "tokenizer.json"), JSON.stringify(byteTokenizer()));
+  writeFileSync(join(model, "tokenizer.json"), JSON.stringify(letterTokenizer()));
   const size = readdirSync(model).reduce((sum, name) => sum + statSync(join(model, name)).size, 0);
   console.log(`checkpoint      ${gigabytes(size)}`);
   const data = join(base, "data.jsonl");
@@ -144,23 +145,4 @@ function texts(tokens) {
     return JSON.stringify({ text: Array.from({ length }, (_, i) => letter(i + 31 * line)).join("") });
   });
   return `${lines.join("\n")}\n`;
-}
-
-/** One token per letter. */
-function byteTokenizer() {
-  const vocab = Object.fromEntries(Array.from({ length: 256 }, (_, i) => [String.fromCharCode(i + 256), i]));
-  for (let i = 97; i < 123; i++) {
-    delete vocab[String.fromCharCode(i + 256)];
-    vocab[String.fromCharCode(i)] = i;
-  }
-  const byteLevel = { type: "ByteLevel", add_prefix_space: false, trim_offsets: true, use_regex: true };
-  return {
-    version: "1.0",
-    added_tokens: [],
-    normalizer: null,
-    pre_tokenizer: byteLevel,
-    post_processor: null,
-    decoder: byteLevel,
-    model: { type: "BPE", vocab, merges: [] },
-  };
 }
