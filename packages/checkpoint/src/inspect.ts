@@ -158,10 +158,17 @@ function expertSize({ model, edits }: LoadedCheckpoint): { parameters: number; b
 }
 
 /** How the experts are stored, when not as plain floats. */
-function quantizationWords({ edits, quantization }: LoadedCheckpoint): string | undefined {
+function quantizationWords({ model, edits, quantization }: LoadedCheckpoint): string | undefined {
   const method = quantization === undefined ? "" : ` (${quantization})`;
   const [{ separate, stacked }] = edits as [ExpertTensors, ...ExpertTensors[]];
   const tensors = [...separate, ...stacked];
+  const bits = moeLayers(model).flatMap(({ feedForward }) =>
+    feedForward.experts.flatMap(({ up: { scales } }) => (scales?.format === "packed" ? scales.bits : [])),
+  );
+  if (bits.length > 0) {
+    const sizes = [...new Set(bits)].sort((a, b) => a - b);
+    return `codes of ${sizes.join(" and ")} bits with group scales${method}`;
+  }
   if (tensors.some(({ merge }) => merge === "opaque"))
     return `packed integers, moved and never decoded${method}`;
   const codes = tensors.find(({ merge }) => merge === "codes");

@@ -82,6 +82,10 @@ export const commands: Readonly<Record<string, Entry>> = {
     summary: "write a model in the format of another runtime",
     load: async () => (await import("./commands/export.js")).exportCommand,
   },
+  quantize: {
+    summary: "write weights as integers of few bits",
+    load: async () => (await import("./commands/quantize.js")).quantizeCommand,
+  },
   verify: {
     summary: "prove that a checkpoint computes what its plan says",
     load: async () => (await import("./commands/verify.js")).verifyCommand,

@@ -19,6 +19,8 @@ declare module "@coppice/core" {
 /** First weight of the penalty, and its growth per step, of the authors' code. */
 const firstPenalty = 10;
 const penaltyGrowth = 1.01;
+/** Steps in a row without a better grid after which a group is done: one for the zero point, one for the scale. */
+const patience = 2;
 
 /**
  * Half-quadratic quantization (Badri and Shaji 2023; mobiusml/hqq, `optimize_weights_proximal_legacy`). Needs no data. Of
@@ -26,8 +28,8 @@ const penaltyGrowth = 1.01;
  * shrink(x) = sign(x) max(0, |x| - |x|^(p-1) / β); the grid that fits w - e best; β grows.
  *
  * Differences: zero points are whole numbers in the end, as all targets execute them, so every step is judged with the
- * rounded grid and the best step of each group is kept; in the authors' code zero points are real and the steps of a
- * whole matrix end together. To make up for that the scale is fitted as well (least squares), in turns with the zero
+ * rounded grid and each group keeps its best step; in the authors' code zero points are real and the steps of a whole
+ * matrix end together. To make up for that the scale is fitted as well (least squares), in turns with the zero
  * point; in symmetric formats, where z is fixed, it alone.
  */
 export const hqq = definePlugin({
@@ -94,14 +96,17 @@ function takeSteps(
   if (scale === 0) return best;
   best.error = groupNorm(values, best, most, norm);
   let penalty = firstPenalty;
-  for (let step = 0; step < steps; step++) {
+  let worse = 0;
+  for (let step = 0; step < steps && worse < patience; step++) {
+    const free = penalty ** (-1 / (2 - norm));
     const fitsScale = symmetric || step % 2 === 1;
     let sum = 0;
     let weight = 0;
     for (const value of values) {
       const code = Math.min(Math.max(Math.round(value / scale + zero), 0), most);
       const error = value - (code - zero) * scale;
-      const allowed = shrink(error, norm, penalty);
+      // Where the penalty exceeds the error nothing is allowed, which spares most powers.
+      const allowed = Math.abs(error) <= free ? 0 : shrink(error, norm, penalty);
       if (fitsScale) {
         sum += (code - zero) * (value - allowed);
         weight += (code - zero) ** 2;
@@ -117,7 +122,10 @@ function takeSteps(
     penalty *= penaltyGrowth;
     const grid = { scale, zero: wholeZero(zero, most) };
     const error = groupNorm(values, grid, most, norm);
-    if (error < best.error) best = { ...grid, error };
+    if (error < best.error) {
+      best = { ...grid, error };
+      worse = 0;
+    } else worse++;
   }
   return best;
 }
@@ -132,7 +140,6 @@ function storedScale(scale: number, { scales }: QuantizeRequest): number {
 /** The part of an error that is not held against the grid. */
 function shrink(error: number, norm: number, penalty: number): number {
   const magnitude = Math.abs(error);
-  if (magnitude === 0) return 0;
   return Math.sign(error) * Math.max(0, magnitude - magnitude ** (norm - 1) / penalty);
 }
 

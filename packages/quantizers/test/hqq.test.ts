@@ -17,6 +17,8 @@ function slowHqq({ weights, format }: QuantizeRequest, p: number, steps: number)
           z: 2 ** (bits - 1),
         }))
       : [{ s: Math.fround((high - low) / most), z: -low / Math.fround((high - low) / most) }];
+    const errorOf = ({ s, z }: { s: number; z: number }) =>
+      w.reduce((sum, x) => sum + Math.abs((clamp(Math.round(x / s) + z) - z) * s - x) ** p, 0);
     const tried = starts.flatMap(({ s: first, z: begin }) => {
       let [s, z, beta] = [first, begin, 10];
       const seen = [{ s, z: clamp(Math.round(z)) }];
@@ -33,6 +35,8 @@ function slowHqq({ weights, format }: QuantizeRequest, p: number, steps: number)
         } else z = q.reduce((sum, code, i) => sum + code - target[i]! / s, 0) / w.length;
         beta *= 1.01;
         seen.push({ s, z: clamp(Math.round(z)) });
+        const errors = seen.map(errorOf);
+        if (errors.length - 1 - errors.indexOf(Math.min(...errors)) >= 2) break;
       }
       return seen;
     });

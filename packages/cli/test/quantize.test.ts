@@ -1,0 +1,48 @@
+import { existsSync } from "node:fs";
+import { join } from "node:path";
+import { describe, expect, it } from "vitest";
+import { coppiceHere, coppiceJson } from "./cli.js";
+import { copyModel, workshop, writeTask } from "./workshop.js";
+
+const work = workshop();
+const model = copyModel(join(work, "model"));
+const task = writeTask(join(work, "task.jsonl"), 4);
+
+describe("quantize", () => {
+  it("writes a checkpoint that the other commands read", async () => {
+    const out = join(work, "q4");
+    const args = ["quantize", model, "--bits", "4", "--group", "16", "--head-bits", "8", "--out", out];
+    const written = await coppiceJson(args);
+    expect(written).toMatchObject({ out, method: "rtn" });
+    expect(written["bytesAfter"]).toBeLessThan(0.4 * (written["bytesBefore"] as number));
+    const inspected = await coppiceJson(["inspect", out]);
+    expect(inspected).toMatchObject({ bytes: written["bytesAfter"], experts: 8 });
+    expect(inspected["quantization"]).toContain("4");
+    const scored = await coppiceJson(["eval", out, "--task", task, "--backend", "reference"]);
+    expect(scored).toMatchObject({ samples: 4 });
+    const plain = await coppiceHere([...args.slice(0, -1), join(work, "again"), "--method", "hqq"]);
+    expect(plain.code).toBe(0);
+    expect(plain.stdout).toContain("by hqq");
+    expect(await coppiceHere(["quantize", out, "--out", join(work, "twice")])).toMatchObject({
+      code: 2,
+      stderr: expect.stringContaining("is quantized already"),
+    });
+  });
+
+  const faults: [string, string[], string][] = [
+    ["bits that nothing executes", ["--bits", "3"], "expected one of 2, 4, 8"],
+    ["groups that nothing executes", ["--group", "48"], "expected one of 16, 32, 64, 128, 256"],
+    ["groups that do not divide a row", ["--group", "128"], "do not divide the 64 columns"],
+    ["unknown methods", ["--method", "best"], "best"],
+    ["an output inside of the model", ["--out", join(model, "inside")], "lies inside the checkpoint"],
+  ];
+  for (const [what, args, message] of faults) {
+    it(`refuses ${what} and writes nothing`, async () => {
+      const out = join(work, "none");
+      const { code, stderr } = await coppiceHere(["quantize", model, "--out", out, ...args]);
+      expect(code).toBeGreaterThan(0);
+      expect(stderr).toContain(message);
+      expect(existsSync(out)).toBe(false);
+    });
+  }
+});
