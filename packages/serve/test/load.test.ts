@@ -95,8 +95,8 @@ describe("under load", () => {
   });
 
   it("slow readers hold their text back, and get all of it in the end", async () => {
-    await using s = await start({ context: 200_000 });
-    // Some 20 MB of events, far more than sockets of both sides hold.
+    await using s = await start({ context: 400_000 });
+    // Some 25 MB of events, far more than sockets of both sides hold.
     const many = text.repeat(10_000);
     const content = body(many, { max_tokens: 100_000 });
     const socket = await rawRequest(s.server.url, content);
@@ -109,7 +109,7 @@ describe("under load", () => {
     });
     await new Promise((resolve) => setTimeout(resolve, 50));
     expect(s.model.tokens).toBe(held);
-    expect(held).toBeLessThan(s.model.encode(many).length / 2);
+    expect(held).toBeLessThan(50_000);
     // Others are served meanwhile.
     expect(await readText(await ask(s.server.url, body(text)))).toBe(text);
     let end = "";
@@ -122,7 +122,7 @@ describe("under load", () => {
   });
 
   it("clients that read nothing for too long are cut off", async () => {
-    await using s = await start({ context: 200_000 }, 0.2);
+    await using s = await start({ context: 400_000 }, 0.2);
     const content = body(text.repeat(10_000), { max_tokens: 100_000 });
     const sockets = await Promise.all([1, 2].map(() => rawRequest(s.server.url, content)));
     await until(() => s.records.length === 2);
