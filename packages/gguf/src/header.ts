@@ -2,11 +2,13 @@ import { type GgufTensorType, tensorBytes, tensorTypes } from "./tensor-types.js
 
 /** A value of the metadata, with its type in the file. */
 export type GgufValue =
-  | { readonly type: "uint32" | "float32"; readonly value: number }
+  | { readonly type: "uint32"; readonly value: number }
+  | { readonly type: "float32"; readonly value: number }
   | { readonly type: "bool"; readonly value: boolean }
   | { readonly type: "string"; readonly value: string }
   | { readonly type: "strings"; readonly value: readonly string[] }
-  | { readonly type: "int32s"; readonly value: readonly number[] };
+  | { readonly type: "int32s"; readonly value: readonly number[] }
+  | { readonly type: "float32s"; readonly value: readonly number[] };
 
 /** Keys and values in the order of the file. */
 export type GgufMetadata = ReadonlyMap<string, GgufValue>;
@@ -63,6 +65,7 @@ export function encodeHeader(metadata: GgufMetadata, tensors: readonly GgufTenso
 function writeValue(out: ByteWriter, { type, value }: GgufValue): void {
   if (type === "strings") writeArray(out, "string", value, (item) => out.string(item));
   else if (type === "int32s") writeArray(out, "int32", value, (item) => out.int32(item));
+  else if (type === "float32s") writeArray(out, "float32", value, (item) => out.float32(item));
   else {
     out.uint32(valueCodes[type]);
     if (type === "string") out.string(value);

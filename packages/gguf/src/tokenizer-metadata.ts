@@ -1,47 +1,12 @@
 import { type JsonObject, type LoadedCheckpoint, parseJsonObject, readSmallFile } from "@coppice/checkpoint";
 import { CoppiceError } from "@coppice/core";
 import * as v from "valibot";
-import { unsupported } from "./architecture.js";
 import type { GgufValue } from "./header.js";
-import { preTokenizerName } from "./pre-tokenizer.js";
+import { parseTokenizer, type TokenizerJson } from "./tokenizer-json.js";
+import { vocabularyMetadata } from "./vocabulary.js";
 
 /** Bytes of a tokenizer file that are read: published ones have up to some 40 MB. */
 const tokenizerBytes = 128 << 20;
-
-/** Kinds of tokens (`llama_token_type`). */
-const tokenType = { normal: 1, control: 3, userDefined: 4, unused: 5 } as const;
-
-const addedSchema = v.looseObject({
-  id: v.pipe(v.number(), v.integer(), v.minValue(0)),
-  content: v.string(),
-  special: v.optional(v.boolean(), false),
-});
-
-const affix = v.nullish(v.literal(""));
-
-const tokenizerSchema = v.looseObject({
-  model: v.looseObject({
-    type: v.literal("BPE"),
-    // Not v.record, which leaves out keys such as "constructor".
-    vocab: v.custom<Readonly<Record<string, number>>>(isVocabulary, "an object of token ids"),
-    merges: v.array(v.union([v.string(), v.tuple([v.string(), v.string()])])),
-    byte_fallback: v.optional(v.literal(false)),
-    ignore_merges: v.optional(v.boolean(), false),
-    continuing_subword_prefix: affix,
-    end_of_word_suffix: affix,
-  }),
-  normalizer: v.nullish(v.looseObject({ type: v.literal("NFC") })),
-  pre_tokenizer: v.unknown(),
-  post_processor: v.unknown(),
-  added_tokens: v.optional(v.array(addedSchema), []),
-});
-
-function isVocabulary(value: unknown): boolean {
-  if (typeof value !== "object" || value === null) return false;
-  return Object.values(value).every((id) => Number.isSafeInteger(id) && id >= 0);
-}
-
-type TokenizerJson = v.InferOutput<typeof tokenizerSchema>;
 
 interface TokenizerOptions {
   readonly preTokenizer: string | undefined;
@@ -50,9 +15,9 @@ interface TokenizerOptions {
 
 /**
  * Keys that describe the tokenizer, with the names and values of llama.cpp's converter (`_set_vocab_gpt2`,
- * `SpecialVocab`): tokens by id, their types, merges, special tokens, the chat template.
+ * `SpecialVocab`): the vocabulary, special tokens, the chat template.
  * @throws COPPICE_TOKENIZER when a file is missing or malformed, COPPICE_EXPORT_UNSUPPORTED for other tokenizers than
- * byte-level BPE
+ * BPE of bytes or of SentencePiece
  */
 export async function tokenizerMetadata(
   { folder, model, config: modelConfig }: LoadedCheckpoint,
@@ -71,8 +36,6 @@ export async function tokenizerMetadata(
   const template = names.has("chat_template.jinja")
     ? new TextDecoder().decode(await read("chat_template.jinja"))
     : defaultTemplate(config.chat_template);
-  const { tokens, types } = listTokens(tokenizer, model.vocabSize);
-  const pre = preTokenizer ?? preTokenizerName(tokenizer.pre_tokenizer, tokenizer.model.ignore_merges);
   const special = specialTokens(tokenizer, config, {
     bos: modelConfig.bos_token_id ?? model.beginToken,
     eos: modelConfig.eos_token_id,
@@ -80,60 +43,12 @@ export async function tokenizerMetadata(
     firstEnd: model.endTokens[0],
   });
   return [
-    ["tokenizer.ggml.model", { type: "string", value: "gpt2" }],
-    ["tokenizer.ggml.pre", { type: "string", value: pre }],
-    ["tokenizer.ggml.tokens", { type: "strings", value: tokens }],
-    ["tokenizer.ggml.token_type", { type: "int32s", value: types }],
-    ["tokenizer.ggml.merges", { type: "strings", value: tokenizer.model.merges.map(mergeText) }],
+    ...vocabularyMetadata(tokenizer, model.vocabSize, preTokenizer),
     ...special,
     ...(template === undefined
       ? []
       : [["tokenizer.chat_template", { type: "string", value: template }] as [string, GgufValue]]),
   ];
-}
-
-function parseTokenizer(json: JsonObject): TokenizerJson {
-  const parsed = v.safeParse(tokenizerSchema, json);
-  if (parsed.success) return parsed.output;
-  const [issue] = parsed.issues;
-  const path = v.getDotPath(issue) ?? "";
-  throw unsupported(
-    `tokenizer.json is not one of byte-level BPE: ${path} is ${issue.received}, expected ${issue.type === "custom" ? issue.message : issue.expected}`,
-  );
-}
-
-/** Tokens by id; ids that stand for nothing get a name that no text gives. */
-function listTokens(
-  { model, added_tokens }: TokenizerJson,
-  vocabSize: number,
-): { tokens: string[]; types: number[] } {
-  const tokens = Array.from({ length: vocabSize }, (_, id) => `[PAD${id}]`);
-  const types = new Array<number>(vocabSize).fill(tokenType.unused);
-  const place = (id: number, token: string, type: number) => {
-    if (id >= vocabSize) {
-      throw new CoppiceError(
-        "COPPICE_TOKENIZER",
-        `tokenizer.json gives ${JSON.stringify(token.slice(0, 60))} the id ${id}; the model has ${vocabSize} tokens`,
-      );
-    }
-    tokens[id] = token;
-    types[id] = type;
-  };
-  for (const [token, id] of Object.entries(model.vocab)) place(id, token, tokenType.normal);
-  for (const { id, content, special } of added_tokens) {
-    place(id, content, special || looksSpecial(content) ? tokenType.control : tokenType.userDefined);
-  }
-  return { tokens, types };
-}
-
-/** Tokens that some checkpoints forget to call special. */
-function looksSpecial(token: string): boolean {
-  return token === "<pad>" || token === "<mask>" || /^<\|.*\|>$/s.test(token) || /^<｜.*｜>$/s.test(token);
-}
-
-/** Both halves of a merge with a space between; bytes stand for themselves, so a space in one is written as its byte. */
-function mergeText(merge: string | readonly [string, string]): string {
-  return typeof merge === "string" ? merge : merge.map((part) => part.replaceAll(" ", "Ġ")).join(" ");
 }
 
 interface TokenIds {

@@ -111,6 +111,76 @@ describe("pre-tokenizers", () => {
   });
 });
 
+describe("a SentencePiece tokenizer", () => {
+  const words = ["<unk>", "<s>", "</s>", "<0x00>", "<0x0A>", "▁", "a", "b", "ab", "▁a", "▁ab"];
+  const edit = (rest: Json) => (files: Files) =>
+    files.set("tokenizer_config.json", { bos_token: "<s>", unk_token: "<unk>" }).set("tokenizer.json", {
+      added_tokens: [0, 1, 2].map((id) => ({ id, content: words[id], special: true })),
+      normalizer: {
+        type: "Sequence",
+        normalizers: [
+          { type: "Prepend", prepend: "▁" },
+          { type: "Replace", pattern: { String: " " }, content: "▁" },
+        ],
+      },
+      pre_tokenizer: null,
+      post_processor: null,
+      model: {
+        type: "BPE",
+        vocab: Object.fromEntries(words.map((word, id) => [word, id])),
+        // Two ways to "▁ab": the first one counts.
+        merges: ["a b", "▁ a", "▁ ab", "▁a b"],
+        unk_token: "<unk>",
+        byte_fallback: true,
+      },
+      ...rest,
+    });
+
+  it("has scores in the order of its merges, and types of bytes", async () => {
+    const metadata = await metadataOf(edit({}));
+    expect(metadata).toMatchObject({
+      "tokenizer.ggml.model": "llama",
+      "tokenizer.ggml.pre": "default",
+      "tokenizer.ggml.add_space_prefix": true,
+      "tokenizer.ggml.unknown_token_id": 0,
+      "tokenizer.ggml.add_bos_token": false,
+    });
+    expect((metadata["tokenizer.ggml.scores"] as number[]).slice(0, 11)).toEqual([
+      -4, -4, -4, -4, -4, -4, -4, -4, -0, -1, -2,
+    ]);
+    expect((metadata["tokenizer.ggml.token_type"] as number[]).slice(0, 12)).toEqual([
+      2, 3, 3, 6, 6, 1, 1, 1, 1, 1, 1, 5,
+    ]);
+    expect(metadata).not.toHaveProperty("tokenizer.ggml.merges");
+  });
+
+  it.each([
+    [{ prepend_scheme: "first" }, true],
+    [{ prepend_scheme: "never", split: false }, false],
+  ])("reads Metaspace %j", async (scheme, addsSpace) => {
+    const pre_tokenizer = { type: "Metaspace", replacement: "▁", ...scheme };
+    const metadata = await metadataOf(edit({ normalizer: null, pre_tokenizer }));
+    expect(metadata["tokenizer.ggml.add_space_prefix"]).toBe(addsSpace);
+  });
+
+  it.each([
+    [{ normalizer: { type: "NFKC" } }, /normalizer\.type is "NFKC", expected "Sequence"/],
+    [
+      { pre_tokenizer: { type: "ByteLevel" }, normalizer: null },
+      /pre_tokenizer\.type is "ByteLevel", expected "Metaspace"/,
+    ],
+    [
+      { pre_tokenizer: { type: "Metaspace", replacement: "▁", split: true }, normalizer: null },
+      /split is true/,
+    ],
+  ])("refuses %j", async (rest, message) => {
+    await expect(metadataOf(edit(rest))).rejects.toMatchObject({
+      code: "COPPICE_EXPORT_UNSUPPORTED",
+      message: expect.stringMatching(message),
+    });
+  });
+});
+
 describe("other tokenizers are refused", () => {
   it.each<[string, string, (files: Files) => unknown, RegExp]>([
     [
@@ -131,12 +201,6 @@ describe("other tokenizers are refused", () => {
       "COPPICE_EXPORT_UNSUPPORTED",
       editModel((model) => (model["type"] = "Unigram")),
       /model\.type is "Unigram", expected "BPE"/,
-    ],
-    [
-      "byte fallback",
-      "COPPICE_EXPORT_UNSUPPORTED",
-      editModel((model) => (model["byte_fallback"] = true)),
-      /model\.byte_fallback is true/,
     ],
     [
       "ids that are none",
