@@ -102,6 +102,11 @@ export const seedOption = new Option("--seed <n>", "seed of everything random")
   .argParser(wholeNumber(0))
   .default(1);
 
+export const dtypeOption = new Option(
+  "--dtype <name>",
+  "exported folders with several graphs: which weights to load, such as fp32 or q4",
+).helpGroup(runGroup);
+
 export const planOption = new Option("--plan <file>", "run the model under this plan, without rewriting it");
 
 /** Bytes such as 500MB, 2GB, 2GiB or a plain number. */

@@ -90,6 +90,10 @@ export const commands: Readonly<Record<string, Entry>> = {
     summary: "prove that a checkpoint computes what its plan says",
     load: async () => (await import("./commands/verify.js")).verifyCommand,
   },
+  serve: {
+    summary: "answer requests of the OpenAI API with an exported model",
+    load: async () => (await import("./commands/serve.js")).serveCommand,
+  },
   plugins: {
     summary: "list the plugins that can be named here",
     load: async () => (await import("./commands/plugins.js")).pluginsCommand,

@@ -1,0 +1,72 @@
+import { copyFile, mkdtemp, rm } from "node:fs/promises";
+import { tmpdir } from "node:os";
+import { join } from "node:path";
+import { loadModel } from "@coppice/checkpoint";
+import { folderTarget, openFolder } from "@coppice/checkpoint/node";
+import { modelPath } from "@coppice/demo-model";
+import { exportOnnx } from "@coppice/export-onnx";
+import { type FixtureName, fixturePath, loadFixture } from "@coppice/plugin-kit/node";
+import { openModelFolder } from "@coppice/runtime/node";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+
+let scratch: string;
+beforeAll(async () => {
+  scratch = await mkdtemp(join(tmpdir(), "coppice-runtime-"));
+});
+afterAll(() => rm(scratch, { recursive: true, force: true }));
+
+/** An exported fixture; its tokens have the texts of the demo model's first ones. */
+async function exported(name: FixtureName, expertOutputs = false): Promise<string> {
+  const folder = join(scratch, `${name}-${expertOutputs}`);
+  await using loaded = await loadModel(await openFolder(fixturePath(name)));
+  await exportOnnx(loaded, folderTarget(folder), { target: "cpu", expertOutputs });
+  await copyFile(join(modelPath, "tokenizer.json"), join(folder, "tokenizer.json"));
+  return folder;
+}
+
+describe.each<FixtureName>(["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v2"])("exported %s", (name) => {
+  it("writes what the reference implementation does, however it is asked", async () => {
+    const { golden } = await loadFixture(name);
+    const [prompt] = golden.sequences as [Int32Array];
+    const greedy = [...golden.greedy];
+    const folder = await exported(name);
+    await using model = await openModelFolder(folder, { keptPrefixes: 2, chunk: 5 });
+    const write = async (ids: Int32Array, maxTokens: number) => {
+      const { tokens, cachedTokens } = await model.generate(ids, { maxTokens });
+      return { tokens: [...tokens], cachedTokens };
+    };
+    expect((await write(prompt, greedy.length)).tokens).toEqual(greedy);
+    // From the middle, with what is kept.
+    const middle = Int32Array.from([...prompt, ...greedy.slice(0, 7)]);
+    const rest = await write(middle, greedy.length - 7);
+    expect(rest.tokens).toEqual(greedy.slice(7));
+    expect(rest.cachedTokens).toBe(middle.length >= 17 ? middle.length - 1 : 0);
+    // Several at once, in turns.
+    const again = await Promise.all([1, 2, 3].map((left) => write(prompt, greedy.length - left)));
+    expect(again.map(({ tokens }) => tokens)).toEqual([1, 2, 3].map((left) => greedy.slice(0, -left)));
+  });
+});
+
+describe("chosen experts", () => {
+  it("come for every layer and token, as many as the router chooses", async () => {
+    const { golden, model: spec } = await loadFixture("mixtral");
+    const [prompt] = golden.sequences as [Int32Array];
+    await using model = await openModelFolder(await exported("mixtral", true), { chunk: 5 });
+    const shown: number[][] = [];
+    const tokens: number[] = [];
+    for await (const { experts, token } of model.stream(prompt, { experts: true, maxTokens: 3 })) {
+      if (token !== undefined) tokens.push(token);
+      if (experts) shown.push(experts.map(({ experts }) => experts.length));
+      for (const { experts: chosen } of experts ?? []) {
+        expect(chosen.every((expert) => expert >= 0 && expert < 8)).toBe(true);
+      }
+    }
+    const layers = spec.layers.length;
+    expect(shown).toEqual([
+      Array(layers).fill(2 * prompt.length),
+      Array(layers).fill(2),
+      Array(layers).fill(2),
+    ]);
+    expect(tokens).toEqual([...golden.greedy.slice(0, 3)]);
+  });
+});
