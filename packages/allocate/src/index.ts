@@ -29,5 +29,12 @@ export { measureSensitivity, type SensitivityRequest } from "./measure-sensitivi
 export { type MeasureTopKOptions, measureTopK } from "./measure-top-k.js";
 export type { SampleRequest } from "./sampled-layers.js";
 export { sampledTopK, topKNeeds } from "./sampled-top-k.js";
-export type { ExpertLoss, MatrixLoss, Sensitivity, WidthLoss, WidthMatrix } from "./sensitivity.js";
+export type {
+  DroppedLoss,
+  ExpertLoss,
+  MatrixLoss,
+  Sensitivity,
+  WidthLoss,
+  WidthMatrix,
+} from "./sensitivity.js";
 export { type TopKCosts, topKChoices } from "./top-k-choices.js";

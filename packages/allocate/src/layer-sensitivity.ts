@@ -3,11 +3,14 @@ import {
   createPlan,
   type DecoderLayer,
   type MoeLayer,
+  type MoeModel,
+  type Plan,
   type Runner,
   type RunRequest,
   type RunResult,
   throwIfAborted,
 } from "@coppice/core";
+import { type DropPoint, dropCounts, dropLosses } from "./drop-losses.js";
 import { LayerOutputs } from "./layer-outputs.js";
 import type { SensitivityRequest } from "./measure-sensitivity.js";
 import { ReplacedWeights } from "./replaced-weights.js";
@@ -64,19 +67,13 @@ export class SensitivityWork implements AsyncDisposable {
     const own = isMoe(layer) ? this.#emptyOutputs(layer) : undefined;
     const after = await this.#run(this.#full, layer, { ...(own && { tap: own.tap }) });
     const matrices: MatrixLoss[] = [];
-    let [loss, error] = [0, 0];
     for (const group of this.#groups(layer)) {
       const measured: Measured[] = [];
       for (const bits of this.#request.bits)
         measured.push(await this.#quantized(layer, group, bits, weights, own));
       matrices.push(...sharedOut(group, measured));
-      // What an error costs is best known from the largest ones.
-      const worst = measured.reduce((a, b) => (b.loss > a.loss ? b : a));
-      if (!worst.errors) continue;
-      loss += worst.loss;
-      error += worst.errors.reduce((a, b) => a + b, 0);
     }
-    const experts = isMoe(layer) && own ? await this.#experts(layer, own, error > 0 ? loss / error : 0) : [];
+    const experts = isMoe(layer) && own ? await this.#experts(layer, own) : [];
     this.#hidden = after.boundaries.get(layer.index + 1);
     return { matrices, experts };
   }
@@ -128,34 +125,47 @@ export class SensitivityWork implements AsyncDisposable {
     }
   }
 
-  /** What the experts of a layer are used for, and what dropping each of them costs. */
-  async #experts(layer: MoeLayer, own: LayerOutputs, lossPerError: number): Promise<ExpertLoss[]> {
-    const { experts, router } = layer.feedForward;
+  /** What the experts of a layer are used for, and what dropping them costs. */
+  async #experts(layer: MoeLayer, own: LayerOutputs): Promise<ExpertLoss[]> {
     const { counts, gates } = own.usage();
     const total = (values: Float64Array) => values.reduce((a, b) => a + b, 0) || 1;
-    const canDrop = experts.length > router.topK && !router.groups;
-    const found: ExpertLoss[] = [];
-    for (let expert = 0; expert < experts.length; expert++) {
-      const usage = {
-        layer: layer.index,
-        expert,
-        share: (counts[expert] as number) / total(counts),
-        gateShare: (gates[expert] as number) / total(gates),
-      };
-      // An expert that no token goes to is dropped without a change.
-      const error = counts[expert] === 0 ? 0 : canDrop ? await this.#dropError(layer, expert, own) : 0;
-      found.push({ ...usage, ...(canDrop && { dropped: { error, loss: error * lossPerError } }) });
-      this.#notify();
-    }
-    return found;
+    const dropped = mostDropped(layer) > 0 ? await this.#drops(layer, own, counts) : undefined;
+    return layer.feedForward.experts.map((_, expert) => ({
+      layer: layer.index,
+      expert,
+      share: (counts[expert] as number) / total(counts),
+      gateShare: (gates[expert] as number) / total(gates),
+      ...(dropped && {
+        dropped: { loss: dropped.losses[expert] as number, error: dropped.errors[expert] as number },
+      }),
+    }));
   }
 
-  async #dropError(layer: MoeLayer, expert: number, own: LayerOutputs): Promise<number> {
-    const kept = layer.feedForward.experts.map((_, i) => i).filter((i) => i !== expert);
+  async #drops(layer: MoeLayer, own: LayerOutputs, counts: Float64Array) {
+    const errors = new Float64Array(counts.length);
+    for (const expert of counts.keys()) {
+      // An expert that no token goes to is dropped without a change.
+      if (counts[expert] !== 0) errors[expert] = own.outputError(await this.#without(layer, [expert]));
+      this.#notify();
+    }
+    const order = Array.from(errors.keys()).sort((a, b) => (errors[a] as number) - (errors[b] as number));
+    const points: DropPoint[] = [];
+    for (const count of dropCounts(mostDropped(layer))) {
+      const to = layer.index + 1;
+      const plan = planWithout(layer, order.slice(0, count), this.#request.model);
+      const { boundaries, logits } = await this.#run(this.#full, layer, { plan });
+      points.push({ count, loss: this.#divergence(logits ?? (await this.#rest(to, boundaries.get(to)))) });
+      this.#notify();
+    }
+    return { errors, losses: dropLosses(order, errors, points) };
+  }
+
+  /** What a layer puts out without some experts. */
+  async #without(layer: MoeLayer, dropped: readonly number[]): Promise<LayerOutputs> {
     const other = this.#emptyOutputs(layer);
-    const plan = createPlan(this.#request.model, [{ layer: layer.index, experts: kept }]);
+    const plan = planWithout(layer, dropped, this.#request.model);
     await this.#run(this.#full, layer, { plan, tap: other.tap });
-    return own.outputError(other);
+    return other;
   }
 
   /** Runs a layer, or from it to the end, on what the whole model gives it. */
@@ -172,7 +182,7 @@ export class SensitivityWork implements AsyncDisposable {
       to,
       boundaries: [to],
       ...(this.#hidden && { hidden: this.#hidden }),
-      ...(to === model.layers.length && !more.plan && { positions }),
+      ...(to === model.layers.length && { positions }),
       ...more,
       ...(signal && { signal }),
     });
@@ -204,7 +214,8 @@ export class SensitivityWork implements AsyncDisposable {
   #notify(): void {
     const { emitter, model, bits } = this.#request;
     const total = model.layers.reduce((sum, layer) => {
-      const drops = isMoe(layer) ? layer.feedForward.experts.length : 0;
+      const most = isMoe(layer) ? mostDropped(layer) : 0;
+      const drops = isMoe(layer) && most > 0 ? layer.feedForward.experts.length + dropCounts(most).length : 0;
       return sum + this.#groups(layer).length * bits.length + drops;
     }, 0);
     this.#runs++;
@@ -237,6 +248,16 @@ function sharedOut(group: readonly WidthMatrix[], measured: readonly Measured[])
       return { bits, error, loss: total > 0 ? (loss * error) / total : 0 };
     }),
   }));
+}
+
+/** How many experts can be dropped; none where groups of experts belong together. */
+function mostDropped({ feedForward: { experts, router } }: MoeLayer): number {
+  return router.groups ? 0 : experts.length - router.topK;
+}
+
+function planWithout(layer: MoeLayer, dropped: readonly number[], model: MoeModel): Plan {
+  const kept = layer.feedForward.experts.map((_, expert) => expert).filter((i) => !dropped.includes(i));
+  return createPlan(model, [{ layer: layer.index, experts: kept }]);
 }
 
 function isMoe(layer: DecoderLayer): layer is MoeLayer {

@@ -17,17 +17,18 @@ export interface SensitivityRequest {
   readonly positions: readonly Int32Array[];
   /** KL(p || q) of two rows of logits, such as `divergence` of @coppice/evaluate. */
   divergence(p: Float32Array, q: Float32Array): number;
-  /** Gets `progress` in steps: a width of a group of matrices, or an expert. */
+  /** Gets `progress` in steps: widths of groups of matrices, and drops. */
   readonly emitter?: RunEmitter;
   readonly signal?: AbortSignal;
 }
 
 /**
  * Measures what every matrix loses at every width and what every expert is worth, one layer at a time: the layer runs with
- * some of its matrices quantized on the inputs that the whole model gives it, and the whole model goes on from there. Matrices of one
- * role of all experts of a layer are quantized together, because one run shows the output error of each; these errors share
- * out what the predictions lost. So there are layers x roles x widths runs of half of the model on average, whatever the number
- * of experts, and one run of a single layer per expert for what dropping it changes.
+ * some of its matrices quantized on the inputs that the whole model gives it, and the whole model goes on from there. Matrices
+ * of one role of all experts of a layer are quantized together, because one run shows the output error of each; these errors
+ * share out what the predictions lost. So there are layers x roles x widths runs of half of the model on average, whatever
+ * the number of experts. For drops there is one run of a single layer per expert, and at most eight runs with ever more
+ * experts of a layer dropped.
  *
  * Holds the model in float32 in the backend, and one layer twice more.
  * @throws COPPICE_TASK_EMPTY, COPPICE_BACKEND_FAILED when outputs are not finite, COPPICE_ABORTED; those of `Backend.load`

@@ -42,14 +42,18 @@ export interface ExpertLoss {
   readonly share: number;
   /** Share of the layer's gate weights that it had. */
   readonly gateShare: number;
+  /** Absent where one expert cannot be dropped: as many experts as the top-k, or a router with groups. */
+  readonly dropped?: DroppedLoss;
+}
+
+export interface DroppedLoss {
   /**
-   * As `WidthLoss.loss`: the error times what an error of this layer costs, which is known from its quantized experts. Absent
-   * where one expert cannot be dropped: as many experts as the top-k, or a router with groups.
+   * As `WidthLoss.loss`; of the experts of a layer whose errors are smallest these add up to what dropping them together
+   * costs, which is more than each alone. See `dropLosses`.
    */
-  readonly dropped?: {
-    readonly loss: number /** Σ_t ‖y'_t - y_t‖² of the block, tokens going to other experts. */;
-    readonly error: number;
-  };
+  readonly loss: number;
+  /** Σ_t ‖y'_t - y_t‖² of the block, when this expert alone is dropped and its tokens go to others. */
+  readonly error: number;
 }
 
 /** What the parts of a model lose with fewer bits, measured on some text. */

@@ -1,8 +1,9 @@
 import { measureSensitivity, type WidthMatrix } from "@coppice/allocate";
 import { reference } from "@coppice/backend-reference";
-import { createPlan, createRegistry, moeLayers, RunEmitter } from "@coppice/core";
+import { createPlan, createRegistry, moeLayers, type Plan, RunEmitter } from "@coppice/core";
 import { type MemoryModel, memoryModel, randomModel, sampleShapes, slowForward } from "@coppice/plugin-kit";
 import { describe, expect, test } from "vitest";
+import { dropCounts, dropLosses } from "../src/drop-losses.js";
 
 const backend = () => createRegistry([reference]).create("backend", "reference", {}, undefined);
 const sequences = [
@@ -52,10 +53,10 @@ function slowDivergence(p: ArrayLike<number>, q: ArrayLike<number>): number {
   );
 }
 
-function slowLoss(source: MemoryModel, other: MemoryModel): number {
+function slowLoss(source: MemoryModel, other: MemoryModel, plan?: Plan): number {
   let [sum, count] = [0, 0];
   sequences.forEach((ids, s) => {
-    const [full, changed] = [slowForward(source, ids).logits, slowForward(other, ids).logits];
+    const [full, changed] = [slowForward(source, ids).logits, slowForward(other, ids, plan).logits];
     for (const at of positions[s] ?? []) {
       sum += slowDivergence(full[at] as number[], changed[at] as number[]);
       count++;
@@ -144,6 +145,24 @@ describe("measureSensitivity", () => {
     },
   );
 
+  test("shares out what drops cost by points in between", () => {
+    expect([dropCounts(3), dropCounts(20)]).toEqual([
+      [1, 2, 3],
+      [3, 5, 8, 10, 13, 15, 18, 20],
+    ]);
+    const errors = Float64Array.of(4, 0, 1, 3, 8);
+    const points = [
+      { count: 3, loss: 0.8 },
+      { count: 4, loss: 0.6 },
+    ];
+    // 0.8 over errors of 0, 1 and 3; the fourth costs no less than the third; the fifth is in no point.
+    const losses = dropLosses([1, 2, 3, 0, 4], errors, points);
+    expect(Array.from(losses, (loss) => Number(loss.toFixed(12)))).toEqual([0.6, 0, 0.2, 0.6, 0.6]);
+    expect(dropLosses([0, 1], Float64Array.of(1, 5), [{ count: 1, loss: 0.2 }])).toEqual(
+      Float64Array.of(0.2, 1),
+    );
+  });
+
   test("refuses no positions, and stops when told", async () => {
     const { model, weights } = randomModel({ seed: 1 });
     const request = {
@@ -175,6 +194,7 @@ function checkDropped(
     moeLayers(model).reduce((sum, layer) => sum + layer.feedForward.experts.length, 0),
   );
   for (const { index, feedForward } of moeLayers(model)) {
+    const { experts, router } = feedForward;
     const here = found.filter(({ layer }) => layer === index);
     near(
       here.reduce((sum, { share }) => sum + share, 0),
@@ -185,7 +205,7 @@ function checkDropped(
       1,
     );
     for (const { expert, dropped } of here.slice(0, 3)) {
-      const kept = feedForward.experts.map((_, i) => i).filter((i) => i !== expert);
+      const kept = experts.map((_, i) => i).filter((i) => i !== expert);
       const plan = createPlan(model, [{ layer: index, experts: kept }]);
       let error = 0;
       for (const ids of sequences) {
@@ -195,7 +215,7 @@ function checkDropped(
             ?.choices.map((choices) =>
               choices.reduce(
                 (sum, { gate, output }) =>
-                  sum.map((v, h) => v + (feedForward.router.scalesInput ? 1 : gate) * (output[h] as number)),
+                  sum.map((v, h) => v + (router.scalesInput ? 1 : gate) * (output[h] as number)),
                 new Array<number>(model.hiddenSize).fill(0),
               ),
             ),
@@ -205,8 +225,17 @@ function checkDropped(
         });
       }
       near(dropped?.error as number, error);
-      expect(dropped?.loss ?? 0).toBeGreaterThanOrEqual(0);
-      expect((dropped?.loss ?? 0) > 0).toBe(error > 1e-12);
+    }
+    const order = here.toSorted((a, b) => (a.dropped?.error as number) - (b.dropped?.error as number));
+    const losses = order.map(({ dropped }) => dropped?.loss as number);
+    expect(losses).toEqual(losses.toSorted((a, b) => a - b));
+    for (let count = 1; count <= experts.length - router.topK; count++) {
+      const gone = new Set(order.slice(0, count).map(({ expert }) => expert));
+      const kept = experts.map((_, i) => i).filter((i) => !gone.has(i));
+      const loss = slowLoss(source, source, createPlan(model, [{ layer: index, experts: kept }]));
+      const sum = losses.slice(0, count).reduce((a, b) => a + b, 0);
+      expect(sum).toBeGreaterThanOrEqual(0.999 * loss - 1e-6);
+      if (count === 1) near(sum, loss);
     }
   }
 }
