@@ -16,6 +16,7 @@ export { f1Score } from "./f1.js";
 export * from "./generate.js";
 export * from "./generate-text.js";
 export * from "./intervals.js";
+export { divergence } from "./kl.js";
 export { loadTokenizer, type TokenizerFolder } from "./load-tokenizer.js";
 export * from "./metrics.js";
 export * from "./micro-batch.js";

@@ -1,5 +1,12 @@
 import { encodeValues, packZeroPoints, type RewrittenTensor } from "@coppice/checkpoint";
-import { type QuantizedFormat, type QuantizedMatrix, type ScaleDType, unpackBits } from "@coppice/core";
+import {
+  dtypeBytes,
+  elementCount,
+  type QuantizedFormat,
+  type QuantizedMatrix,
+  type ScaleDType,
+  unpackBits,
+} from "@coppice/core";
 
 /** The tensors of a quantized matrix as compressed-tensors stores them (`pack-quantized`). */
 export function packedTensors(
@@ -23,6 +30,16 @@ export function packedTensors(
           },
         ]),
   ];
+}
+
+/** Bytes that a matrix [rows, columns] takes in this layout: codes, scales, zero points and its shape. */
+export function packedSize(
+  shape: readonly [rows: number, columns: number],
+  format: QuantizedFormat,
+  scales: ScaleDType = "F16",
+): number {
+  const tensors = packedTensors("", shape, format, scales);
+  return tensors.reduce((sum, tensor) => sum + elementCount(tensor.shape) * dtypeBytes[tensor.dtype], 0);
 }
 
 /** The bytes of these tensors, in their order. */
