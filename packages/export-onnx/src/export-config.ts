@@ -1,4 +1,5 @@
 import type { JsonObject, LoadedCheckpoint } from "@coppice/checkpoint";
+import type { GraphFiles } from "./graph-files.js";
 
 /**
  * Model types that transformers.js 4 loads as decoders with a cache of keys and values per layer, among those of the
@@ -10,22 +11,13 @@ const knownTypes = new Set(["qwen2_moe", "qwen3_moe", "gpt_oss", "llama4_text"])
 export const weightTypes = { fp32: "", q8: "_quantized", q4: "_q4", q2: "_q2" } as const;
 export type WeightType = keyof typeof weightTypes;
 
-export interface ConfigOptions {
-  readonly type: WeightType;
-  readonly graphFile: string;
-  /** External files of the graph. */
-  readonly dataFiles: number;
-  /** The longest text that the graph runs. */
-  readonly positions: number;
-}
-
 /**
  * config.json of an exported folder: that of the checkpoint, with what transformers.js and other clients look for under
  * the names of Llama. What the weights were stored as does not hold any more.
  */
 export function exportConfig(
   { config, detected, model }: Pick<LoadedCheckpoint, "config" | "detected" | "model">,
-  { type, graphFile, dataFiles, positions }: ConfigOptions,
+  { type, graphFile, files, positions }: GraphFiles,
 ): JsonObject {
   const inner = detected.wrapper === undefined ? undefined : (config[detected.wrapper] as JsonObject);
   const { quantization_config: _, compression_config: __, ...rest } = { ...config, ...inner };
@@ -47,7 +39,8 @@ export function exportConfig(
     eos_token_id: tokenIds(model.endTokens),
     "transformers.js_config": {
       dtype: type,
-      use_external_data_format: { [graphFile]: dataFiles },
+      // All but the graph itself.
+      use_external_data_format: { [graphFile]: files.length - 1 },
     },
     coppice_export: { family: model.family, model_type: modelType },
   };

@@ -13,6 +13,7 @@ export class ExternalFiles {
   readonly #graphFile: string;
   readonly #mostBytes: number;
   readonly #files: { contents: Content[]; bytes: number }[] = [];
+  readonly #places = new Map<string, ExternalPlace>();
 
   constructor(graphFile: string, mostBytes: number) {
     this.#graphFile = graphFile;
@@ -20,10 +21,12 @@ export class ExternalFiles {
   }
 
   /**
-   * A place for a tensor that lies one content after the other.
+   * A place for a tensor that lies one content after the other; the same place for the same name.
    * @throws COPPICE_EXPORT_UNSUPPORTED for one that is larger than a file may be
    */
   place(name: string, contents: readonly Content[]): ExternalPlace {
+    const known = this.#places.get(name);
+    if (known) return known;
     const length = contents.reduce((sum, { bytes }) => sum + bytes, 0);
     if (length > this.#mostBytes) {
       throw new CoppiceError(
@@ -42,7 +45,9 @@ export class ExternalFiles {
     if (offset > file.bytes) file.contents.push(bytesContent(new Uint8Array(offset - file.bytes)));
     file.contents.push(...contents);
     file.bytes = offset + length;
-    return { file: this.#name(this.#files.length - 1), offset, length };
+    const place = { file: this.#name(this.#files.length - 1), offset, length };
+    this.#places.set(name, place);
+    return place;
   }
 
   /** @param folder before their names, such as `onnx/` */

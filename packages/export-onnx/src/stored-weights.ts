@@ -23,6 +23,7 @@ import {
   packedForm,
   quantizedContents,
 } from "./matrix-contents.js";
+import type { TargetForms } from "./targets.js";
 import {
   blockWeights,
   headWeights,
@@ -32,12 +33,10 @@ import {
   type VectorPart,
 } from "./weight-names.js";
 
-export interface StoredWeightsOptions {
+export interface StoredWeightsOptions extends Pick<TargetForms, "halfEmbedding" | "rowPrecision"> {
   readonly model: MoeModel;
   readonly weights: WeightReader;
   readonly files: ExternalFiles;
-  /** Keep an embedding of two bytes per value as it is, and widen the rows that are looked up. */
-  readonly halfEmbedding: boolean;
 }
 
 /**
@@ -45,10 +44,17 @@ export interface StoredWeightsOptions {
  * float32. Nothing is read before the files are written.
  */
 export function storedWeights(graph: GraphBuilder, options: StoredWeightsOptions): DecoderWeights {
-  const { model, weights, files, halfEmbedding } = options;
-  const { embedding, head, tied } = model;
-  const store = (name: string, shape: readonly number[], type: ElementType, contents: readonly Content[]) =>
-    graph.stored(name, shape, type, files.place(name, contents));
+  const { model, weights, files, halfEmbedding, rowPrecision } = options;
+  const { embedding, tied } = model;
+  const store = (
+    name: string,
+    shape: readonly number[],
+    type: ElementType,
+    contents: readonly Content[],
+    place = name,
+  ) => graph.stored(name, shape, type, files.place(place, contents));
+  /** The one matrix that a graph may use twice, for tokens that go in and out. */
+  const isEmbedding = (parts: readonly MatrixPart[]) => tied && parts[0]?.weight.name === embedding.name;
 
   return {
     embed: (ids) => {
@@ -57,7 +63,7 @@ export function storedWeights(graph: GraphBuilder, options: StoredWeightsOptions
         const { rows, columns, values } = packed("embedding", [{ weight: embedding }], form, "rows");
         return quantizedRows(graph, ids, values, { ...form, rows, columns });
       }
-      const half = halfEmbedding && !(tied && head.name === embedding.name) && halfType(embedding);
+      const half = halfEmbedding && !tied && halfType(embedding);
       const table = half
         ? store("embedding", embedding.shape, half.type, floatContents(weights, embedding, half.dtype))
         : floats("embedding", [{ weight: embedding }]);
@@ -103,11 +109,10 @@ export function storedWeights(graph: GraphBuilder, options: StoredWeightsOptions
     const bias = options.bias ? stackedBias(`${name}.bias`, parts) : undefined;
     if (form) {
       const { rows: N, columns, values } = packed(name, parts, form, "groups");
-      return quantizedLinear(graph, rows, values, { ...form, rows: N, columns }, bias, options);
+      const shape = { ...form, rows: N, columns };
+      return quantizedLinear(graph, rows, values, shape, rowPrecision(form.bits), bias, options);
     }
-    // The one matrix that a graph may use twice, for tokens that go in and out.
-    const shared = parts.length === 1 && parts[0]?.weight.name === embedding.name && tied;
-    const matrix = shared && graph.has("embedding") ? "embedding" : floats(name, parts);
+    const matrix = isEmbedding(parts) ? "embedding" : floats(name, parts);
     const inputs = bias === undefined ? [rows, matrix] : [rows, matrix, bias];
     return gemm(graph, inputs, options.scale, options.output);
   }
@@ -132,24 +137,22 @@ export function storedWeights(graph: GraphBuilder, options: StoredWeightsOptions
     const contents = parts.map(({ weight, order }) => quantizedContents(weights, weight, form, order));
     const codes = layout === "groups" ? [rows, groups, (groupSize * bits) / 8] : [rows, (columns * bits) / 8];
     const type = floatTypes[form.scales];
+    const base = isEmbedding(parts) ? "embedding" : name;
     const put = (
-      word: string,
+      key: "codes" | "scales" | "zeroPoints",
       shape: readonly number[],
       type: ElementType,
-      key: "codes" | "scales" | "zeroPoints",
-    ) =>
-      store(
-        `${name}.${word}`,
-        shape,
-        type,
-        contents.map((one) => one[key] as Content),
-      );
+      as = `${base}.${key}`,
+    ) => {
+      if (graph.has(as)) return as;
+      const all = contents.map((one) => one[key] as Content);
+      return store(as, shape, type, all, `${base}.${key}`);
+    };
     const values: QuantizedValues = {
-      codes: put("codes", codes, "uint8", "codes"),
-      scales: put("scales", [rows, groups], type, "scales"),
-      ...(asymmetric && {
-        zeroPoints: put("zero_points", [rows, Math.ceil((groups * bits) / 8)], "uint8", "zeroPoints"),
-      }),
+      // Two operators may see the same bytes in two shapes.
+      codes: put("codes", codes, "uint8", `${name}.codes`),
+      scales: put("scales", [rows, groups], type),
+      ...(asymmetric && { zeroPoints: put("zeroPoints", [rows, Math.ceil((groups * bits) / 8)], "uint8") }),
     };
     const scales = type === "float32" ? values.scales : asFloat32(graph, values.scales);
     return { rows, columns, values: { ...values, scales } };

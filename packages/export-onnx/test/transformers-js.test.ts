@@ -5,6 +5,7 @@ import { loadModel } from "@coppice/checkpoint";
 import { folderTarget, openFolder } from "@coppice/checkpoint/node";
 import { modelPath } from "@coppice/demo-model";
 import { exportOnnx } from "@coppice/export-onnx";
+import { quantizeCheckpoint, rtn, uniformFormat } from "@coppice/quantizers";
 import { env, pipeline } from "@huggingface/transformers";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 
@@ -16,9 +17,20 @@ beforeAll(async () => {
 afterAll(() => rm(scratch, { recursive: true, force: true }));
 
 describe("transformers.js", () => {
-  test("runs the folder of the demo model as it is, without a network", async () => {
-    const folder = join(scratch, "demo");
+  test("runs the folder of the demo model as it is, without a network", () => expectRuns("demo", modelPath));
+
+  test("runs the folder of a quantized model", async () => {
+    const folder = join(scratch, "quantized");
     await using loaded = await loadModel(await openFolder(modelPath));
+    const format = uniformFormat({ bits: 4, groupSize: 32, symmetric: true, head: 8, embedding: 8 });
+    const quantizer = await rtn.create({ clip: false }, undefined);
+    await quantizeCheckpoint(loaded, folderTarget(folder), { quantizer, format });
+    await expectRuns("quantized-onnx", folder);
+  });
+
+  async function expectRuns(name: string, model: string) {
+    const folder = join(scratch, name);
+    await using loaded = await loadModel(await openFolder(model));
     await exportOnnx(loaded, folderTarget(folder), { target: "cpu" });
     const generator = await pipeline("text-generation", folder);
     try {
@@ -27,5 +39,5 @@ describe("transformers.js", () => {
     } finally {
       await generator.dispose();
     }
-  });
+  }
 });

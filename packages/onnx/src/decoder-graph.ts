@@ -32,7 +32,7 @@ export interface DecoderWeights {
 
 export interface DecoderGraphOptions {
   readonly experts: ExpertForm;
-  /** Positions of the rotary tables, the longest text that the graph can run. */
+  /** Positions of the rotary tables, the longest text that the graph can run; at most `decoderPositions`. */
   readonly positions: number;
   /** Give the chosen experts of every MoE layer as well. */
   readonly expertOutputs: boolean;
@@ -172,9 +172,11 @@ function attentionNodes(
   inputs: DecoderInputs,
   hidden: number,
 ): { readonly value: Value; readonly width: number; readonly bias: boolean } {
-  const shape = paddedShape(layer, hidden);
   const { attention, index } = layer;
   if (attention.kind === "other") throw notRun(index);
+  const padded = paddedShape(layer, hidden);
+  // Within `decoderPositions` its factor is 1.
+  const shape = padded.kind === "gqa" ? { ...padded, temperature: false } : padded;
   const { heads, outputBias } = shape;
   const { kvHeads, size } = operatorHeads(shape);
   const turning = rotaryDimensions(attention, shape);

@@ -16,10 +16,13 @@ export interface QuantizedValues {
 export type QuantizedShape = Pick<QuantizedMatrix, "rows" | "columns" | "bits" | "groupSize">;
 
 /**
- * `accuracy_level` 4 of MatMulNBits: the rows are quantized to int8 block by block, which integer instructions multiply.
- * Without it decoding at 8 bits takes a hundred times as long; the error is some 0.3 % of the largest result.
+ * What MatMulNBits does with the rows: multiplies them as they are, or quantizes them to int8 block by block, which
+ * integer instructions multiply; the error is some 0.3 % of the largest result.
  */
-const int8Rows = 4;
+export type RowPrecision = "float32" | "int8";
+
+/** Values of `accuracy_level`. */
+const accuracyLevels: Readonly<Record<RowPrecision, number>> = { float32: 0, int8: 4 };
 
 /** `x Wᵀ + bias` for a quantized W [N, K], codes [N, K / g, g bits / 8] as they are. @param bias [N] */
 export function quantizedLinear(
@@ -27,6 +30,7 @@ export function quantizedLinear(
   x: Value,
   { codes, scales, zeroPoints = "" }: QuantizedValues,
   { rows, columns, bits, groupSize }: QuantizedShape,
+  precision: RowPrecision,
   bias: Value | undefined,
   { output, scale }: LinearOptions = {},
 ): Value {
@@ -36,7 +40,13 @@ export function quantizedLinear(
     inputs.slice(0, inputs.findLastIndex((name) => name !== "") + 1),
     {
       domain: "com.microsoft",
-      attributes: { K: columns, N: rows, bits, block_size: groupSize, accuracy_level: int8Rows },
+      attributes: {
+        K: columns,
+        N: rows,
+        bits,
+        block_size: groupSize,
+        accuracy_level: accuracyLevels[precision],
+      },
     },
     scale === undefined ? output : undefined,
   );

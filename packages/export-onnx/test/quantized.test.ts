@@ -1,0 +1,121 @@
+import { readFile } from "node:fs/promises";
+import { join } from "node:path";
+import { reference } from "@coppice/backend-reference";
+import { type LoadedCheckpoint, loadModel, memoryFolder, memoryTarget } from "@coppice/checkpoint";
+import { openFolder } from "@coppice/checkpoint/node";
+import type { QuantizedBits, TensorRef } from "@coppice/core";
+import { exportOnnx, exportTargets } from "@coppice/export-onnx";
+import { decodeModel, type GraphInitializer } from "@coppice/onnx";
+import { fixturePath } from "@coppice/plugin-kit/node";
+import { quantizeCheckpoint, rtn, uniformFormat } from "@coppice/quantizers";
+import { describe, expect, test } from "vitest";
+import { ExportedSession, largestDifference, valuesOf } from "./exported-session.js";
+
+type Family = "mixtral" | "qwen3_moe";
+
+const ids = Int32Array.from([5, 3, 8, 1, 2, 9, 4, 4, 7, 1, 3, 6]);
+
+/** Files of a fixture; Qwen3-MoE with its head tied to the embedding, as small ones have it. */
+async function fixtureFiles(family: Family): Promise<Map<string, Uint8Array>> {
+  const path = fixturePath(family);
+  const names = ["config.json", "generation_config.json", "model.safetensors"];
+  const files = new Map<string, Uint8Array>();
+  for (const name of names) files.set(name, await readFile(join(path, name)));
+  const config = JSON.parse(new TextDecoder().decode(files.get("config.json")));
+  const text = JSON.stringify({ ...config, tie_word_embeddings: family === "qwen3_moe" });
+  return files.set("config.json", new TextEncoder().encode(text));
+}
+
+async function quantized(family: Family, bits: QuantizedBits, symmetric: boolean) {
+  const target = memoryTarget();
+  await using loaded = await loadModel(memoryFolder(await fixtureFiles(family)));
+  const format = uniformFormat({ bits, groupSize: 16, symmetric, head: bits, embedding: bits });
+  await quantizeCheckpoint(loaded, target, { quantizer: await rtn.create({}, undefined), format });
+  return loadModel(memoryFolder(target.files));
+}
+
+async function referenceLogits({ model, weights }: LoadedCheckpoint): Promise<Float32Array> {
+  const backend = await reference.create({}, undefined);
+  await using runner = await backend.load({ model, weights });
+  const { logits } = await runner.run({ sequences: [ids], positions: [Int32Array.from(ids.keys())] });
+  return logits as Float32Array;
+}
+
+function cosine(a: Float32Array, b: Float32Array): number {
+  const sum = (x: Float32Array, y: Float32Array) =>
+    x.reduce((s, value, i) => s + value * (y[i] as number), 0);
+  return sum(a, b) / Math.sqrt(sum(a, a) * sum(b, b));
+}
+
+const forms = ([2, 4, 8] as const).flatMap((bits) => [
+  { bits, symmetric: true },
+  { bits, symmetric: false },
+]);
+
+describe.each(["mixtral", "qwen3_moe"] as const)("a quantized %s", (family) => {
+  test.each(forms)("of $bits bits, symmetric $symmetric", async ({ bits, symmetric }) => {
+    await using loaded = await quantized(family, bits, symmetric);
+    const expected = await referenceLogits(loaded);
+    const vocab = loaded.model.vocabSize;
+    for (const target of exportTargets) {
+      const output = memoryTarget();
+      const summary = await exportOnnx(loaded, output, { target });
+      expect(summary.type).toBe(`q${bits}`);
+      await using session = await ExportedSession.open(output);
+      const whole = valuesOf((await session.run(ids)).logits);
+      // Rows are int8 where ONNX Runtime has no fast way for others.
+      if (target === "cpu" && bits !== 4) expect(cosine(whole, expected)).toBeGreaterThan(0.999);
+      else expect(largestDifference(whole, expected)).toBeLessThan(2e-4);
+      session.reset();
+      await session.run(ids.subarray(0, -1), 1);
+      const last = valuesOf((await session.run(ids.subarray(-1), 1)).logits);
+      expect(cosine(last, expected.subarray(-vocab))).toBeGreaterThan(0.999);
+    }
+  });
+});
+
+test("codes, zero points and scales lie in the file as they are in the checkpoint", async () => {
+  await using loaded = await quantized("qwen3_moe", 4, false);
+  const output = memoryTarget();
+  await exportOnnx(loaded, output, { target: "cpu" });
+  const graph = decodeModel(output.files.get("onnx/model_q4.onnx") as Uint8Array);
+  const stored = (name: string) => {
+    const found = graph.initializers.find((one) => one.name === name) as GraphInitializer;
+    if (!("external" in found)) throw new Error(`${name} lies in the graph`);
+    const { file, offset, length } = found.external;
+    return output.files.get(`onnx/${file}`)?.subarray(offset, offset + length);
+  };
+  const expectSame = async (name: string, ...refs: TensorRef[]) => {
+    const matrices = await Promise.all(refs.map((ref) => loaded.weights.readQuantized?.(ref)));
+    for (const part of ["codes", "zeroPoints"] as const) {
+      const bytes = matrices.flatMap((matrix) => Array.from(matrix?.[part] ?? []));
+      expect(Buffer.from(bytes).equals(stored(`${name}.${part}`) as Uint8Array)).toBe(true);
+    }
+  };
+  const [layer] = loaded.model.layers;
+  const { attention, feedForward } = layer as NonNullable<typeof layer>;
+  if (feedForward.kind !== "moe" || attention.kind !== "gqa")
+    throw new Error("the fixture has another shape");
+  await expectSame("layers.0.experts.1.down", feedForward.experts[1]?.down as TensorRef);
+  await expectSame("layers.0.qkv", attention.query.weight, attention.key.weight, attention.value.weight);
+  // A tied matrix is stored once, whatever reads it.
+  expect(loaded.model.tied).toBe(true);
+  await expectSame("embedding", loaded.model.embedding);
+  expect(stored("head.codes")?.byteOffset).toBe(stored("embedding.codes")?.byteOffset);
+});
+
+test("parts of a stack that are stored differently run one by one", async () => {
+  const target = memoryTarget();
+  await using whole = await loadModel(await openFolder(fixturePath("mixtral")));
+  await quantizeCheckpoint(whole, target, {
+    quantizer: await rtn.create({}, undefined),
+    format: ({ role }) => (role === "key" ? { bits: 4, groupSize: 16, symmetric: true } : undefined),
+  });
+  await using loaded = await loadModel(memoryFolder(target.files));
+  const output = memoryTarget();
+  const summary = await exportOnnx(loaded, output, { target: "cpu" });
+  expect(summary.type).toBe("fp32");
+  await using session = await ExportedSession.open(output);
+  const { logits } = await session.run(ids);
+  expect(largestDifference(valuesOf(logits), await referenceLogits(loaded))).toBeLessThan(2e-4);
+});
