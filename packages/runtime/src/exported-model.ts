@@ -15,7 +15,7 @@ import { type ExportedFolder, messageOf } from "./exported-folder.js";
 import { graphInterface } from "./graph-interface.js";
 import { KeptPrefixes } from "./kept-prefixes.js";
 import type { InferenceSession, OnnxRuntime } from "./onnx-runtime.js";
-import type { LayerExperts, LoadedGraph } from "./sequence.js";
+import { type LayerExperts, type LoadedGraph, Ones } from "./sequence.js";
 import { Turns } from "./turns.js";
 
 export interface OpenModelOptions {
@@ -110,7 +110,7 @@ export async function openExportedModel(
       io: graphInterface(session, `${folder.label}/onnx/${name}`),
       turns: new Turns(),
       chunk,
-      ones: new BigInt64Array(config.contextLength).fill(1n),
+      ones: new Ones(),
       released: () => released,
     };
     return textModel(graph, config, tokenizer, new KeptPrefixes(graph, keptPrefixes), async () => {

@@ -13,10 +13,19 @@ export interface LoadedGraph {
   readonly turns: Turns;
   /** Most tokens of one run. */
   readonly chunk: number;
-  /** [context], all 1: attention masks are views of it. */
-  readonly ones: BigInt64Array;
+  readonly ones: Ones;
   /** True once the session is released. */
   readonly released: () => boolean;
+}
+
+/** Attention masks of one sequence, which are all 1: views of one array, made no longer than texts are. */
+export class Ones {
+  #values = new BigInt64Array(1024).fill(1n);
+
+  upTo(length: number): BigInt64Array {
+    if (length > this.#values.length) this.#values = new BigInt64Array(2 * length).fill(1n);
+    return this.#values.subarray(0, length);
+  }
 }
 
 /** The chosen experts of one MoE layer, [tokens, k], one row per token of the run. */
@@ -95,7 +104,7 @@ export class Sequence implements Decoder {
     const feeds: Record<string, Tensor> = {
       ...this.#past,
       input_ids: int64(BigInt64Array.from(tokens, BigInt), [1, length]),
-      attention_mask: int64(ones.subarray(0, past + length), [1, past + length]),
+      attention_mask: int64(ones.upTo(past + length), [1, past + length]),
     };
     if (io.takesPositions) {
       const positions = new BigInt64Array(length);

@@ -1,4 +1,4 @@
-import { copyFile, mkdtemp, rm } from "node:fs/promises";
+import { copyFile, mkdtemp, readFile, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
 import { loadModel } from "@coppice/checkpoint";
@@ -6,10 +6,13 @@ import { folderTarget, openFolder } from "@coppice/checkpoint/node";
 import { modelPath } from "@coppice/demo-model";
 import { exportOnnx } from "@coppice/export-onnx";
 import { type FixtureName, fixturePath, loadFixture } from "@coppice/plugin-kit/node";
+import { openExportedModel, urlFolder } from "@coppice/runtime";
 import { openModelFolder } from "@coppice/runtime/node";
+import * as web from "onnxruntime-web";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 
 let scratch: string;
+let folders = 0;
 beforeAll(async () => {
   scratch = await mkdtemp(join(tmpdir(), "coppice-runtime-"));
 });
@@ -17,7 +20,7 @@ afterAll(() => rm(scratch, { recursive: true, force: true }));
 
 /** An exported fixture; its tokens have the texts of the demo model's first ones. */
 async function exported(name: FixtureName, expertOutputs = false): Promise<string> {
-  const folder = join(scratch, `${name}-${expertOutputs}`);
+  const folder = join(scratch, `${name}-${++folders}`);
   await using loaded = await loadModel(await openFolder(fixturePath(name)));
   await exportOnnx(loaded, folderTarget(folder), { target: "cpu", expertOutputs });
   await copyFile(join(modelPath, "tokenizer.json"), join(folder, "tokenizer.json"));
@@ -44,6 +47,27 @@ describe.each<FixtureName>(["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v2"])("
     // Several at once, in turns.
     const again = await Promise.all([1, 2, 3].map((left) => write(prompt, greedy.length - left)));
     expect(again.map(({ tokens }) => tokens)).toEqual([1, 2, 3].map((left) => greedy.slice(0, -left)));
+  });
+});
+
+describe("onnxruntime-web", () => {
+  it("writes the same from files that are fetched", async () => {
+    // Threads of this library are for pages; in Node they are not needed.
+    web.env.wasm.numThreads = 1;
+    const { golden } = await loadFixture("qwen3_moe");
+    const [prompt] = golden.sequences as [Int32Array];
+    const path = await exported("qwen3_moe");
+    const folder = urlFolder("https://models.example", {
+      async fetch(url) {
+        const bytes = await readFile(join(path, url.slice("https://models.example/".length))).catch(
+          () => null,
+        );
+        return new Response(bytes && new Uint8Array(bytes), { status: bytes ? 200 : 404 });
+      },
+    });
+    await using model = await openExportedModel(folder, { runtime: web });
+    const { tokens } = await model.generate(prompt, { maxTokens: golden.greedy.length });
+    expect([...tokens]).toEqual([...golden.greedy]);
   });
 });
 

@@ -56,6 +56,13 @@ describe("a model", () => {
     expect(model.sampling).toEqual({ temperature: 0.5 });
   });
 
+  it("takes no memory for a context that nobody fills", async () => {
+    await using toy = await toyExport({ context: Number.MAX_SAFE_INTEGER });
+    await using model = await openModelFolder(toy.path);
+    const long = ids(1100);
+    expect([...(await model.generate(long, { maxTokens: 3 })).tokens]).toEqual(toyText(long, 3));
+  });
+
   it("samples by seed", async () => {
     await using toy = await toyExport();
     await using model = await openModelFolder(toy.path);
