@@ -35,7 +35,7 @@ describe("transformers.js", () => {
     const generator = await pipeline("text-generation", folder);
     try {
       const output = await generator("Compute: 12 + 30 =", { max_new_tokens: 4, do_sample: false });
-      expect(output).toEqual([{ generated_text: expect.stringMatching(/^Compute: 12 \+ 30 = 42\n/) }]);
+      expect(output).toEqual([{ generated_text: expect.stringMatching(/^Compute: 12 \+ 30 = 42(\n|$)/) }]);
     } finally {
       await generator.dispose();
     }
