@@ -7,12 +7,12 @@ const watcher = { fields: [], onLayer() {} };
 /**
  * One forward pass per batch with the answers given. Batches are those of the engine, sorted by length, so that any
  * difference in the scores is not one of company.
- * @returns likelihood and correctness per sample, and the token-layers run
+ * @returns likelihood and correctness per sample, and the work done
  */
 export async function scoreTeacherForced(runner, task, plan) {
   const scores = new Float64Array(task.samples.length);
   const correct = new Uint8Array(task.samples.length);
-  let work = 0;
+  const work = { tokenLayers: 0, expertTokens: 0 };
   for (const { samples, sequences } of partBatches(task).flat()) {
     // The end of an answer is any of several tokens: one more target each at the last position.
     const more = task.endTokens.slice(1);
@@ -22,7 +22,8 @@ export async function scoreTeacherForced(runner, task, plan) {
     const targets = sequences.map((sequence) => Int32Array.of(...sequence.targets, ...more));
     const ids = sequences.map((sequence) => sequence.ids);
     const result = await runner.run({ sequences: ids, positions, targets, plan, tap: watcher });
-    work += result.tokenLayers;
+    work.tokenLayers += result.tokenLayers;
+    work.expertTokens += result.expertTokens;
     let row = 0;
     for (const [i, sample] of samples.entries()) {
       const expected = sequences[i].targets;
@@ -48,13 +49,13 @@ const together = 32;
 /**
  * Writes every answer greedily, token by token with cached keys and values, a batch until its last answer ends, as
  * batched generation does.
- * @returns correctness per sample, and the token-layers that this takes
+ * @returns correctness per sample, and the work that this takes
  */
 export async function generateAnswers(runner, task, plan) {
   const correct = new Uint8Array(task.samples.length);
   const layers = runner.model.layers.length;
   const most = Math.max(...task.samples.map(({ sequences: [sequence] }) => sequence.targets.length));
-  let work = 0;
+  const work = { tokenLayers: 0, expertTokens: 0 };
   for (let from = 0; from < task.samples.length; from += together) {
     const batch = task.samples.slice(from, from + together);
     const cache = runner.createCache(batch.length);
@@ -64,14 +65,15 @@ export async function generateAnswers(runner, task, plan) {
     );
     const isOpen = (tokens) => tokens.length < most && !task.ending.has(tokens.at(-1));
     while (written.some(isOpen)) {
-      const { argmax } = await runner.run({
+      const { argmax, expertTokens } = await runner.run({
         sequences: inputs,
         positions: inputs.map(({ length }) => Int32Array.of(length - 1)),
         targets: inputs.map(() => Int32Array.of(0)),
         plan,
         cache,
       });
-      work += inputs.reduce((sum, { length }) => sum + length, 0) * layers;
+      work.tokenLayers += inputs.reduce((sum, { length }) => sum + length, 0) * layers;
+      work.expertTokens += expertTokens;
       inputs = batch.map((_, i) => {
         if (isOpen(written[i])) written[i].push(argmax[i]);
         return Int32Array.of(argmax[i]);

@@ -60,7 +60,7 @@ const some = Array.from(
   (_, i) => distinct[Math.floor((i * distinct.length) / generated)],
 );
 
-/** Each evaluates plans and tells what every sample got, NaN where it was not evaluated, and the token-layers run. */
+/** Each evaluates plans and tells what every sample got, NaN where it was not evaluated, and the work done. */
 const loops = {
   "naive, generation": () => naive(some, (plan) => generateAnswers(runner, encoded, plan)),
   "naive, teacher forcing": () => naive(distinct, (plan) => scoreTeacherForced(runner, encoded, plan)),
@@ -71,12 +71,14 @@ const loops = {
 };
 
 const times = new Map(Object.keys(loops).map((name) => [name, []]));
+const idles = new Map(Object.keys(loops).map((name) => [name, []]));
 const found = new Map();
 for (let round = 1; round <= repeats; round++) {
   const names = Object.keys(loops);
   for (const name of round % 2 ? names : names.toReversed()) {
     const result = await loops[name]();
     times.get(name).push(result.milliseconds);
+    if (result.idle !== undefined) idles.get(name).push(result.idle);
     found.set(name, result);
     process.stderr.write(
       `round ${round} of ${repeats}: ${name}, ${(result.milliseconds / 1000).toFixed(1)} s\n`,
@@ -110,14 +112,15 @@ async function recordSearch() {
 
 async function naive(candidates, score) {
   const results = new Map();
-  let tokenLayers = 0;
+  let [tokenLayers, expertTokens] = [0, 0];
   const start = performance.now();
   for (const { plan } of candidates) {
     const { work, ...result } = await score(plan);
-    tokenLayers += work;
+    tokenLayers += work.tokenLayers;
+    expertTokens += work.expertTokens;
     results.set(planKey(plan, model), result);
   }
-  return { results, tokenLayers, milliseconds: performance.now() - start };
+  return { results, tokenLayers, expertTokens, milliseconds: performance.now() - start };
 }
 
 /** The candidates of the search batch by batch, as it asked for them, from an empty cache. */
@@ -144,22 +147,29 @@ async function engine(pool, races) {
       return answers;
     },
   };
+  const busy = () => pool.busyMs().reduce((sum, milliseconds) => sum + milliseconds, 0);
+  const busyBefore = busy();
   const start = performance.now();
   const evaluator = new PlanEvaluator({ model, executor: watched });
   for (const batch of asked) {
     await evaluator.evaluate(races ? batch : batch.map(({ rival: _, ...candidate }) => candidate));
   }
   const milliseconds = performance.now() - start;
-  const { tokenLayers } = executor.work();
+  const idle = 1 - (busy() - busyBefore) / (pool.workers * milliseconds);
+  const { tokenLayers, expertTokens } = executor.work();
   await executor.dispose();
-  return { results, tokenLayers, milliseconds };
+  return { results, tokenLayers, expertTokens, milliseconds, idle };
 }
 
 /** Prints the table, and whether all loops agree. */
 function report() {
   const perPlan = (name) => {
-    const { results, tokenLayers } = found.get(name);
-    return { work: tokenLayers / results.size, time: median(times.get(name)) / results.size };
+    const { results, tokenLayers, expertTokens } = found.get(name);
+    return {
+      work: tokenLayers / results.size,
+      experts: expertTokens / results.size,
+      time: median(times.get(name)) / results.size,
+    };
   };
   const base = perPlan("naive, teacher forcing");
   const row = (...cells) => console.log(`| ${cells.join(" | ")} |`);
@@ -167,17 +177,29 @@ function report() {
     `${distinct.length} plans of a search (eep, ${keep} of ${moeLayers(model)[0].feedForward.experts.length} experts kept) ` +
       `on ${encoded.samples.length} samples of ${values.task}; medians of ${repeats} interleaved rounds\n`,
   );
-  row("loop", "plans", "token-layers per plan", "work", "ms per plan", "time");
-  row("---", "---", "---", "---", "---", "---");
+  row(
+    "loop",
+    "plans",
+    "token-layers per plan",
+    "work",
+    "token-experts",
+    "ms per plan",
+    "time",
+    "workers idle",
+  );
+  row(...Array(8).fill("---"));
   for (const name of found.keys()) {
-    const { work, time } = perPlan(name);
+    const { work, experts, time } = perPlan(name);
+    const idle = idles.get(name);
     row(
       name,
       found.get(name).results.size,
       Math.round(work).toLocaleString("en"),
       `${((100 * work) / base.work).toFixed(1)} %`,
+      `${((100 * experts) / base.experts).toFixed(1)} %`,
       time.toFixed(1),
       `${((100 * time) / base.time).toFixed(1)} %`,
+      idle.length > 0 ? `${(100 * median(idle)).toFixed(1)} %` : "",
     );
   }
   const ratio = (races) =>

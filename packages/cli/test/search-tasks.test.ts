@@ -55,9 +55,9 @@ describe("a search for several tasks", () => {
       ["words", "log-likelihood", "log-likelihood"],
     ]);
     expect(tasks.map(({ search, holdout }) => [search.samples, holdout.samples])).toEqual([
-      [40, 8],
-      [14, 4],
-      [7, 2],
+      [40, 12],
+      [14, 6],
+      [7, 3],
     ]);
     for (const { baselines, holdout } of tasks) {
       expect(baselines.map(({ name }) => name)).toEqual(["random", "frequency", "reap"]);
@@ -95,7 +95,7 @@ describe("a search for several tasks", () => {
     };
     const choose = tasks[1] as Required<TaskResult>;
     const { search, holdout } = choose.minimum;
-    expect([search.samples, holdout.samples]).toEqual([14, 4]);
+    expect([search.samples, holdout.samples]).toEqual([14, 6]);
     expect(search.value).toBeCloseTo(choose.search.value, 9);
     const kept = search.value >= least;
     expect(finished.stdout).toContain(`${kept ? "Reaches" : "MISSES"} the minimum of`);

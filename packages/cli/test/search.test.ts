@@ -36,9 +36,9 @@ describe("search", () => {
     const result = await coppiceJson(args("run"));
     expect(result).toMatchObject({
       evaluations: 24,
-      samples: { search: 16, choice: 10, holdout: 20 },
-      choice: { samples: 10, fitness: expect.any(Number) },
-      holdout: { samples: 20 },
+      samples: { search: 16, choice: 16, holdout: 30 },
+      choice: { by: "further samples", samples: 16, fitness: expect.any(Number) },
+      holdout: { samples: 30 },
       best: { samples: 16 },
     });
     for (const field of ["cacheHits", "seconds", "work", "baselines", "full"])
@@ -55,6 +55,21 @@ describe("search", () => {
     const small = join(work, "small");
     await coppiceJson(["apply", model, "--plan", join(work, "run", "plan.json"), "--out", small]);
     expect(await coppiceJson(["verify", model, small])).toMatchObject({ equal: true });
+  });
+
+  it("runs nothing on the holdout before one plan is chosen, and then that one and the baselines", () => {
+    const journal = readFileSync(join(work, "run", "journal.jsonl"), "utf8")
+      .trim()
+      .split("\n");
+    const records = journal.map((line) => JSON.parse(line) as Record<string, unknown>);
+    const text = records.map((record) => JSON.stringify(record));
+    const onHoldout = text.flatMap((record, i) => (record.includes('"report ') ? [i] : []));
+    const others = text.flatMap((record, i) => (/"(search|choice)"/.test(record) ? [i] : []));
+    // The model, five random plans, three criteria and what was found, some of them the same.
+    expect(onHoldout.length).toBeGreaterThanOrEqual(7);
+    expect(onHoldout.length).toBeLessThanOrEqual(1 + 5 + 3 + 1);
+    expect(others.length).toBeGreaterThan(24);
+    expect(Math.max(...others)).toBeLessThan(Math.min(...onHoldout));
   });
 
   it("finds the same again, with another number of workers", async () => {
@@ -83,8 +98,15 @@ describe("search", () => {
       "--seeds",
       "none",
     ];
-    const { samples, baselines } = await coppiceJson([...words, "--metric", "log-likelihood", "--out", out]);
-    expect(samples).toEqual({ search: 42, choice: 6, holdout: 12 });
+    const { samples, choice, baselines } = await coppiceJson([
+      ...words,
+      "--metric",
+      "log-likelihood",
+      "--out",
+      out,
+    ]);
+    expect(samples).toEqual({ search: 42, choice: 0, holdout: 18 });
+    expect(choice).toMatchObject({ by: "resampling", samples: 42, firstShare: expect.any(Number) });
     expect(baselines).toHaveLength(1);
   });
 

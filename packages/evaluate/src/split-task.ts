@@ -59,6 +59,15 @@ export function splitTask<T extends Task>(task: T, options: { share: number; see
   return { search: part(false), holdout: part(true) };
 }
 
+/** Samples whose question is asked by none of the other tasks. */
+export function withoutQuestionsOf<T extends Task>(task: T, others: readonly Task[]): T {
+  const asked = new Set(others.flatMap(({ samples }) => samples.map(questionHash)));
+  return {
+    ...task,
+    samples: (task.samples as Sample[]).filter((sample) => !asked.has(questionHash(sample))),
+  } as T;
+}
+
 /**
  * Refuses a holdout that shares questions with the search samples: its score would say nothing about unseen ones.
  * @throws COPPICE_TASK_OVERLAP with the number of shared samples and the lines of the first

@@ -45,6 +45,8 @@ export interface ModelPool extends AsyncDisposable {
     sequences: readonly Int32Array[],
     options?: { readonly all?: boolean; readonly plan?: Plan; readonly signal?: AbortSignal },
   ): Promise<Float32Array[][]>;
+  /** Milliseconds in which each worker had something to do since the pool was made: what is idle is the rest. */
+  busyMs(): readonly number[];
   /** Ends all workers, whatever they do. */
   dispose(): Promise<void>;
 }
@@ -87,6 +89,7 @@ export async function createModelPool(options: ModelPoolOptions): Promise<ModelP
     workers,
     dispose,
     [Symbol.asyncDispose]: dispose,
+    busyMs: () => hosts.map(({ busyMs }) => busyMs),
     scorer: (scorerOptions) => createScorer(hosts, scorerOptions),
 
     async evaluateTask({ signal: stop, emitter, ...params }) {

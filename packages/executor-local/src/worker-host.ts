@@ -31,10 +31,16 @@ export class WorkerHost {
   /** The last call's end. */
   #last: Promise<unknown> = Promise.resolve();
   #nextId = 1;
+  #busyMs = 0;
   #disposed = false;
 
   constructor(isolation: Isolation) {
     this.#isolation = isolation;
+  }
+
+  /** Milliseconds in which the worker had something to do. */
+  get busyMs(): number {
+    return this.#busyMs;
   }
 
   /** A call that must be repeated when the worker is started again, until `forget(name)`. */
@@ -115,10 +121,12 @@ export class WorkerHost {
     const id = this.#nextId++;
     const stop = () => port.send({ type: "abort", id });
     signal?.addEventListener("abort", stop, { once: true });
+    const start = performance.now();
     return new Promise((resolve, reject) => {
       this.#current = { id, onEvent, resolve, reject };
       port.send({ type: "call", id, method, params });
     }).finally(() => {
+      this.#busyMs += performance.now() - start;
       this.#current = undefined;
       signal?.removeEventListener("abort", stop);
     });

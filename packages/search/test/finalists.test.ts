@@ -6,6 +6,7 @@ import {
   memoryJournal,
   PlanEvaluator,
   rankFinalists,
+  resampleFinalists,
   runSearch,
 } from "@coppice/search";
 import { describe, expect, test } from "vitest";
@@ -51,6 +52,50 @@ describe("choice among finalists", () => {
   test("refuses lists that do not match", () => {
     expect(() => chooseFinalist([], [])).toThrow("0 finalists");
     expect(() => chooseFinalist([finalist("a", 1)], [evaluation("b", 1)])).toThrow("is of plan b");
+  });
+});
+
+describe("choice by resampling", () => {
+  test("ranks by the mean rank over draws of the samples", () => {
+    // With two samples a draw has both (half of the draws), the first twice, or the second twice.
+    const finalists = [finalist("low", 0, 0), finalist("first", 1, 0), finalist("second", 0, 3)];
+    const ranked = resampleFinalists(finalists);
+    expect(ranked.map(({ finalist }) => finalist.key)).toEqual(["second", "first", "low"]);
+    const expected = [
+      // Both: 1; first twice: 2.5 with the low one; second twice: 1.
+      { meanRank: (2 * 1 + 2.5 + 1) / 4, firstShare: 3 / 4 },
+      { meanRank: (2 * 2 + 1 + 2.5) / 4, firstShare: 1 / 4 },
+      { meanRank: (2 * 3 + 2.5 + 2.5) / 4, firstShare: 0 },
+    ];
+    for (const [i, { meanRank, firstShare }] of expected.entries()) {
+      expect(ranked[i]?.meanRank).toBeCloseTo(meanRank, 1);
+      expect(ranked[i]?.firstShare).toBeCloseTo(firstShare, 1);
+    }
+    expect(resampleFinalists(finalists)).toEqual(ranked);
+  });
+
+  test("says how often a lead that hangs on one sample would be lost", () => {
+    const steady = Array.from({ length: 40 }, (_, i) => (i % 2 ? 0.6 : 0.4));
+    const lucky = steady.map((score, i) => (i === 7 ? score + 0.9 : score - 0.02));
+    const finalists = [finalist("lucky", ...lucky), finalist("steady", ...steady)];
+    expect(finalists[0]?.fitness).toBeGreaterThan(finalists[1]?.fitness as number);
+    const [first] = resampleFinalists([
+      ...finalists,
+      finalist("worse", ...steady.map((score) => score - 0.1)),
+    ]);
+    // In .36 of the draws sample 7 does not occur.
+    expect(first?.finalist.key).toBe("lucky");
+    expect(first?.firstShare).toBeCloseTo(1 - 0.36, 1);
+  });
+
+  test("keeps the order of equals, and refuses what cannot be compared", () => {
+    const same = [finalist("a", 1, 0), finalist("b", 1, 0)];
+    expect(resampleFinalists(same).map((r) => [r.finalist.key, r.meanRank, r.firstShare])).toEqual([
+      ["a", 1.5, 1],
+      ["b", 1.5, 1],
+    ]);
+    expect(() => resampleFinalists([])).toThrow("0 finalists have no scores");
+    expect(() => resampleFinalists([finalist("a", 1), finalist("b", 1, 0)])).toThrow("have 1 and 2 scores");
   });
 });
 

@@ -61,7 +61,10 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
       new Option("--top-k <n>", "experts per token; default: the model's own").argParser(wholeNumber(1)),
     )
     .addOption(
-      new Option("--limit <n>", "search on the first n samples of every task").argParser(wholeNumber(1)),
+      new Option(
+        "--limit <n>",
+        "search on the first n samples of every task; up to n further ones choose among the best plans",
+      ).argParser(wholeNumber(1)),
     )
     .addOption(
       new Option(

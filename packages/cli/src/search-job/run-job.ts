@@ -11,7 +11,13 @@ import {
   type WorkCounters,
   withTopK,
 } from "@coppice/core";
-import { PlanEvaluator, rankFinalists, runSearch, type SearchResult } from "@coppice/search";
+import {
+  PlanEvaluator,
+  rankFinalists,
+  resampleFinalists,
+  runSearch,
+  type SearchResult,
+} from "@coppice/search";
 import { projectToStock } from "@coppice/search-eep";
 import { Measurer } from "./measure.js";
 import { randomPlans } from "./random-plan.js";
@@ -20,12 +26,22 @@ import { seedScores } from "./seed-scores.js";
 import { openScorer } from "./task-scorer.js";
 import { checkMinimum, measureTable, type TaskTable } from "./task-table.js";
 
+/** How the plan was chosen among the best, and what it got on the samples that this went by. */
+export interface Choice {
+  /** Samples of the task that the search did not see, or those of the search drawn anew. */
+  readonly by: "further samples" | "resampling";
+  readonly fitness: number;
+  readonly accuracy?: number;
+  readonly samples: number;
+  /** Share of the draws in which no other plan was better. */
+  readonly firstShare?: number;
+}
+
 /** What a search job found, before it is written down. */
 export interface JobResult {
   readonly search: SearchResult;
   readonly chosen: Scored;
-  /** The chosen plan on the choice samples. */
-  readonly choice: { readonly fitness: number; readonly accuracy?: number; readonly samples: number };
+  readonly choice: Choice;
   readonly plan: Plan;
   /** One per task. */
   readonly tables: readonly TaskTable[];
@@ -35,8 +51,8 @@ export interface JobResult {
 }
 
 /**
- * The whole of a search: seeds from criteria, the strategy's search, the choice among its best plans on samples
- * of their own, and the tables of scores on samples that decided nothing.
+ * The whole of a search: seeds from criteria, the strategy's search, the choice among its best plans, and the tables of
+ * scores on samples that decided nothing: nothing is run on them before the one plan is chosen.
  */
 export async function runJob(run: SearchRun): Promise<JobResult> {
   const { job, folder, emitter, signal } = run;
@@ -152,9 +168,19 @@ function withinMemory({ job, emitter }: SearchRun, finalists: readonly Scored[])
   return fitting;
 }
 
-/** The finalist that is best on search and choice samples together. */
-async function choose(run: SearchRun, finalists: readonly Scored[]) {
+/** The finalist that is best on search and choice samples together or, without choice samples, by resampling. */
+async function choose(
+  run: SearchRun,
+  finalists: readonly Scored[],
+): Promise<{ chosen: Scored; choice: Choice }> {
   const { job, folder, signal } = run;
+  if (job.tasks.some(({ sets }) => !sets.choice)) {
+    const [first] = resampleFinalists(finalists);
+    const { finalist: chosen, firstShare } = first as NonNullable<typeof first>;
+    const { fitness, accuracy, scores } = chosen;
+    const measured = { fitness, samples: scores.length, ...(accuracy !== undefined && { accuracy }) };
+    return { chosen, choice: { by: "resampling", ...measured, firstShare } };
+  }
   await using executor = await openScorer(run, "choice");
   const evaluator = new PlanEvaluator({
     model: job.opened.checkpoint.model,
@@ -169,7 +195,8 @@ async function choose(run: SearchRun, finalists: readonly Scored[]) {
   const [best] = rankFinalists(finalists, results);
   const { finalist: chosen } = best as NonNullable<typeof best>;
   const { fitness, accuracy, scores } = results[finalists.indexOf(chosen)] as (typeof results)[number];
-  return { chosen, choice: { fitness, samples: scores.length, ...(accuracy !== undefined && { accuracy }) } };
+  const measured = { fitness, samples: scores.length, ...(accuracy !== undefined && { accuracy }) };
+  return { chosen, choice: { by: "further samples", ...measured } };
 }
 
 /** The plan of a criterion alone. */

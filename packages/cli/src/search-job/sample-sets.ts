@@ -1,24 +1,30 @@
 import { createHash } from "node:crypto";
 import { CoppiceError } from "@coppice/core";
-import { checkDisjoint, limitTask, sampleHash, splitTask, type Task } from "@coppice/evaluate";
+import {
+  checkDisjoint,
+  limitTask,
+  sampleHash,
+  splitTask,
+  type Task,
+  withoutQuestionsOf,
+} from "@coppice/evaluate";
 
 /** Part of a task that is set aside as holdout when none is given. */
 export const holdoutShare = 0.3;
-/** Part of the holdout that the final choice among the finalists is made on; the rest is for the report alone. */
-export const choiceShare = 1 / 3;
-/** The parts of a holdout do not depend on the run's seed, so that runs with different seeds compare. */
-const choiceSeed = 0x0c0991ce;
 
-/** The samples of a search, in three parts that share no question. */
+/** The samples of a search, in parts that share no question. */
 export interface SampleSets {
   /** Calibration and fitness. */
   readonly search: Task;
-  /** The final choice among the best plans. */
-  readonly choice: Task;
-  /** Scores that are reported; no decision looks at them. */
+  /**
+   * The choice among the best plans: what `limit` leaves of the task, at most as many samples as `search`; absent where it
+   * leaves nothing.
+   */
+  readonly choice?: Task;
+  /** The whole holdout. Only the plan that was chosen, and what it is compared with, are ever run on it. */
   readonly report: Task;
   /** Hashes of what each part says, for the identity of a run. */
-  readonly hashes: { readonly search: string; readonly choice: string; readonly report: string };
+  readonly hashes: { readonly search: string; readonly choice?: string; readonly report: string };
 }
 
 export interface SampleSetOptions {
@@ -39,14 +45,13 @@ export function sampleSets({ task, holdout, limit, seed }: SampleSetOptions): Sa
     );
   }
   const parts = holdout ? { search: task, holdout } : splitTask(task, { share: holdoutShare, seed });
+  const report = parts.holdout;
   const search = limitTask(parts.search, limit);
-  checkDisjoint(search, parts.holdout);
-  const { search: report, holdout: choice } = splitTask(parts.holdout, {
-    share: choiceShare,
-    seed: choiceSeed,
-  });
-  const hashes = { search: taskHash(search), choice: taskHash(choice), report: taskHash(report) };
-  return { search, choice, report, hashes };
+  checkDisjoint(search, report);
+  const choice = limitTask(withoutQuestionsOf(parts.search, [search, report]), search.samples.length);
+  const hashes = { search: taskHash(search), report: taskHash(report) };
+  if (choice.samples.length === 0) return { search, report, hashes };
+  return { search, choice, report, hashes: { ...hashes, choice: taskHash(choice) } };
 }
 
 /** SHA-256 over the content hashes of all samples, in order. */

@@ -27,14 +27,13 @@ export function searchReport({ job, result, seconds, command }: ReportRequest): 
   const strategy = job.strategy.plugin.pluginName;
   const { tasks } = job;
   const names = tasks.map(({ name }) => name).join(", ");
-  const samples = (set: "search" | "choice" | "report") =>
+  const samples = (set: "search" | "report") =>
     tasks.reduce((sum, { sets }) => sum + sets[set].samples.length, 0);
   return {
     title: `${job.opened.name}, ${names}: ${job.keep} of ${experts} experts kept`,
     summary:
       `The strategy ${strategy} evaluated ${search.evaluations} plans on ${samples("search")} search samples${tasks.length > 1 ? ` of ${tasks.length} tasks` : ""}. ` +
-      `The best ${Math.min(search.finalists.length, search.evaluations)} were tested again on ${samples("choice")} samples to choose one; ` +
-      `the holdout scores are of ${samples("report")} further samples that decided nothing.`,
+      `${chosenFrom(result)}; the holdout scores are of ${samples("report")} other samples, on which nothing was run before.`,
     scores: result.tables.map(({ task, rows, minimum }) => ({
       ...(tasks.length > 1 && { task: task.name }),
       metric: task.metric,
@@ -89,6 +88,14 @@ export function searchReport({ job, result, seconds, command }: ReportRequest): 
       ...(search.stopped === "time" ? [timeNote] : []),
     ],
   };
+}
+
+/** How one of the best plans was chosen, in words. */
+function chosenFrom({ search, choice }: JobResult): string {
+  const best = `The best ${Math.min(search.finalists.length, search.evaluations)} and those of the criteria`;
+  return choice.by === "further samples"
+    ? `${best} were tested again on ${choice.samples} further samples of the task to choose one`
+    : `One of ${best.replace("The", "the")} was chosen by how often it is the best on samples drawn from these`;
 }
 
 /** What fitness is a mean of. */

@@ -69,7 +69,7 @@ export function taskResult({ task, rows, minimum }: TaskTable) {
       })),
     samples: {
       search: search.samples.length,
-      choice: choice.samples.length,
+      choice: choice?.samples.length ?? 0,
       holdout: report.samples.length,
     },
   };

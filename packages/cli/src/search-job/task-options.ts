@@ -91,8 +91,8 @@ export async function readJobTasks(options: TaskOptions, context: CliContext): P
   for (const task of tasks) {
     for (const other of tasks) {
       if (task === other) continue;
-      checkDisjoint(task.sets.search, other.sets.choice);
       checkDisjoint(task.sets.search, other.sets.report);
+      if (task.sets.choice) checkDisjoint(task.sets.choice, other.sets.report);
     }
   }
   return tasks;

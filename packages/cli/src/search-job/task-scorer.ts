@@ -1,4 +1,4 @@
-import type { Executor } from "@coppice/core";
+import { CoppiceError, type Executor } from "@coppice/core";
 import { leastScore, sampleSet } from "@coppice/evaluate";
 import { type CombinedTask, combineExecutors } from "@coppice/search";
 import { rememberingExecutor } from "@coppice/search/node";
@@ -18,12 +18,13 @@ export async function openScorer(run: SearchRun, set: "search" | "choice"): Prom
 /** The executor of one task alone; scores that other runs found come from the cache, where there is one. */
 export async function taskScorer(
   { job, pool, signal, cache, emitter }: SearchRun,
-  { sets, objective }: JobTask,
+  { name, sets, objective }: JobTask,
   set: "search" | "choice" | "report",
 ): Promise<Executor> {
   const { chat, tasks, opened, backend, backendOptions } = job;
   const { model } = opened.checkpoint;
   const task = sets[set];
+  if (!task) throw new CoppiceError("COPPICE_INTERNAL", `the task ${name} has no ${set} samples`);
   const share = (cacheBytes * (pool.workers ?? 1)) / tasks.length;
   const executor = await pool.scorer({
     task,
@@ -61,10 +62,11 @@ async function openCombined(run: SearchRun, set: "search" | "choice"): Promise<E
   try {
     for (const task of run.job.tasks) {
       const { name, weight, minimum, objective, sets } = task;
-      const { form, samples } = sets[set];
+      const executor = await taskScorer(run, task, set);
+      const { form, samples } = sets[set] ?? sets.search;
       opened.push({
         name,
-        executor: await taskScorer(run, task, set),
+        executor,
         weight,
         least: leastScore(objective, form),
         ...(minimum !== undefined && { minimum }),
