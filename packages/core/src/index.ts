@@ -1,6 +1,7 @@
 export * from "./backend.js";
 export * from "./combinations.js";
 export * from "./criterion.js";
+export * from "./down-delta.js";
 export * from "./dtype-round.js";
 export * from "./error-codes.js";
 export * from "./errors.js";

@@ -1,7 +1,7 @@
 import { sha256 } from "@noble/hashes/sha2.js";
 import { bytesToHex, utf8ToBytes } from "@noble/hashes/utils.js";
 import { type MoeModel, moeLayers, type RouterSpec } from "./model.js";
-import { packFloats, unpackFloats } from "./packed-floats.js";
+import { packBfloat16, packFloats, unpackBfloat16, unpackFloats } from "./packed-floats.js";
 import type { LayerPlan, Plan, RouterRows, SkipRule, UnitSource } from "./plan.js";
 import { skipRuleOf } from "./skip-experts.js";
 
@@ -21,12 +21,14 @@ export function canonicalLayer(plan: LayerPlan, router: RouterSpec): LayerPlan {
   const routerMap = dividesBySum
     ? rowsUnlessIdentity(plan.routerMap, order, experts)
     : sortRows(plan.routerMap, order);
+  const down = plan.down === undefined ? undefined : sortDown(plan.down, order);
   return {
     layer: plan.layer,
     experts,
     ...(merge && { merge }),
     ...(routerMap && { routerMap }),
     ...(plan.units?.some((unit) => unit !== null) && { units: sortUnits(plan.units, order) }),
+    ...(down !== undefined && { down }),
     ...(plan.router && { router: sortRouter(plan.router, order) }),
     ...(plan.topK !== undefined && plan.topK !== router.topK && { topK: plan.topK }),
     ...changedSkip(plan, router),
@@ -55,7 +57,7 @@ export function canonicalPlan(plan: Plan, model: MoeModel): Plan {
 
 /** Text that is equal exactly when two canonical layer plans are; cheap enough for every layer of a run. */
 export function layerKey(plan: LayerPlan): string {
-  return JSON.stringify([
+  const text = JSON.stringify([
     plan.layer,
     plan.experts,
     plan.merge ?? null,
@@ -65,6 +67,8 @@ export function layerKey(plan: LayerPlan): string {
       ? [plan.units ?? null, plan.router ?? null, plan.skip ?? null]
       : []),
   ]);
+  // Megabytes, and base64 needs no quotes.
+  return plan.down === undefined ? text : `${text}${plan.down}`;
 }
 
 /** Identity of what a plan computes: equal for all plans with the same canonical form, 32 hex digits. */
@@ -111,20 +115,31 @@ function sortUnits(
   });
 }
 
+/** Deltas in slot order; undefined where all are 0. */
+function sortDown(down: string, order: readonly number[]): string | undefined {
+  if (/^A*=*$/.test(down)) return undefined;
+  if (order.every((slot, i) => slot === i)) return down;
+  return packBfloat16(sortedSlots(unpackBfloat16(down), order));
+}
+
 function sortRouter({ weight, bias, correction }: RouterRows, order: readonly number[]): RouterRows {
   const ascending = order.every((slot, i) => slot === i);
   if (ascending) return { weight, ...(bias && { bias }), ...(correction && { correction }) };
-  const values = unpackFloats(weight);
+  return {
+    weight: packFloats(sortedSlots(unpackFloats(weight), order)),
+    ...(bias && { bias: order.map((slot) => bias[slot] as number) }),
+    ...(correction && { correction: order.map((slot) => correction[slot] as number) }),
+  };
+}
+
+/** @param values [slots, ...] */
+function sortedSlots(values: Float32Array, order: readonly number[]): Float32Array {
   const size = values.length / order.length;
   const sorted = new Float32Array(values.length);
   order.forEach((slot, i) => {
     sorted.set(values.subarray(slot * size, (slot + 1) * size), i * size);
   });
-  return {
-    weight: packFloats(sorted),
-    ...(bias && { bias: order.map((slot) => bias[slot] as number) }),
-    ...(correction && { correction: order.map((slot) => correction[slot] as number) }),
-  };
+  return sorted;
 }
 
 function rowsUnlessIdentity(

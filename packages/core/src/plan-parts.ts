@@ -1,5 +1,5 @@
-import type { MoeSpec } from "./model.js";
-import { unpackFloats } from "./packed-floats.js";
+import type { MlpSpec, MoeSpec } from "./model.js";
+import { countBfloat16, unpackBfloat16, unpackFloats } from "./packed-floats.js";
 import type { RouterRows, SkipRule, UnitSource } from "./plan.js";
 import { array, coefficient, coefficients, integer, invalid, record, show } from "./plan-values.js";
 
@@ -78,11 +78,7 @@ export function parseRouter(
   const { weight } = rows;
   if (typeof weight !== "string") throw invalid(`${where}.weight is ${show(weight)}, expected packed values`);
   const hidden = router.weight.shape[1] as number;
-  try {
-    unpackFloats(weight, { count: experts.length * hidden, what: `${where}.weight` });
-  } catch (error) {
-    throw invalid(error instanceof Error ? error.message : String(error));
-  }
+  unpacked(() => unpackFloats(weight, { count: experts.length * hidden, what: `${where}.weight` }));
   const perSlot = (key: "bias" | "correction") => {
     if (rows[key] === undefined) return undefined;
     if (!router[key]) throw invalid(`${where}.${key} is given; the model's router has none`);
@@ -91,6 +87,29 @@ export function parseRouter(
   const bias = perSlot("bias");
   const correction = perSlot("correction");
   return { weight, ...(bias && { bias }), ...(correction && { correction }) };
+}
+
+export function parseDown(value: unknown, where: string, slots: number, { experts }: MoeSpec): string {
+  if (typeof value !== "string") throw invalid(`${where} is ${show(value)}, expected packed values`);
+  // Experts of one layer are equal in shape.
+  const [hidden, width] = (experts[0] as MlpSpec).down.shape as [number, number];
+  const count = slots * hidden * width;
+  const found = countBfloat16(value);
+  if (found !== count) {
+    const holds =
+      found === undefined ? `${value.length} characters, which hold no bfloat16 values` : `${found} values`;
+    throw invalid(`${where} has ${holds}, expected ${count}: ${slots} slots of [${hidden}, ${width}]`);
+  }
+  unpacked(() => unpackBfloat16(value, { count, what: where }));
+  return value;
+}
+
+function unpacked(unpack: () => void): void {
+  try {
+    unpack();
+  } catch (error) {
+    throw invalid(error instanceof Error ? error.message : String(error));
+  }
 }
 
 export function parseSkip(value: unknown, where: string): SkipRule {

@@ -1,7 +1,7 @@
 import { CoppiceError } from "./errors.js";
 import { type MoeModel, type MoeSpec, moeLayers, type RouterSpec } from "./model.js";
 import { type LayerPlan, type Plan, planVersion } from "./plan.js";
-import { parseRouter, parseRows, parseSkip, parseUnits } from "./plan-parts.js";
+import { parseDown, parseRouter, parseRows, parseSkip, parseUnits } from "./plan-parts.js";
 import { array, integer, invalid, record, show } from "./plan-values.js";
 import { checkKeep } from "./select-experts.js";
 
@@ -51,6 +51,7 @@ function parseLayer(value: unknown, position: number, specs: ReadonlyMap<number,
     "merge",
     "routerMap",
     "units",
+    "down",
     "router",
     "topK",
     "skip",
@@ -86,6 +87,8 @@ function parseLayer(value: unknown, position: number, specs: ReadonlyMap<number,
   }
   const units =
     entry.units === undefined ? undefined : parseUnits(entry.units, `${where}.units`, experts, spec);
+  const down =
+    entry.down === undefined ? undefined : parseDown(entry.down, `${where}.down`, experts.length, spec);
   const router =
     entry.router === undefined ? undefined : parseRouter(entry.router, `${where}.router`, experts, spec);
   const skip = entry.skip === undefined ? undefined : parseSkip(entry.skip, `${where}.skip`);
@@ -100,6 +103,7 @@ function parseLayer(value: unknown, position: number, specs: ReadonlyMap<number,
     ...(merge && { merge }),
     ...(routerMap && { routerMap }),
     ...(units && { units }),
+    ...(down !== undefined && { down }),
     ...(router && { router }),
     ...(entry.topK !== undefined && { topK }),
     ...(skip && { skip }),

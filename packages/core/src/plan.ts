@@ -38,6 +38,13 @@ export interface LayerPlan {
    * bias alone, the one part that no unit owns.
    */
   readonly units?: readonly (readonly UnitSource[] | null)[];
+  /**
+   * Changes of the down projections [slots, hidden, width], `packBfloat16`, such as those of a refit after pruning: the
+   * down projection of slot i is that of the kept expert as it is stored, or the sum of `merge` or `units` before it is
+   * rounded, plus its deltas (`addDelta`), rounded as merged weights are. Gate, up and biases stay. A slot whose deltas are
+   * all 0 is what it would be without them.
+   */
+  readonly down?: string;
   /** Router rows in place of those of `experts`; excludes `routerMap`. */
   readonly router?: RouterRows;
   /** Experts per token in this layer; absent: the model's own. */

@@ -5,9 +5,11 @@ import {
   type MoeSpec,
   moeLayers,
   type Plan,
+  packBfloat16,
   packFloats,
   type SkipRule,
   type UnitSource,
+  unpackBfloat16,
   unpackFloats,
 } from "@coppice/core";
 import fc from "fast-check";
@@ -42,15 +44,18 @@ function layerPlan(layer: number, { experts, router }: MoeSpec): fc.Arbitrary<La
         fc.option(fc.array(value, { minLength: kept.length, maxLength: kept.length }), { nil: undefined });
       const units = perSlot(fc.option(anySources(all, experts[0]?.width ?? 0)));
       const hidden = router.weight.shape[1] as number;
-      const values = perSlot(fc.array(coefficient, { minLength: hidden, maxLength: hidden }));
+      const list = (length: number) => fc.array(coefficient, { minLength: length, maxLength: length });
+      const values = perSlot(list(hidden));
+      const deltas = perSlot(list(hidden * (experts[0]?.width ?? 0)));
       return fc
-        .tuple(rows(mergeKind), rows(mapKind), units, values)
-        .map(([merge, routerMap, sources, weight]) => ({
+        .tuple(rows(mergeKind), rows(mapKind), units, values, deltas)
+        .map(([merge, routerMap, sources, weight, down]) => ({
           layer,
           experts: kept,
           ...(merge && { merge }),
           ...(routerMap && { routerMap }),
           ...(sources && { units: sources }),
+          ...(down && { down: packBfloat16(Float32Array.from(down.flat())) }),
           ...(weight && !routerMap && { router: { weight: packFloats(Float32Array.from(weight.flat())) } }),
           ...(ownTopK !== undefined && { topK: ownTopK }),
           ...(skip && !routerMap && { skip }),
@@ -102,15 +107,16 @@ export function permuted(plan: Plan, orderOf: (slots: number) => number[]): Plan
         ...(layer.merge && { merge: pick(layer.merge) }),
         ...(layer.routerMap && { routerMap: pick(layer.routerMap) }),
         ...(layer.units && { units: pick(layer.units) }),
-        ...(layer.router && { router: { weight: permutedRows(layer.router.weight, order) } }),
+        ...(layer.router && {
+          router: { weight: packFloats(permutedRows(unpackFloats(layer.router.weight), order)) },
+        }),
+        ...(layer.down && { down: packBfloat16(permutedRows(unpackBfloat16(layer.down), order)) }),
       };
     }),
   };
 }
 
-function permutedRows(weight: string, order: readonly number[]): string {
-  const values = unpackFloats(weight);
+function permutedRows(values: Float32Array, order: readonly number[]): Float32Array {
   const size = values.length / order.length;
-  const rows = order.flatMap((slot) => [...values.subarray(slot * size, (slot + 1) * size)]);
-  return packFloats(Float32Array.from(rows));
+  return Float32Array.from(order.flatMap((slot) => [...values.subarray(slot * size, (slot + 1) * size)]));
 }

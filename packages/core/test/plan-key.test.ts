@@ -4,6 +4,7 @@ import {
   createPlan,
   layerKey,
   type Plan,
+  packBfloat16,
   packFloats,
   parsePlan,
   planKey,
@@ -70,6 +71,8 @@ describe("planKey", () => {
       key({ experts: [0, 1, 2], units: [null, units(), null] }),
       key({ experts: [0, 1, 2], units: [units({ to: [0, 1, -1] }), null, null] }),
       key({ experts: [0, 1, 2], units: [units({ columns: [1, 1, 0.5] }), null, null] }),
+      key({ experts: [0, 1, 2], down: packBfloat16(new Float32Array(72).fill(1e-30)) }),
+      key({ experts: [0, 1, 2], down: packBfloat16(new Float32Array(72).fill(1e-30).with(71, 2e-30)) }),
       key({ experts: [0, 1, 2], router: { weight: packFloats(new Float32Array(24)) } }),
       key({ experts: [0, 1, 2], router: { weight: packFloats(new Float32Array(24).fill(1e-30)) } }),
       key({ experts: [0, 1, 2], skip: { rule: "ratio", threshold: 0.5 } }),
@@ -90,6 +93,7 @@ describe("planKey", () => {
     expect(key({ experts: all, merge: identity(all) })).toBe(nothing);
     expect(key({ experts: all, routerMap: identity(all) })).toBe(nothing);
     expect(key({ experts: all, units: all.map(() => null) })).toBe(nothing);
+    expect(key({ experts: all, down: packBfloat16(new Float32Array(120)) })).toBe(nothing);
     expect(key({ experts: all, skip: { rule: "ratio", threshold: 0 } })).toBe(nothing);
     expect(key({ experts: all, topK: 1 })).not.toBe(nothing);
     expect(key({ experts: all, merge: identity(all.toReversed()) })).not.toBe(nothing);

@@ -3,6 +3,7 @@ import {
   type ErrorCode,
   highest,
   isCoppiceError,
+  packBfloat16,
   packFloats,
   parsePlan,
   planFromScores,
@@ -18,6 +19,7 @@ const layer = (entry: unknown) => ({ ...valid, layers: [entry] });
 const row = [0, 0, 0, 1, 0];
 const source = (changes: object = {}) => ({ expert: 0, to: [0, 1, 2], rows: 1, columns: 1, ...changes });
 const rows = (slots: number) => packFloats(new Float32Array(slots * 8));
+const deltas = (count: number) => packBfloat16(new Float32Array(count));
 
 function expectRefused(value: unknown, code: ErrorCode, message: RegExp): void {
   expect(() => parsePlan(value, model)).toThrow(
@@ -94,6 +96,14 @@ describe("parsePlan", () => {
     [layer({ layer: 0, experts: [0, 1], units: [null, [source({ rows: [1] })]] }), /rows has 1 values/],
     [layer({ layer: 0, experts: [0, 1], units: [null, [source({ columns: "1" })]] }), /columns is "1"/],
     [layer({ layer: 0, experts: [0, 1], units: [[source(), source()], null] }), /expert 0 out of ascending/],
+    [layer({ layer: 0, experts: [0, 1], down: 1 }), /down is 1, expected packed/],
+    [
+      layer({ layer: 0, experts: [0, 1], down: deltas(47) }),
+      /down has 47 values, expected 48: 2 slots of \[8, 3\]/,
+    ],
+    [layer({ layer: 0, experts: [0, 1], down: "A" }), /down has 1 characters, which hold no .* expected 48/],
+    [layer({ layer: 0, experts: [0, 1], down: `*${deltas(48).slice(1)}` }), /down: 128 characters/],
+    [layer({ layer: 0, experts: [0, 1], down: `gH8A${deltas(48).slice(4)}` }), /down: value 0 is Infinity/],
     [layer({ layer: 0, experts: [0, 1], router: {} }), /router.weight is undefined, expected packed/],
     [layer({ layer: 0, experts: [0, 1], router: { weight: "AAAA" } }), /router.weight: 4 characters/],
     [
