@@ -1,5 +1,8 @@
 import { existsSync, readFileSync } from "node:fs";
 import { join } from "node:path";
+import { loadModel } from "@coppice/checkpoint";
+import { openFolder } from "@coppice/checkpoint/node";
+import type { MlpSpec } from "@coppice/core";
 import { describe, expect, it } from "vitest";
 import { coppiceHere, coppiceJson } from "./cli.js";
 import { copyModel, workshop } from "./workshop.js";
@@ -15,6 +18,35 @@ describe("export --format gguf", () => {
     const bytes = readFileSync(join(out, "model-Q4_0.gguf"));
     expect(bytes.length).toBe(result["bytes"]);
     expect(bytes.subarray(0, 4).toString()).toBe("GGUF");
+  });
+
+  it("keeps the codes of a quantized model", async () => {
+    const quantized = join(work, "quantized");
+    await coppiceJson(["quantize", model, "--bits", "4", "--group", "32", "--out", quantized]);
+    const out = join(work, "from-codes");
+    const written = await coppiceJson([
+      "export",
+      quantized,
+      "--format",
+      "gguf",
+      "--type",
+      "q4_0",
+      "--out",
+      out,
+    ]);
+    await using loaded = await loadModel(await openFolder(quantized));
+    const bytes = readFileSync(join(out, String(written["file"])));
+    const [layer] = loaded.model.layers;
+    if (layer?.feedForward.kind !== "moe") throw new Error("the model has no experts");
+    const [{ up }] = layer.feedForward.experts as [MlpSpec];
+    const matrix = await loaded.weights.readQuantized?.(up);
+    if (!matrix) throw new Error("the model is not quantized");
+    // In the file a byte holds codes j and j + 16 of a group of 32.
+    for (let group = 0; group < matrix.scales.length; group++) {
+      const code = (i: number) => ((matrix.codes[group * 16 + (i >> 1)] as number) >> (4 * (i % 2))) & 15;
+      const block = Buffer.from(Array.from({ length: 16 }, (_, j) => code(j) | (code(j + 16) << 4)));
+      expect(bytes.includes(block), `group ${group}`).toBe(true);
+    }
   });
 
   it("refuses what exists, a folder inside the model, and types that it does not write", async () => {

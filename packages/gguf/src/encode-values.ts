@@ -16,27 +16,23 @@ const halfInfinity = 65_520;
  *   (code - 8) d. Byte j of a block holds the code of value j in its low and of value j + 16 in its high half.
  * Both are computed in float32 as there, so that files are the same to the bit.
  * @param values finite, whole blocks; F16 rounds them in place, unless one is too large
- * @returns the position of a value that F16, or the F16 scale of its block, cannot hold; -1 when there is none
  */
-export function encodeTensorValues(
-  type: GgufTensorType,
-  values: Float32Array,
-): { readonly bytes: Uint8Array; readonly bad: number } {
-  const bytes = new Uint8Array(tensorBytes(type, values.length));
-  switch (type) {
-    case "F32":
-      encodeValues("F32", values, bytes);
-      return { bytes, bad: -1 };
-    case "F16": {
-      const bad = firstTooLarge(values);
-      if (bad < 0) encodeHalves(values, bytes);
-      return { bytes, bad };
-    }
-    case "Q8_0":
-      return encodeBlocks(type, values, bytes, encodeByteBlock);
-    case "Q4_0":
-      return encodeBlocks(type, values, bytes, encodeHalfByteBlock);
+export function encodeTensorValues(type: GgufTensorType, values: Float32Array): EncodedValues {
+  if (type === "Q8_0" || type === "Q4_0") {
+    const encode = type === "Q8_0" ? encodeByteBlock : encodeHalfByteBlock;
+    return encodeBlocks(type, values.length, (from, bytes, to) => encode(values, from, bytes, to));
   }
+  const bytes = new Uint8Array(tensorBytes(type, values.length));
+  const bad = type === "F16" ? firstTooLarge(values) : -1;
+  if (type === "F32") encodeValues("F32", values, bytes);
+  else if (bad < 0) encodeHalves(values, bytes);
+  return { bytes, bad };
+}
+
+export interface EncodedValues {
+  readonly bytes: Uint8Array;
+  /** Position of a value that F16, or the F16 scale of its block, cannot hold; -1 when there is none. */
+  readonly bad: number;
 }
 
 function firstTooLarge(values: Float32Array): number {
@@ -49,19 +45,20 @@ function encodeHalves(values: Float32Array, bytes: Uint8Array): void {
   encodeValues("F16", values, bytes);
 }
 
-/** Writes the codes of a block, which begin at `to`, and returns its scale. */
-type EncodeBlock = (values: Float32Array, from: number, bytes: Uint8Array, to: number) => number;
-
-function encodeBlocks(
+/**
+ * Blocks of a scale and codes.
+ * @param encode writes the codes of the block from value `from` on to `bytes`, from `to` on, and returns its scale
+ */
+export function encodeBlocks(
   type: GgufTensorType,
-  values: Float32Array,
-  bytes: Uint8Array,
-  encode: EncodeBlock,
-): { bytes: Uint8Array; bad: number } {
+  count: number,
+  encode: (from: number, bytes: Uint8Array, to: number) => number,
+): EncodedValues {
   const { blockValues, blockBytes } = tensorTypes[type];
-  const scales = new Float32Array(values.length / blockValues);
+  const bytes = new Uint8Array(tensorBytes(type, count));
+  const scales = new Float32Array(count / blockValues);
   for (let block = 0; block < scales.length; block++) {
-    scales[block] = encode(values, block * blockValues, bytes, block * blockBytes + 2);
+    scales[block] = encode(block * blockValues, bytes, block * blockBytes + 2);
   }
   const bad = firstTooLarge(scales);
   const halves = new Uint8Array(scales.length * 2);
@@ -72,6 +69,9 @@ function encodeBlocks(
   }
   return { bytes, bad: bad < 0 ? -1 : bad * blockValues };
 }
+
+/** Writes the codes of a block, which begin at `to`, and returns its scale. */
+type EncodeBlock = (values: Float32Array, from: number, bytes: Uint8Array, to: number) => number;
 
 const encodeByteBlock: EncodeBlock = (values, from, bytes, to) => {
   let largest = 0;

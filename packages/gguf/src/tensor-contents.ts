@@ -1,5 +1,13 @@
 import type { Content } from "@coppice/checkpoint";
-import { CoppiceError, elementCount, type TensorRef, type WeightReader } from "@coppice/core";
+import {
+  type CoppiceError,
+  elementCount,
+  type QuantizedMatrix,
+  type TensorRef,
+  type WeightReader,
+} from "@coppice/core";
+import { unsupported } from "./architecture.js";
+import { encodeCodes, holdsCodes } from "./encode-codes.js";
 import { encodeTensorValues } from "./encode-values.js";
 import type { GgufTensor } from "./model-tensors.js";
 import { tensorBytes } from "./tensor-types.js";
@@ -44,21 +52,28 @@ export class TensorContents {
     return content;
   }
 
-  async #encode(
-    { name, type, headRows }: GgufTensor,
-    ref: TensorRef,
-    signal: AbortSignal | undefined,
-  ): Promise<Uint8Array> {
-    const read = await this.#weights.read(ref, signal ? { signal } : {});
-    const values = headRows === undefined ? read : alternateHalves(read, headRows, ref.shape[1] as number);
+  async #encode(tensor: GgufTensor, ref: TensorRef, signal: AbortSignal | undefined): Promise<Uint8Array> {
+    const { type, headRows } = tensor;
+    const options = signal ? { signal } : {};
+    const quantized = holdsCodes(type, ref) && (await this.#weights.readQuantized?.(ref, options));
+    if (quantized) {
+      const { bytes, bad } = encodeCodes(type, alternateRows(quantized, headRows));
+      if (bad < 0) return bytes;
+      throw tooLarge(`the scale of a group of ${ref.name}`, tensor);
+    }
+    const read = await this.#weights.read(ref, options);
+    const values = alternateHalves(read, headRows, ref.shape[0] as number);
     const { bytes, bad } = encodeTensorValues(type, values);
     if (bad < 0) return bytes;
-    throw new CoppiceError(
-      "COPPICE_EXPORT_UNSUPPORTED",
-      `GGUF: ${type === "F16" ? `value ${read[bad]}` : "a value of a block"} of ${ref.name} exceeds what ${type} can hold in ${name}`,
-      { details: { tensor: ref.name, type } },
+    throw tooLarge(
+      `${type === "F16" ? `value ${values[bad]}` : "the scale of a block"} of ${ref.name}`,
+      tensor,
     );
   }
+}
+
+function tooLarge(what: string, { name, type }: GgufTensor): CoppiceError {
+  return unsupported(`${what} exceeds what ${type} can hold in ${name}`);
 }
 
 /**
@@ -80,14 +95,29 @@ function rowBands(ref: TensorRef, unit: number): TensorRef[] {
   }));
 }
 
-/** Rows 0, D/2, 1, D/2 + 1, ... of every head of D rows. */
-function alternateHalves(values: Float32Array, headRows: number, columns: number): Float32Array {
-  const out = new Float32Array(values.length);
+function alternateRows(matrix: QuantizedMatrix, headRows: number | undefined): QuantizedMatrix {
+  const { codes, scales, rows } = matrix;
+  return {
+    ...matrix,
+    codes: alternateHalves(codes, headRows, rows),
+    scales: alternateHalves(scales, headRows, rows),
+  };
+}
+
+/** Rows 0, D/2, 1, D/2 + 1, ... of every head of D rows; without heads the rows as they are. */
+function alternateHalves<T extends Float32Array | Uint8Array>(
+  values: T,
+  headRows: number | undefined,
+  rows: number,
+): T {
+  if (headRows === undefined) return values;
+  const out = values.slice() as T;
+  const width = values.length / rows;
   const half = headRows / 2;
-  for (let row = 0; row < values.length / columns; row++) {
+  for (let row = 0; row < rows; row++) {
     const inHead = row % headRows;
     const from = row - inHead + (inHead % 2) * half + Math.floor(inHead / 2);
-    out.set(values.subarray(from * columns, (from + 1) * columns), row * columns);
+    out.set(values.subarray(from * width, (from + 1) * width), row * width);
   }
   return out;
 }

@@ -1,5 +1,7 @@
+import { dequantizeMatrix, type QuantizedMatrix, Rng } from "@coppice/core";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
+import { encodeCodes } from "../src/encode-codes.js";
 import { encodeTensorValues } from "../src/encode-values.js";
 import { tensorTypes } from "../src/tensor-types.js";
 import { slowTolerance, slowValues } from "./slow-blocks.js";
@@ -61,5 +63,33 @@ describe.each(["F16", "Q8_0", "Q4_0"] as const)("%s", (type) => {
     expect(bad).toBe(type === "F16" ? 40 : 32);
     values[40] = -0.99 * largest;
     expect(encodeTensorValues(type, values).bad).toBe(-1);
+  });
+});
+
+describe("codes of a quantized matrix are kept", () => {
+  it.each([
+    ["Q8_0", 8, 32],
+    ["Q8_0", 8, 64],
+    ["Q4_0", 4, 32],
+    ["Q4_0", 4, 128],
+  ] as const)("%s of %d bits in groups of %d", (type, bits, groupSize) => {
+    const rng = Rng.fromSeed(bits + groupSize);
+    const [rows, columns] = [3, 256];
+    const random = (count: number, value: () => number) => Array.from({ length: count }, value);
+    const matrix: QuantizedMatrix = {
+      rows,
+      columns,
+      bits,
+      groupSize,
+      codes: Uint8Array.from(random((rows * columns * bits) / 8, () => rng.integer(256))),
+      // Of few bits, so that F16 holds them.
+      scales: Float32Array.from(random((rows * columns) / groupSize, () => (1 + rng.integer(64)) / 512)),
+    };
+    const values = dequantizeMatrix(matrix);
+    const { bytes, bad } = encodeCodes(type, matrix);
+    expect(bad).toBe(-1);
+    expect(slowValues(tensorTypes[type].code, bytes, values.length)).toEqual(
+      Array.from(values, (one) => one + 0),
+    );
   });
 });
