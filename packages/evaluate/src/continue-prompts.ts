@@ -1,7 +1,7 @@
 import { checkWholeNumber, type Runner } from "@coppice/core";
 import { endOfTextTokens } from "./answer-text.js";
+import { continueBatch } from "./continue-batch.js";
 import { concat } from "./encode-prompt.js";
-import { greedyBatch } from "./greedy-batch.js";
 import type { Tokenizer } from "./tokenizer.js";
 
 export interface ContinueOptions {
@@ -24,7 +24,7 @@ export async function continuePrompts(
 ): Promise<Int32Array[]> {
   checkWholeNumber("maxTokens", maxTokens);
   const ends = endOfTextTokens(runner.model, tokenizer);
-  const written = await greedyBatch(runner, {
+  const written = await continueBatch(runner, {
     prompts,
     maxTokens: prompts.map(() => maxTokens),
     done: (_, tokens) => ends.has(tokens.at(-1) as number),

@@ -1,9 +1,9 @@
 import type { Plan, Runner } from "@coppice/core";
 import { judgeAnswer, normalizeAnswer } from "./answer-text.js";
+import { continueBatch } from "./continue-batch.js";
 import { concat } from "./encode-prompt.js";
 import type { EncodedSample, EncodedSequence, EncodedTask } from "./encode-task.js";
 import type { Evidence } from "./evidence.js";
-import { greedyBatch } from "./greedy-batch.js";
 import type { Tokenizer } from "./tokenizer.js";
 
 /**
@@ -102,7 +102,7 @@ async function continueAnswers(
 ): Promise<void> {
   const { runner, plan, signal } = request;
   if (open.length === 0) return;
-  await greedyBatch(runner, {
+  await continueBatch(runner, {
     prompts: open.map(({ sample, begun }) => {
       const { ids } = sample.sequences[0] as EncodedSequence;
       return concat(ids.subarray(0, sample.promptTokens), begun);

@@ -44,3 +44,12 @@ export {
   type WorkServer,
   type WorkServerOptions,
 } from "./work-server.js";
+export {
+  type DraftGroup,
+  gatherSamples,
+  type WriteOptions,
+  type WriteSamplesOptions,
+  type WrittenSamples,
+  writeGroup,
+  writeSamples,
+} from "./write-samples.js";

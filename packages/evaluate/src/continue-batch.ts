@@ -1,7 +1,10 @@
 import { type Plan, type Runner, type RunResult, throwIfAborted } from "@coppice/core";
 import { concat } from "./encode-prompt.js";
 
-export interface GreedyRequest {
+/** What of a runner is needed to continue sequences. */
+export type CachingRunner = Pick<Runner, "model" | "run" | "createCache">;
+
+export interface BatchRequest {
   /** Tokens to continue; none may be empty. */
   readonly prompts: readonly Int32Array[];
   readonly plan?: Plan | undefined;
@@ -12,16 +15,18 @@ export interface GreedyRequest {
    * @returns true to end the sequence with it
    */
   readonly done: (s: number, tokens: readonly number[]) => boolean;
+  /** Chooses the next token of sequence `s` from its logits, [vocab]. Default: the most likely one. */
+  readonly draw?: (s: number, logits: Float32Array) => number;
   readonly signal?: AbortSignal | undefined;
 }
 
 /**
- * Continues sequences greedily, side by side, with cached keys and values.
+ * Continues sequences, side by side, with cached keys and values.
  * @returns the new tokens of every sequence
  */
-export async function greedyBatch(runner: Runner, request: GreedyRequest): Promise<number[][]> {
-  const { prompts, plan, maxTokens, done, signal } = request;
-  const context = runner.model.contextLength;
+export async function continueBatch(runner: CachingRunner, request: BatchRequest): Promise<number[][]> {
+  const { prompts, plan, maxTokens, done, draw, signal } = request;
+  const { contextLength: context, vocabSize } = runner.model;
   const outputs: number[][] = prompts.map(() => []);
   const length = (s: number) => (prompts[s]?.length ?? 0) + (outputs[s]?.length ?? 0);
   let live = prompts
@@ -36,23 +41,23 @@ export async function greedyBatch(runner: Runner, request: GreedyRequest): Promi
     while (running.size * 2 > group.length || running.size === group.length) {
       throwIfAborted(signal, "generating");
       if (cache.value.lengths.some((held, i) => held + (inputs[i]?.length ?? 0) > context)) break;
-      const result: RunResult = await runner.run({
+      const { logits, argmax }: RunResult = await runner.run({
         sequences: inputs,
         positions: inputs.map((input) => Int32Array.of(input.length - 1)),
         // Asking about some target returns the most likely token without copying all logits.
-        targets: inputs.map(() => Int32Array.of(0)),
+        ...(!draw && { targets: inputs.map(() => Int32Array.of(0)) }),
         cache: cache.value,
         ...(plan && { plan }),
         ...(signal && { signal }),
       });
       inputs = group.map((s, i) => {
-        const token = result.argmax?.[i] ?? 0;
-        if (running.has(s)) {
-          const output = outputs[s] as number[];
-          output.push(token);
-          if (done(s, output) || output.length >= (maxTokens[s] as number) || length(s) > context) {
-            running.delete(s);
-          }
+        if (!running.has(s)) return Int32Array.of(0);
+        const token =
+          draw && logits ? draw(s, logits.subarray(i * vocabSize, (i + 1) * vocabSize)) : (argmax?.[i] ?? 0);
+        const output = outputs[s] as number[];
+        output.push(token);
+        if (done(s, output) || output.length >= (maxTokens[s] as number) || length(s) > context) {
+          running.delete(s);
         }
         return Int32Array.of(token);
       });
