@@ -38,11 +38,11 @@ export function graphFiles(model: MoeModel, weights: WeightReader, options: Grap
   const type = weightType(model);
   const graphFile = `model${weightTypes[type]}.onnx`;
   const data = new ExternalFiles(graphFile, maxFileBytes);
-  const { experts, ...forms } = targetForms[target];
+  const { experts, padding, ...forms } = targetForms[target];
   const graph = decoderGraph(
     model,
     (builder) => storedWeights(builder, { model, weights, files: data, ...forms }),
-    { experts, positions, expertOutputs },
+    { experts, padding, positions, expertOutputs },
   );
   const graphOutput = outputFile(`${graphFolder}${graphFile}`, [bytesContent(encodeModel(graph))]);
   return { files: [graphOutput, ...data.outputFiles(graphFolder)], graphFile, type, positions };

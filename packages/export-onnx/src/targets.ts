@@ -1,5 +1,5 @@
 import { CoppiceError, type MoeModel, type QuantizedBits } from "@coppice/core";
-import { type ExpertForm, type RowPrecision, routingObstacle } from "@coppice/onnx";
+import { type ExpertForm, type PaddingPlace, type RowPrecision, routingObstacle } from "@coppice/onnx";
 
 /** Where an exported folder runs. */
 export const exportTargets = ["cpu", "wasm", "webgpu"] as const;
@@ -7,6 +7,7 @@ export type ExportTarget = (typeof exportTargets)[number];
 
 export interface TargetForms {
   readonly experts: ExpertForm;
+  readonly padding: PaddingPlace;
   /** Keep an embedding of two bytes per value as it is, and widen the rows that are looked up. */
   readonly halfEmbedding: boolean;
   /** How matrices of so many bits take the rows that they multiply. */
@@ -22,11 +23,12 @@ const cpuRows = (bits: QuantizedBits): RowPrecision => (bits === 4 ? "float32" :
 /**
  * What each target executes. ONNX Runtime 1.30 on WebGPU has no operator whose result has a size that depends on values
  * (NonZero, and Split by sizes that the GPU computes), and its QMoE ignores that gate weights are not to be normalized.
+ * Its attention was proven right without a mask, so that padding has to stand behind the tokens there.
  */
 export const targetForms: Readonly<Record<ExportTarget, TargetForms>> = {
-  cpu: { experts: "grouped", halfEmbedding: true, rowPrecision: cpuRows },
-  wasm: { experts: "grouped", halfEmbedding: true, rowPrecision: () => "float32" },
-  webgpu: { experts: "dense", halfEmbedding: false, rowPrecision: () => "float32" },
+  cpu: { experts: "grouped", padding: "anywhere", halfEmbedding: true, rowPrecision: cpuRows },
+  wasm: { experts: "grouped", padding: "anywhere", halfEmbedding: true, rowPrecision: () => "float32" },
+  webgpu: { experts: "dense", padding: "behind", halfEmbedding: false, rowPrecision: () => "float32" },
 };
 
 /**

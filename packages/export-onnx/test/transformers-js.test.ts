@@ -35,6 +35,15 @@ describe("transformers.js", () => {
     const generator = await pipeline("text-generation", folder);
     try {
       const output = await generator("Compute: 12 + 30 =", { max_new_tokens: 4, do_sample: false });
+      // The library pads before the shorter text.
+      const both = await generator(["Compute: 12 + 30 =", "Compute: 7 + 1 ="], {
+        max_new_tokens: 4,
+        do_sample: false,
+      });
+      expect(both).toMatchObject([
+        output,
+        [{ generated_text: expect.stringMatching(/^Compute: 7 \+ 1 = 8/) }],
+      ]);
       expect(output).toEqual([{ generated_text: expect.stringMatching(/^Compute: 12 \+ 30 = 42(\n|$)/) }]);
     } finally {
       await generator.dispose();

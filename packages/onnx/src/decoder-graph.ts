@@ -1,7 +1,12 @@
 import { CoppiceError, type DecoderLayer, type MlpSpec, type MoeModel, type MoeSpec } from "@coppice/core";
 import { attentionOperator } from "./attention-operator.js";
 import { type AttentionShape, operatorHeads } from "./attention-shape.js";
-import { type DecoderInputs, decoderDims, decoderInputs } from "./decoder-inputs.js";
+import {
+  type DecoderInputOptions,
+  type DecoderInputs,
+  decoderDims,
+  decoderInputs,
+} from "./decoder-inputs.js";
 import { type ExpertForm, expertNodes } from "./expert-nodes.js";
 import { type Graph, GraphBuilder, type Value } from "./graph-builder.js";
 import { groupedQueryInputs } from "./grouped-query.js";
@@ -30,10 +35,9 @@ export interface DecoderWeights {
   readonly head: PartWeights;
 }
 
-export interface DecoderGraphOptions {
+/** `positions` are at most `decoderPositions`. */
+export interface DecoderGraphOptions extends DecoderInputOptions {
   readonly experts: ExpertForm;
-  /** Positions of the rotary tables, the longest text that the graph can run; at most `decoderPositions`. */
-  readonly positions: number;
   /** Give the chosen experts of every MoE layer as well. */
   readonly expertOutputs: boolean;
 }
@@ -50,8 +54,8 @@ export const layerValues = {
 /**
  * A whole decoder with its cache of keys and values, from token ids to logits.
  *
- * Inputs: `input_ids` int64 [B, S]; `attention_mask` int64 [B, T], ones for past and present tokens, any padding behind
- * them; `num_logits_to_keep` int64 [], of how many of the last tokens logits are wanted, 0 for all; per layer
+ * Inputs: `input_ids` int64 [B, S]; `attention_mask` int64 [B, T], ones for past and present tokens, zeros for
+ * padding (`padding`); `num_logits_to_keep` int64 [], of how many of the last tokens logits are wanted, 0 for all; per layer
  * `past_key_values.{i}.key` and `.value` [B, kvHeads, P, size]. Sequences begin at position 0 and P may exceed the tokens
  * that are past: a buffer of the final size, given for the past and taken for the present, is extended in place.
  *
@@ -65,7 +69,7 @@ export function decoderGraph(
 ): Graph {
   const { hiddenSize: hidden, vocabSize: vocab, layers, residualScale } = model;
   const graph = new GraphBuilder("decoder");
-  const inputs = decoderInputs(graph, options.positions);
+  const inputs = decoderInputs(graph, options);
   const weights = weightsOf(graph);
   const times = (value: Value, factor: number | undefined) =>
     factor === undefined ? value : graph.node("Mul", [value, graph.float32(factor)]);
@@ -199,6 +203,7 @@ function attentionNodes(
     pastValue: graph.input(layerValues.pastValue(index), past),
     lengths: inputs.lengths,
     total: inputs.total,
+    mask: inputs.mask,
     cos,
     sin,
     ...(shape.kind === "gqa" && shape.sinks && { sinks: part.vector("sinks", heads) }),

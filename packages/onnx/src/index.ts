@@ -1,6 +1,7 @@
 export * from "./attention-graph.js";
 export * from "./attention-shape.js";
 export * from "./decoder-graph.js";
+export type { DecoderInputOptions, PaddingPlace } from "./decoder-inputs.js";
 export * from "./decoder-positions.js";
 export * from "./expert-graph.js";
 export type { ExpertForm } from "./expert-nodes.js";
