@@ -1,5 +1,8 @@
 import { createHash } from "node:crypto";
 import {
+  addDelta,
+  downDelta,
+  type LayerPlan,
   type MlpSpec,
   mergeRows,
   mergeUnits,
@@ -18,22 +21,42 @@ export interface SlotSource {
   readonly row: readonly number[];
   /** Where the slot is put together unit by unit; `row` then describes its down bias alone. */
   readonly units?: readonly UnitSource[] | null | undefined;
+  /** Whose changes of down projections apply, and which of them. */
+  readonly change?: { readonly plan: LayerPlan; readonly slot: number } | undefined;
+}
+
+/** What is added to a down projection. */
+interface Change {
+  /** Equal for equal deltas, empty for none. */
+  readonly key: string;
+  /** [hidden, width]; decoded when it is asked for, unless it just was to know its key. */
+  delta(): Float32Array | undefined;
+}
+
+const noChange: Change = { key: "", delta: () => undefined };
+
+interface Entry {
+  readonly weights: MlpWeights;
+  /** Of the tensors that it does not share with the model's experts. */
+  readonly bytes: number;
 }
 
 /** Keys longer than this are hashed. */
 const mostKeyLength = 256;
 
 /**
- * Merged experts by what they are merged from, least recently used first, within a number of bytes.
+ * Merged and changed experts by what they are made of, least recently used first, within a number of bytes.
  *
  * The unit is one slot, not one layer: candidates of a search differ in few rows of their merging matrices.
  */
 export class MergeCache {
   readonly #runtime: Runtime;
   readonly #limit: number;
-  readonly #entries = new Map<string, MlpWeights>();
+  readonly #entries = new Map<string, Entry>();
   /** Plans do not change, so the units of one that runs often are written out once. */
   readonly #unitKeys = new WeakMap<readonly UnitSource[], string>();
+  /** Keys of the changes of every slot, of plans that were met. */
+  readonly #changeKeys = new WeakMap<LayerPlan, string[]>();
   #bytes = 0;
 
   constructor(runtime: Runtime, limit: number) {
@@ -52,28 +75,44 @@ export class MergeCache {
     specs: readonly MlpSpec[],
     experts: readonly MlpWeights[],
   ): MlpWeights {
-    const single = onlyExpert(source.row);
-    if (single !== undefined && !source.units) return experts[single] as MlpWeights;
-    const key = this.#keyOf(layer, source);
+    const { units } = source;
+    const change = this.#changeOf(source);
+    const single = units ? undefined : onlyExpert(source.row);
+    const whole = single === undefined ? undefined : (experts[single] as MlpWeights);
+    if (whole && change.key === "") return whole;
+    const key = this.#keyOf(layer, source, change);
     const known = this.#entries.get(key);
     if (known) {
       this.#entries.delete(key);
       this.#entries.set(key, known);
-      return known;
+      return known.weights;
     }
     const first = experts[0] as MlpWeights;
-    const entry = Object.fromEntries(
-      mlpParts
-        .filter((part) => first[part] !== undefined)
-        .map((part) => [part, this.#merge(part, source, specs, experts)]),
+    const made = mlpParts.filter((part) => first[part] && (!whole || part === "down"));
+    const own = Object.fromEntries(
+      made.map((part) => [part, this.#merge(part, source, change, specs, experts)]),
     ) as unknown as MlpWeights;
-    this.#add(key, entry);
-    return entry;
+    const weights = { ...whole, ...own };
+    this.#add(key, { weights, bytes: bytesOf(own) });
+    return weights;
   }
 
-  #keyOf(layer: number, { row, units }: SlotSource): string {
-    const key = `${layer}:${row.join(",")}:${units ? this.#unitKey(units) : ""}`;
+  #keyOf(layer: number, { row, units }: SlotSource, change: Change): string {
+    const key = `${layer}:${row.join(",")}:${units ? this.#unitKey(units) : ""}:${change.key}`;
     return key.length > mostKeyLength ? hashed(key) : key;
+  }
+
+  #changeOf({ change }: SlotSource): Change {
+    if (!change) return noChange;
+    const { plan, slot } = change;
+    const keys = this.#changeKeys.get(plan) ?? [];
+    this.#changeKeys.set(plan, keys);
+    const known = keys[slot];
+    if (known !== undefined) return { key: known, delta: () => downDelta(plan, slot) };
+    const delta = downDelta(plan, slot);
+    const key = delta ? hashed(delta) : "";
+    keys[slot] = key;
+    return { key, delta: () => delta };
   }
 
   #unitKey(units: readonly UnitSource[]): string {
@@ -89,6 +128,7 @@ export class MergeCache {
   #merge(
     part: MlpPart,
     { row, units }: SlotSource,
+    change: Change,
     specs: readonly MlpSpec[],
     experts: readonly MlpWeights[],
   ): Tensor {
@@ -100,17 +140,19 @@ export class MergeCache {
       const sources = units.map((source) => ({ source, values: arrays[source.expert] as Float32Array }));
       mergeUnits(part, sources, specs[0]?.width as number, values);
     } else mergeRows(arrays, row, values);
+    const delta = part === "down" ? change.delta() : undefined;
+    if (delta) addDelta(values, delta);
     roundToStored(values, specs[0]?.[part] as TensorRef);
     return new this.#runtime.Tensor("float32", values, first.dims);
   }
 
-  #add(key: string, entry: MlpWeights): void {
-    const bytes = bytesOf(entry);
+  #add(key: string, entry: Entry): void {
+    const { bytes } = entry;
     if (bytes > this.#limit) return;
     for (const [oldest, value] of this.#entries) {
       if (this.#bytes + bytes <= this.#limit) break;
       this.#entries.delete(oldest);
-      this.#bytes -= bytesOf(value);
+      this.#bytes -= value.bytes;
     }
     this.#entries.set(key, entry);
     this.#bytes += bytes;
@@ -124,8 +166,8 @@ function onlyExpert(row: readonly number[]): number | undefined {
   return only ? single : undefined;
 }
 
-function hashed(text: string): string {
-  return createHash("sha256").update(text).digest("base64");
+function hashed(data: string | Float32Array): string {
+  return createHash("sha256").update(data).digest("base64");
 }
 
 function bytesOf(weights: MlpWeights): number {

@@ -84,11 +84,12 @@ export class LayerPlanner {
   }
 
   #slots(spec: MoeSpec, mlps: readonly MlpWeights[], plan: LayerPlan): readonly MlpWeights[] {
-    const { layer, experts, merge, units } = plan;
+    const { layer, experts, merge, units, down } = plan;
     return experts.map((expert, slot) => {
-      if (!merge && !units?.[slot]) return mlps[expert] as MlpWeights;
+      const change = down === undefined ? undefined : { plan, slot };
+      if (!merge && !units?.[slot] && !change) return mlps[expert] as MlpWeights;
       const row = merge?.[slot] ?? mlps.map((_, other) => (other === expert ? 1 : 0));
-      return this.#merges.merged(layer, { row, units: units?.[slot] }, spec.experts, mlps);
+      return this.#merges.merged(layer, { row, units: units?.[slot], change }, spec.experts, mlps);
     });
   }
 }

@@ -1,4 +1,4 @@
-import { moeLayers, roundToDtype, type UnitSource } from "@coppice/core";
+import { type LayerPlan, moeLayers, packBfloat16, roundToDtype, type UnitSource } from "@coppice/core";
 import { randomModel } from "@coppice/plugin-kit";
 import { describe, expect, test } from "vitest";
 import { MergeCache } from "../src/merge-cache.js";
@@ -23,7 +23,9 @@ async function setUp(slots: number) {
   const cache = new MergeCache(runtime, slots * bytes);
   const merge = (row: readonly number[], units?: readonly UnitSource[], layer = 0) =>
     cache.merged(layer, { row, units }, specs, experts);
-  return { bytes, cache, experts, merge };
+  const change = (plan: LayerPlan, slot: number, row: readonly number[], units?: readonly UnitSource[]) =>
+    cache.merged(plan.layer, { row, units, change: { plan, slot } }, specs, experts);
+  return { bytes, cache, change, experts, merge };
 }
 
 test("merged weights and biases are the sum, rounded as they would be stored", async () => {
@@ -130,4 +132,53 @@ test("long rows of coefficients are told apart", async () => {
   const long = [1 / 3, 2 / 3, Math.PI];
   expect(merge(long)).toBe(merge([...long]));
   expect(merge([1 / 3, 2 / 3, Math.PI + 1e-9])).not.toBe(merge(long));
+});
+
+describe("changed down projections", () => {
+  const planOf = (size: number, slot: number, factor: number): LayerPlan => {
+    const values = Float32Array.from({ length: 2 * size }, (_, i) => (i < size ? 0 : factor * ((i % 7) - 3)));
+    if (slot === 0) values.copyWithin(0, size);
+    return { layer: 0, experts: [2, 0], down: packBfloat16(values) };
+  };
+  const rounded = (values: Float32Array) => {
+    roundToDtype(values, "BF16");
+    return values;
+  };
+
+  test("are the sum, rounded as it would be stored; all else is the expert's own", async () => {
+    const { bytes, cache, change, experts, merge } = await setUp(1);
+    const size = experts[0]?.down.size ?? 0;
+    const plan = planOf(size, 1, 2 ** -8);
+    const slot = change(plan, 1, [1, 0, 0]);
+    const delta = (_: unknown, i: number) => (((i + size) % 7) - 3) * 2 ** -8;
+    const own = experts[0]?.down.data as Float32Array;
+    expect(slot.down.data).toEqual(rounded(own.map((value, i) => value + delta(value, i))));
+    const { down: _, ...shared } = slot;
+    for (const [part, tensor] of Object.entries(shared)) {
+      expect(tensor, part).toBe(experts[0]?.[part as "gate"]);
+    }
+    expect(cache.bytes).toBe(4 * size);
+    expect(cache.bytes).toBeLessThan(bytes / 2);
+    expect(change(plan, 0, [0, 0, 1])).toBe(experts[2]);
+    const row = [0.5, 0.5, 0];
+    const second = experts[1]?.down.data as Float32Array;
+    const mixed = own.map((value, i) => 0.5 * value + 0.5 * (second[i] as number));
+    const merged = change(plan, 1, row);
+    expect(merged.down.data).toEqual(rounded(mixed.map((value, i) => value + delta(value, i))));
+    expect(merged.up.data).toEqual(merge(row).up.data);
+  });
+
+  test("are part of what is looked up, whatever plan has them", async () => {
+    const { change, experts, merge } = await setUp(8);
+    const size = experts[0]?.down.size ?? 0;
+    const row = [0.5, 0, 0.5];
+    const plan = planOf(size, 1, 1);
+    const first = change(plan, 1, row);
+    expect(change(plan, 1, row)).toBe(first);
+    expect(change(planOf(size, 1, 1), 1, row)).toBe(first);
+    expect(change(planOf(size, 1, 2), 1, row)).not.toBe(first);
+    expect(change({ ...plan, layer: 1 }, 1, row)).not.toBe(first);
+    expect(change(plan, 0, row)).toBe(merge(row));
+    expect(merge(row)).not.toBe(first);
+  });
 });

@@ -1,10 +1,13 @@
 import {
   createPlan,
+  elementCount,
   type LayerPlan,
+  type MlpSpec,
   type MoeModel,
   type MoeSpec,
   moeLayers,
   type Plan,
+  packBfloat16,
   packFloats,
   type Rng,
   type RouterRows,
@@ -13,8 +16,8 @@ import {
 } from "@coppice/core";
 
 /**
- * Any valid plan: some layers left out, slots in any order, merges by matrix and by unit, router maps where they are
- * possible or router rows and rules for skipped experts, other top-k.
+ * Any valid plan: some layers left out, slots in any order, merges by matrix and by unit, changed down projections,
+ * router maps where they are possible or router rows and rules for skipped experts, other top-k.
  */
 export function randomPlan(model: MoeModel, rng: Rng): Plan {
   const layers: LayerPlan[] = [];
@@ -34,6 +37,7 @@ export function randomPlan(model: MoeModel, rng: Rng): Plan {
       topK: 1 + rng.integer(Math.min(slots, 3)),
       ...(rng.bernoulli(0.5) && { merge: rows() }),
       ...(rng.bernoulli(0.4) && { units: kept.map(() => randomUnits(rng, feedForward)) }),
+      ...(rng.bernoulli(0.4) && { down: randomDown(rng, feedForward, slots) }),
       ...(mapped && { routerMap: rows() }),
       ...(!mapped && rng.bernoulli(0.4) && { router: randomRouter(rng, feedForward, slots) }),
       ...(!mapped && rng.bernoulli(0.5) && { skip: randomRule(rng) }),
@@ -54,6 +58,13 @@ function randomUnits(rng: Rng, { experts }: MoeSpec): UnitSource[] | null {
     rows: factors(),
     columns: factors(),
   }));
+}
+
+function randomDown(rng: Rng, { experts }: MoeSpec, slots: number): string {
+  const size = elementCount((experts[0] as MlpSpec).down.shape);
+  const scales = Array.from({ length: slots }, () => (rng.bernoulli(0.3) ? 0 : 0.1));
+  const values = scales.flatMap((scale) => Array.from({ length: size }, () => scale * rng.normal()));
+  return packBfloat16(Float32Array.from(values));
 }
 
 function randomRouter(rng: Rng, { router }: MoeSpec, slots: number): RouterRows {

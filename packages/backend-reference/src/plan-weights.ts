@@ -1,4 +1,6 @@
 import {
+  addDelta,
+  downDelta,
   type LayerPlan,
   type MlpSpec,
   type MoeSpec,
@@ -20,7 +22,7 @@ export interface PlannedExperts {
   readonly routerRows: number;
 }
 
-/** The slots of one layer under `plan`; unmerged slots share the arrays of the loaded experts. */
+/** The slots of one layer under `plan`; what a plan leaves unchanged shares the arrays of the loaded experts. */
 export function planExperts(
   spec: MoeSpec,
   experts: readonly Mlp[],
@@ -55,19 +57,21 @@ function keptRows(values: Float32Array, experts: number, kept: readonly number[]
 
 type Part = "gate" | "up" | "down" | "gateBias" | "upBias" | "downBias";
 
-/** Merged and rounded as it is stored, so that it has the bits that an exported checkpoint would have. */
+/** Merged, changed and rounded as it is stored, so that it has the bits that an exported checkpoint would have. */
 function slotExpert(spec: MoeSpec, experts: readonly Mlp[], plan: LayerPlan, slot: number): Mlp {
   const row = plan.merge?.[slot];
   const units = plan.units?.[slot];
   const unchanged = row ? onlyExpert(row) : plan.experts[slot];
   const whole = unchanged === undefined ? undefined : experts[unchanged];
-  if (whole && !units) return whole;
+  const delta = downDelta(plan, slot);
+  if (whole && !units && !delta) return whole;
   const first = experts[0] as Mlp;
   const values = (part: Part): Float32Array | undefined => {
     const ref = (spec.experts[0] as MlpSpec)[part];
     if (!ref) return undefined;
     const byUnit = units && part !== "downBias";
-    if (whole && !byUnit) return whole[part];
+    const change = part === "down" ? delta : undefined;
+    if (whole && !byUnit && !change) return whole[part];
     const out = floats((first[part] as Float32Array).length);
     if (byUnit) {
       const sources = units.map((source) => ({
@@ -75,10 +79,12 @@ function slotExpert(spec: MoeSpec, experts: readonly Mlp[], plan: LayerPlan, slo
         values: experts[source.expert]?.[part] as Float32Array,
       }));
       mergeUnits(part, sources, first.width, out);
-    } else {
+    } else if (whole) out.set(whole.down);
+    else {
       const sources = experts.map((expert) => expert[part] as Float32Array);
       mergeRows(sources, row as readonly number[], out);
     }
+    if (change) addDelta(out, change);
     roundToStored(out, ref);
     return out;
   };

@@ -11,6 +11,7 @@ import {
   mergedPlan,
   mixedPlan,
   prunedPlan,
+  refitPlan,
   repairedPlan,
   sampleRules,
   skippingPlan,
@@ -68,6 +69,7 @@ export function planCases(source: BackendSource, name: string, loaded: MemoryMod
     ...equalsBoth("pruning", prunedPlan(model, 11)),
     ...equalsBoth("merging", mergedPlan(model, 12)),
     ...equalsBoth("merging by unit", alignedPlan(model, 23)),
+    ...equalsBoth("changing down projections", refitPlan(model, 31)),
     ...equalsBoth("router rows", repairedPlan(loaded, 24)),
     ...Object.entries(sampleRules).flatMap(([rule, skip]) =>
       equalsBoth(`skipping by the rule ${rule}`, skippingPlan(model, skip)),
@@ -99,6 +101,7 @@ export function planCases(source: BackendSource, name: string, loaded: MemoryMod
           prunedPlan(model, 16),
           mergedPlan(model, 17),
           alignedPlan(model, 26),
+          refitPlan(model, 32),
           everythingPlan(loaded, 27),
           ...(acceptsMaps(model) ? [mappedPlan(model, 18)] : []),
         ]) {
@@ -117,6 +120,7 @@ export function planCases(source: BackendSource, name: string, loaded: MemoryMod
           mergedPlan(model, 19),
           prunedPlan(model, 20),
           alignedPlan(model, 28),
+          refitPlan(model, 33),
           mergedPlan(model, 21),
           everything,
           createPlan(

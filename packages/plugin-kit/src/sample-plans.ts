@@ -1,11 +1,13 @@
 import {
   createPlan,
+  elementCount,
   type LayerPlan,
   type MlpSpec,
   type MoeModel,
   type MoeSpec,
   moeLayers,
   type Plan,
+  packBfloat16,
   packFloats,
   Rng,
   type SkipRule,
@@ -86,6 +88,31 @@ export function repairedPlan({ model, tensors }: MemoryModel, seed: number): Pla
   });
 }
 
+/**
+ * Prunes, and changes the down projections of all slots but the first; in every other layer those of merged slots, of which
+ * some are put together unit by unit.
+ */
+export function refitPlan(model: MoeModel, seed: number): Plan {
+  const rng = Rng.fromSeed(seed);
+  return planOf(model, (spec, layer) => {
+    const kept = randomHalf(rng, spec);
+    return {
+      experts: kept,
+      ...(layer % 2 === 0 && {
+        merge: nearOneHot(rng, kept, spec.experts.length),
+        units: kept.map((expert, slot) => (slot % 2 === 0 ? permutedUnits(rng, spec, expert) : null)),
+      }),
+      down: downChanges(rng, spec, kept.length),
+    };
+  });
+}
+
+function downChanges(rng: Rng, { experts }: MoeSpec, slots: number): string {
+  const size = elementCount((experts[0] as MlpSpec).down.shape);
+  const value = (_: number, i: number) => (i < size ? 0 : 0.05 * rng.normal());
+  return packBfloat16(Float32Array.from({ length: slots * size }, value));
+}
+
 /** All experts, of which tokens skip some. */
 export function skippingPlan(model: MoeModel, skip: SkipRule): Plan {
   return planOf(model, ({ experts }) => ({ experts: experts.map((_, i) => i), skip }));
@@ -98,7 +125,7 @@ export const sampleRules = {
   spare: { rule: "ratio", threshold: 0.95, spare: 0.35 },
 } as const satisfies Record<string, SkipRule>;
 
-/** Pruning, merges by unit, router rows and rules for skipped experts together, layer by layer another rule. */
+/** Pruning, merges by unit, changed down projections, router rows and rules for skipped experts together, layer by layer another rule. */
 export function everythingPlan(loaded: MemoryModel, seed: number): Plan {
   const { model } = loaded;
   const rules = Object.values(sampleRules);
@@ -111,6 +138,7 @@ export function everythingPlan(loaded: MemoryModel, seed: number): Plan {
       return {
         ...layer,
         units: layer.experts.map((expert) => permutedUnits(rng, spec, expert)),
+        down: downChanges(rng, spec, layer.experts.length),
         skip: rules[(i + 1) % 3] as SkipRule,
       };
     }),

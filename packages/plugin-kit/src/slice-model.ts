@@ -75,7 +75,9 @@ function sliceLayer(spec: MoeSpec, plan: LayerPlan, tensors: Map<string, Float32
     ...(skip && { skip }),
   };
   const experts = order.map((slot) =>
-    plan.merge || plan.units?.[slot] ? merged(slot) : (spec.experts[plan.experts[slot] as number] as MlpSpec),
+    plan.merge || plan.units?.[slot] || plan.down !== undefined
+      ? merged(slot)
+      : (spec.experts[plan.experts[slot] as number] as MlpSpec),
   );
   return { ...spec, router, experts };
 }

@@ -14,8 +14,8 @@ export const mlpParts = ["gate", "up", "down", "gateBias", "upBias", "downBias"]
 export type MlpPart = (typeof mlpParts)[number];
 
 /**
- * One part of a slot from the formulas of `LayerPlan.merge` and `LayerPlan.units`, rounded to what the checkpoint would
- * store; undefined when experts have no such part.
+ * One part of a slot from the formulas of `LayerPlan.merge`, `LayerPlan.units` and `LayerPlan.down`, rounded to what the
+ * checkpoint would store; undefined when experts have no such part.
  */
 export function slotValues(
   { experts }: MoeSpec,
@@ -30,12 +30,29 @@ export function slotValues(
   const sources = refs.map((ref) => values(ref as TensorRef));
   const units = part === "downBias" ? undefined : plan.units?.[slot];
   const row = plan.merge?.[slot];
-  if (!units && !row) return sources[plan.experts[slot] as number];
+  const change = part === "down" && plan.down !== undefined ? slotDeltas(plan.down, slot, plan) : [];
+  const changes = change.some((value) => value !== 0);
+  const kept = sources[plan.experts[slot] as number] as Float32Array;
+  if (!units && !row && !changes) return kept;
   const sums = units
     ? unitSums(units, sources, (experts[0] as MlpSpec).width, part === "down")
-    : values(first).map((_, i) => weighted(row as readonly number[], sources, i));
-  roundToStored(sums, first);
-  return sums;
+    : kept.map((value, i) => (row ? weighted(row, sources, i) : value));
+  const changed = changes ? sums.map((sum, i) => sum + (change[i] as number)) : sums;
+  roundToStored(changed, first);
+  return changed;
+}
+
+/** Base64 of little-endian bfloat16 values, the upper halves of float32 ones: those of one slot. */
+function slotDeltas(text: string, slot: number, { experts }: LayerPlan): number[] {
+  const letters = atob(text);
+  const size = letters.length / 2 / experts.length;
+  const word = new DataView(new ArrayBuffer(4));
+  return Array.from({ length: size }, (_, i) => {
+    const at = 2 * (slot * size + i);
+    word.setUint8(0, letters.charCodeAt(at + 1));
+    word.setUint8(1, letters.charCodeAt(at));
+    return word.getFloat32(0);
+  });
 }
 
 function weighted(row: readonly number[], sources: readonly Float32Array[], at: number): number {

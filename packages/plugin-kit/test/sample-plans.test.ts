@@ -1,7 +1,14 @@
 import { type Plan, parsePlan } from "@coppice/core";
 import { type ModelFeature, randomModel, sampleShapes, slowForward } from "@coppice/plugin-kit";
 import { describe, expect, test } from "vitest";
-import { alignedPlan, everythingPlan, repairedPlan, sampleRules, skippingPlan } from "../src/sample-plans.js";
+import {
+  alignedPlan,
+  everythingPlan,
+  refitPlan,
+  repairedPlan,
+  sampleRules,
+  skippingPlan,
+} from "../src/sample-plans.js";
 
 // A backend that ignored a part of a plan would otherwise pass the conformance suite.
 describe.each(Object.keys(sampleShapes) as ModelFeature[])(
@@ -21,6 +28,7 @@ describe.each(Object.keys(sampleShapes) as ModelFeature[])(
     test("are valid", () => {
       const plans = [
         alignedPlan(model, 1),
+        refitPlan(model, 4),
         repairedPlan(whole, 2),
         everythingPlan(whole, 3),
         ...Object.values(sampleRules).map((rule) => skippingPlan(model, rule)),
@@ -29,17 +37,20 @@ describe.each(Object.keys(sampleShapes) as ModelFeature[])(
     });
 
     test("compute something else without any of their parts", () => {
-      const without = (plan: Plan, key: "units" | "merge" | "router" | "skip"): Plan => ({
+      const without = (plan: Plan, key: "units" | "merge" | "down" | "router" | "skip"): Plan => ({
         ...plan,
         layers: plan.layers.map(({ [key]: _, ...layer }) => layer),
       });
       const aligned = alignedPlan(model, 1);
       expect(difference(aligned, without(aligned, "units"))).toBeGreaterThan(1e-3);
       expect(difference(aligned, without(aligned, "merge"))).toBeGreaterThan(1e-3);
+      const refit = refitPlan(model, 4);
+      for (const key of ["units", "merge", "down"] as const)
+        expect(difference(refit, without(refit, key)), key).toBeGreaterThan(1e-3);
       const repaired = repairedPlan(whole, 2);
       expect(difference(repaired, without(repaired, "router"))).toBeGreaterThan(1e-3);
       const everything = everythingPlan(whole, 3);
-      for (const key of ["units", "router", "skip"] as const)
+      for (const key of ["units", "down", "router", "skip"] as const)
         expect(difference(everything, without(everything, key)), key).toBeGreaterThan(1e-3);
     });
 
