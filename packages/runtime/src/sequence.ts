@@ -122,15 +122,18 @@ export class Sequence implements Decoder {
     this.#past = Object.fromEntries(io.cache.map(({ input, output }) => [input, outputs[output] as Tensor]));
     for (const token of tokens) this.tokens.push(token);
     disposeTensors(before);
-    this.#readExperts(outputs);
+    await this.#readExperts(outputs);
     return lastRow(outputs["logits"] as Tensor);
   }
 
-  #readExperts(outputs: InferenceSession.ReturnType): void {
-    const now = this.#graph.io.experts.flatMap(({ output, layer }) => {
+  async #readExperts(outputs: InferenceSession.ReturnType): Promise<void> {
+    const now: LayerExperts[] = [];
+    for (const { output, layer } of this.#graph.io.experts) {
       const tensor = outputs[output] as Tensor | undefined;
-      return tensor ? [{ layer, experts: Int32Array.from(tensor.data as ArrayLike<number>, Number) }] : [];
-    });
+      if (!tensor) continue;
+      const data = await tensor.getData(true);
+      now.push({ layer, experts: Int32Array.from(data as ArrayLike<number>, Number) });
+    }
     this.experts =
       this.experts.length === 0
         ? now
@@ -142,12 +145,12 @@ export class Sequence implements Decoder {
 }
 
 /** Logits of the last token, [vocab]. */
-function lastRow(logits: Tensor): Float32Array {
+async function lastRow(logits: Tensor): Promise<Float32Array> {
   const vocab = logits.dims.at(-1) as number;
-  if (!(logits.data instanceof Float32Array)) {
-    throw new CoppiceError("COPPICE_BACKEND_UNSUPPORTED", `logits are ${logits.type}, expected float32`);
-  }
-  return logits.data.subarray(logits.data.length - vocab);
+  // From where it is; a copy on a GPU is given back.
+  const data = await logits.getData(true);
+  if (data instanceof Float32Array) return data.subarray(data.length - vocab);
+  throw new CoppiceError("COPPICE_BACKEND_UNSUPPORTED", `logits are ${logits.type}, expected float32`);
 }
 
 function emptyPast({ runtime, io }: LoadedGraph): Tensors {

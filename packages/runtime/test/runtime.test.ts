@@ -5,6 +5,7 @@ import { encodeModel, GraphBuilder } from "@coppice/onnx";
 import { type ModelPiece, openExportedModel, type TextModel, urlFolder } from "@coppice/runtime";
 import { isExportedFolder, openModelFolder } from "@coppice/runtime/node";
 import { describe, expect, it } from "vitest";
+import { deviceRuntime } from "./device-runtime.js";
 import { toyExport, toyText, toyVocab } from "./toy-export.js";
 
 const ids = (length: number, step = 37) => Int32Array.from({ length }, (_, i) => 100 + ((i * step) % 900));
@@ -135,6 +136,32 @@ describe("kept beginnings", () => {
     await using none = await openModelFolder(toy.path, { keptPrefixes: 0 });
     await none.generate(prompt, { maxTokens: 2 });
     expect((await none.generate(prompt, { maxTokens: 2 })).cachedTokens).toBe(0);
+  });
+});
+
+describe("tensors on a device", () => {
+  it("stay there, go on from text to text, and are all given back", async () => {
+    await using toy = await toyExport({ experts: true });
+    const { runtime, live } = deviceRuntime();
+    const model = await openModelFolder(toy.path, { runtime, keptPrefixes: 2, chunk: 16 });
+    const { tokens } = await model.generate(prompt, { maxTokens: 10 });
+    expect([...tokens]).toEqual(toyText(prompt, 10));
+    // Keys and values of the one layer.
+    expect(live()).toBe(2);
+    const next = Int32Array.from([...prompt, ...tokens, 5]);
+    const second = await model.generate(next, { maxTokens: 3 });
+    expect([second.cachedTokens, [...second.tokens]]).toEqual([49, toyText(next, 3)]);
+    expect(live()).toBe(2);
+    // A part of what is kept cannot be cut out over there.
+    const other = Int32Array.from([...prompt.subarray(0, 30), 1]);
+    expect((await model.generate(other, { maxTokens: 2 })).cachedTokens).toBe(0);
+    expect((await pieces(model, ids(20, 3), { experts: true, maxTokens: 2 }))[0]?.experts).toHaveLength(1);
+    expect(live()).toBe(4);
+    const unfinished = model.stream(ids(25, 5));
+    await unfinished.next();
+    await model.dispose();
+    await expect(unfinished.next()).rejects.toMatchObject({ code: "COPPICE_BACKEND_DISPOSED" });
+    expect(live()).toBe(0);
   });
 });
 
