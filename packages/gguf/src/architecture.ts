@@ -82,7 +82,7 @@ export function describeForGguf(model: MoeModel): GgufModel {
 
 function checkLayer(layer: DecoderLayer, model: MoeModel, architecture: Architecture): GgufLayer {
   const { index, attention, feedForward } = layer;
-  const refuse = (what: string, hint?: string) => unsupported(`layer ${index} ${what}`, hint);
+  const refuse = (what: string) => unsupported(`layer ${index} ${what}`);
   if (feedForward.kind !== "moe") throw refuse("has no experts; in the format every layer has some");
   if (attention.kind !== "gqa") throw refuse(`has attention of the kind ${attention.kind}`);
   const { router } = feedForward;
@@ -106,19 +106,27 @@ function checkLayer(layer: DecoderLayer, model: MoeModel, architecture: Architec
   return { ...layer, attention, feedForward };
 }
 
-/** Stretched rotary embeddings that the format describes as they are computed here. */
+/** Stretched rotary embeddings that the format describes; llama.cpp takes what YaRN leaves open to be as in its paper. */
 function checkScaling(scaling: RotaryScaling): void {
   if (scaling.kind === "linear") return;
   if (scaling.kind !== "yarn") {
     throw unsupported(`rotary scaling ${scaling.kind} has no place in the format; expected linear or yarn`);
   }
-  const { factor, attentionFactor, truncate } = scaling;
+  const { factor, attentionFactor, betaFast, betaSlow, truncate } = scaling;
   const natural = factor <= 1 ? 1 : 0.1 * Math.log(factor) + 1;
-  if (Math.abs(attentionFactor - natural) > 1e-6 || !truncate) {
-    throw unsupported(
-      `rotary scaling yarn has attention_factor ${attentionFactor} and truncate ${truncate}; the format's are ${natural} and true`,
-    );
-  }
+  const check = (
+    key: string,
+    value: number | boolean,
+    expected: number | boolean,
+    equal = value === expected,
+  ) => {
+    if (!equal)
+      throw unsupported(`rotary scaling yarn has ${key} ${value}; for the format it is ${expected}`);
+  };
+  check("attention_factor", attentionFactor, natural, Math.abs(attentionFactor - natural) < 1e-6);
+  check("beta_fast", betaFast, 32);
+  check("beta_slow", betaSlow, 1);
+  check("truncate", truncate, true);
 }
 
 function checkEqualLayers({ layers, architecture }: GgufModel): void {

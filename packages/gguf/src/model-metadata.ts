@@ -51,11 +51,8 @@ export function modelMetadata(
     text(`${architecture.name}.rope.scaling.type`, scaling.kind);
     own("rope.scaling.factor", "float32", scaling.factor);
   }
-  if (scaling?.kind === "yarn") {
+  if (scaling?.kind === "yarn")
     own("rope.scaling.original_context_length", "uint32", scaling.originalContext);
-    own("rope.scaling.yarn_beta_fast", "float32", scaling.betaFast);
-    own("rope.scaling.yarn_beta_slow", "float32", scaling.betaSlow);
-  }
   entries.push(["general.file_type", { type: "uint32", value: fileTypes[type] }]);
   entries.push(["general.quantization_version", { type: "uint32", value: 2 }]);
   return entries;

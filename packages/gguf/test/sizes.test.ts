@@ -109,6 +109,19 @@ describe("pruned models", () => {
   });
 });
 
+describe("layers that the architecture does not have are refused", () => {
+  it.each([
+    [{ mlp_only_layers: [1], intermediate_size: 64 }, /layer 1 has no experts/],
+    [{ attention_bias: true }, /layer 0 has biases of attention/],
+  ])("%j", async (config, message) => {
+    const loaded = await (await synthetic({ layers: 2, config })).load();
+    await expect(exportGguf(loaded)).rejects.toMatchObject({
+      code: "COPPICE_EXPORT_UNSUPPORTED",
+      message: expect.stringMatching(message),
+    });
+  });
+});
+
 describe("what blocks cannot hold", () => {
   const untouched: CheckpointTarget = {
     label: "none",

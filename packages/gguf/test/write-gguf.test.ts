@@ -150,8 +150,6 @@ describe("metadata", () => {
       "llama.rope.scaling.type": "yarn",
       "llama.rope.scaling.factor": 4,
       "llama.rope.scaling.original_context_length": 128,
-      "llama.rope.scaling.yarn_beta_fast": 32,
-      "llama.rope.scaling.yarn_beta_slow": 1,
     });
   });
 });
@@ -203,7 +201,14 @@ describe("what does not fit is refused before anything is written", () => {
       "mixtral",
       "F16",
       (c) => (c.rope_scaling = { rope_type: "yarn", factor: 2, attention_factor: 1 }),
-      /attention_factor 1 .* 1\.069/,
+      /attention_factor 1; .* 1\.069/,
+    ],
+    [
+      "YaRN with another ramp",
+      "qwen3_moe",
+      "F16",
+      (c) => (c.rope_scaling = { rope_type: "yarn", factor: 2, beta_fast: 24 }),
+      /beta_fast 24; for the format it is 32/,
     ],
   ];
   it.each(cases)("%s of %s", async (_, family, type, edit, message) => {
