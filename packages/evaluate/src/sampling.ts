@@ -42,6 +42,8 @@ export function refuse(name: string, value: unknown, expected: string): never {
   throw new CoppiceError("COPPICE_USAGE", `${name} is ${JSON.stringify(value)}, expected ${expected}`);
 }
 
+const leastPower = -50;
+
 /** Draws the tokens of one text. */
 export class Sampler {
   /** True when every token is the most likely one of the logits as they are, so that they need not be copied out. */
@@ -101,9 +103,9 @@ export class Sampler {
     if (this.#temperature === 0) return best;
     let total = 0;
     for (let id = 0; id < values.length; id++) {
-      const weight = Math.exp(((values[id] as number) - max) / this.#temperature);
-      // A NaN among the logits is never drawn.
-      values[id] = Number.isNaN(weight) ? 0 : weight;
+      const power = ((values[id] as number) - max) / this.#temperature;
+      // Below, a whole vocabulary does not add up to what float64 can tell from 0 beside 1. NaN is never drawn either.
+      values[id] = power > leastPower ? Math.exp(power) : 0;
       total += values[id] as number;
     }
     return this.#pick(this.#candidates(values, total), values);
