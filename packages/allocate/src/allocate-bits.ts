@@ -12,6 +12,11 @@ export interface AllocateBitsOptions {
   /** The fewest bits of a matrix. @default none */
   least?(matrix: MatrixLoss): number;
   /**
+   * True when the matrices of an expert may get different widths; the sensitivity must be one of `matrices` then. What two
+   * matrices of an expert lose adds up worse than what experts lose. @default false
+   */
+  readonly mixed?: boolean;
+  /**
    * Whether experts may get 0 bits, which drops them, down to the top-k of a layer: `uniform` drops as many in every layer, as
    * most stock configs need, `free` what is best. @default "none"
    */
@@ -51,13 +56,20 @@ interface WidthGroup {
 
 /**
  * Chooses the bits of every matrix, and which experts are dropped, so that the sum of what they lose is the least possible
- * within a number of bytes; see `allocateUnits`. Matrices of one expert may get different widths.
- * @throws COPPICE_PLAN_KEEP when the budget is too small, with the least bytes; COPPICE_PLAN_INVALID when the sensitivity is
- * of another model, or of matrices in layers without experts
+ * within a number of bytes; see `allocateUnits`.
+ * @throws COPPICE_PLAN_KEEP when the budget is too small, with the least bytes; COPPICE_STATS_MODEL when the sensitivity is
+ * of another model; COPPICE_USAGE when a matrix has no width that is wide enough
  */
 export function allocateBits(options: AllocateBitsOptions): BitAllocation {
-  const { model, sensitivity, budget, prune = "none" } = options;
+  const { model, sensitivity, budget, prune = "none", mixed = false } = options;
   checkModel(model, sensitivity);
+  if (mixed && sensitivity.quantized !== "matrices") {
+    throw new CoppiceError(
+      "COPPICE_USAGE",
+      "matrices of an expert are to get different widths, but whole experts were quantized when it was measured what they lose",
+      { hint: "measure it matrix by matrix" },
+    );
+  }
   const groups = widthGroups(options);
   const ruled = (rule: (layer: MoeLayer) => Omit<CountRule<WidthOption>, "counts">) =>
     groups.map(({ layer, units }) => ({
@@ -131,7 +143,8 @@ function expertWidths(
   expert: ExpertLoss | undefined,
   options: AllocateBitsOptions,
 ): WidthOption[] {
-  const kept = widths(matrices, options);
+  const all = widths(matrices, options);
+  const kept = options.mixed ? all : all.filter(({ bits }) => new Set(bits).size <= 1);
   if (!expert?.dropped || (options.prune ?? "none") === "none") return kept;
   return [{ bytes: 0, loss: expert.dropped.loss, bits: matrices.map(() => 0) }, ...kept];
 }

@@ -27,6 +27,7 @@ export {
 export { allocateMcMoe, type McMoeOptions } from "./mc-moe.js";
 export { measureSensitivity, type SensitivityRequest } from "./measure-sensitivity.js";
 export { type MeasureTopKOptions, measureTopK } from "./measure-top-k.js";
+export { parseSensitivity } from "./parse-sensitivity.js";
 export type { SampleRequest } from "./sampled-layers.js";
 export { sampledTopK, topKNeeds } from "./sampled-top-k.js";
 export type {

@@ -78,16 +78,21 @@ export class SensitivityWork implements AsyncDisposable {
     return { matrices, experts };
   }
 
-  /** Matrices that are quantized together: of one role, and those of all experts. */
+  /** Matrices that are quantized together: those of all experts, of all roles or of one; others by themselves. */
   #groups({ index }: DecoderLayer): WidthMatrix[][] {
-    const { matrices, model } = this.#request;
+    const { matrices, model, quantize = "experts" } = this.#request;
     const here = matrices.filter(({ layer, weight }) => {
       if (layer !== undefined) return layer === index;
       return weight === model.embedding ? index === 0 : index === model.layers.length - 1;
     });
     const groups = new Map<string, WidthMatrix[]>();
     for (const matrix of here) {
-      const key = matrix.expert === undefined ? matrix.name : `experts ${matrix.role}`;
+      const key =
+        matrix.expert === undefined
+          ? matrix.name
+          : quantize === "experts"
+            ? "experts"
+            : `experts ${matrix.role}`;
       groups.set(key, [...(groups.get(key) ?? []), matrix]);
     }
     return [...groups.values()];
@@ -234,8 +239,12 @@ export class SensitivityWork implements AsyncDisposable {
   }
 }
 
-/** Gives every matrix of a group its part of what the group loses: by its expert's error, or all where there is one. */
+/**
+ * Gives every matrix of a group its part of what the group loses: by its expert's error, in parts alike for the matrices of
+ * one expert, or all where there are no experts.
+ */
 function sharedOut(group: readonly WidthMatrix[], measured: readonly Measured[]): MatrixLoss[] {
+  const parts = group.filter(({ expert }) => expert === group[0]?.expert).length;
   return group.map(({ name, role, layer, expert }) => ({
     name,
     role,
@@ -244,7 +253,7 @@ function sharedOut(group: readonly WidthMatrix[], measured: readonly Measured[])
     widths: measured.map(({ bits, loss, errors }) => {
       if (!errors || expert === undefined) return { bits, loss };
       const total = errors.reduce((a, b) => a + b, 0);
-      const error = errors[expert] as number;
+      const error = (errors[expert] as number) / parts;
       return { bits, error, loss: total > 0 ? (loss * error) / total : 0 };
     }),
   }));

@@ -36,7 +36,7 @@ interface ExpertOption extends UnitOption {
  * the sum of its matrices' errors. Its authors have widths of 1, 2 and 3 bits and use a solver of integer programs; their code
  * raises ε to α, their paper to γ, which is what is done here. With 0 among the widths pruning is part of it, ε then
  * being what dropping the expert changes; a layer keeps at least its top-k.
- * @throws COPPICE_PLAN_KEEP when the average is too small, COPPICE_PLAN_INVALID, COPPICE_USAGE for widths that were not measured
+ * @throws COPPICE_PLAN_KEEP when the average is too small, COPPICE_STATS_MODEL, COPPICE_USAGE for widths that were not measured
  */
 export function allocateMcMoe(options: McMoeOptions): BitAllocation {
   const { model, sensitivity, others = 4 } = options;

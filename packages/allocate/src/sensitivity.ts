@@ -60,17 +60,22 @@ export interface DroppedLoss {
 export interface Sensitivity {
   /** Fingerprint of the model. */
   readonly model: string;
+  /**
+   * What was quantized at once of an expert: all its matrices, whose losses and errors are then parts alike of what the
+   * expert loses, or one after the other.
+   */
+  readonly quantized: "experts" | "matrices";
   /** Positions whose predictions were compared. */
   readonly positions: number;
   readonly matrices: readonly MatrixLoss[];
   readonly experts: readonly ExpertLoss[];
 }
 
-/** @throws COPPICE_PLAN_INVALID when it was measured on another model */
+/** @throws COPPICE_STATS_MODEL when it was measured on another model */
 export function checkModel(model: MoeModel, sensitivity: Sensitivity): void {
   if (sensitivity.model === model.fingerprint) return;
   throw new CoppiceError(
-    "COPPICE_PLAN_INVALID",
+    "COPPICE_STATS_MODEL",
     `the sensitivity was measured on the model "${sensitivity.model}", this one is "${model.fingerprint}"`,
   );
 }

@@ -3,6 +3,7 @@ import {
   allocateMcMoe,
   type BitAllocation,
   type MatrixLoss,
+  parseSensitivity,
   type Sensitivity,
 } from "@coppice/allocate";
 import { moeLayers, Rng } from "@coppice/core";
@@ -23,6 +24,7 @@ function randomSensitivity(seed: number): Sensitivity {
   const layers = moeLayers(model);
   return {
     model: model.fingerprint,
+    quantized: "matrices",
     positions: 10,
     matrices: [
       { name: "head", role: "head", widths: widths(3, false) },
@@ -69,7 +71,12 @@ function sums({ matrices, experts }: Sensitivity, found: BitAllocation) {
 }
 
 /** The least loss of all choices of widths, by trying all of them layer by layer and joining at every sum of bytes. */
-function exhaustive({ matrices, experts }: Sensitivity, budget: number, kept: (counts: number[]) => boolean) {
+function exhaustive(
+  { matrices, experts }: Sensitivity,
+  budget: number,
+  mixed: boolean,
+  kept: (counts: number[]) => boolean,
+) {
   let all = new Map<string, { bytes: number; loss: number; counts: number[] }>();
   const add = (to: typeof all, one: { bytes: number; loss: number; counts: number[] }) => {
     const key = `${one.bytes} ${one.counts.join()}`;
@@ -102,11 +109,13 @@ function exhaustive({ matrices, experts }: Sensitivity, budget: number, kept: (c
     extend([
       { bytes: 0, loss: dropped?.loss as number, kept: [0, 0] },
       ...up.widths.flatMap((a) =>
-        down.widths.map((b) => ({
-          bytes: bytes(up.name, a.bits) + bytes(down.name, b.bits),
-          loss: a.loss + b.loss,
-          kept: one,
-        })),
+        down.widths
+          .filter((b) => mixed || a.bits === b.bits)
+          .map((b) => ({
+            bytes: bytes(up.name, a.bits) + bytes(down.name, b.bits),
+            loss: a.loss + b.loss,
+            kept: one,
+          })),
       ),
     ]);
   }
@@ -114,7 +123,11 @@ function exhaustive({ matrices, experts }: Sensitivity, budget: number, kept: (c
 }
 
 describe("allocateBits", () => {
-  test.each([1, 2, 3])("finds the best of all widths and drops, seed %i", (seed) => {
+  test.each([
+    [1, false],
+    [2, true],
+    [3, true],
+  ])("finds the best of all widths and drops, seed %i, mixed widths: %s", (seed, mixed) => {
     const sensitivity = randomSensitivity(seed);
     for (const budget of [3500, 5000, 7000]) {
       for (const [prune, kept] of [
@@ -122,8 +135,8 @@ describe("allocateBits", () => {
         ["free", (counts: number[]) => counts.every((count) => count >= 2)],
         ["uniform", (counts: number[]) => (counts[0] as number) >= 2 && counts[0] === counts[1]],
       ] as const) {
-        const best = exhaustive(sensitivity, budget, kept);
-        const request = { model, sensitivity, bytes, budget, prune };
+        const best = exhaustive(sensitivity, budget, mixed, kept);
+        const request = { model, sensitivity, bytes, budget, prune, mixed };
         if (!best) {
           expect(() => allocateBits(request)).toThrow(expect.objectContaining({ code: "COPPICE_PLAN_KEEP" }));
           continue;
@@ -159,6 +172,9 @@ describe("allocateBits", () => {
     expect(() => allocateBits({ ...request, sensitivity: { ...sensitivity, model: "other" } })).toThrow(
       /"other"/,
     );
+    expect(() =>
+      allocateBits({ ...request, sensitivity: { ...sensitivity, quantized: "experts" }, mixed: true }),
+    ).toThrow(/whole experts were quantized/);
     const least = sensitivity.matrices.reduce((sum, { name }) => sum + bytes(name, 2), 0);
     expect(() => allocateBits(request)).toThrow(`takes ${least} bytes, the budget is 100`);
     // Two of four experts are kept, at 2 bits.
@@ -216,5 +232,40 @@ describe("allocateMcMoe", () => {
     expect(() => allocateMcMoe({ ...request, average: 3.9 })).toThrow(
       "the 4 experts of layer 0 have 15 bits to share; one with each of 8 and 4 and the others with 2 take 16",
     );
+  });
+});
+
+describe("parseSensitivity", () => {
+  test("gives back what was written, and refuses everything else", () => {
+    const sensitivity = randomSensitivity(8);
+    const copy = () => JSON.parse(JSON.stringify(sensitivity));
+    expect(parseSensitivity(copy(), model)).toEqual(sensitivity);
+    const refused = (
+      change: (table: ReturnType<typeof copy>) => unknown,
+      text: RegExp,
+      code = "COPPICE_STATS_FORMAT",
+    ) => {
+      const table = copy();
+      const value = change(table) ?? table;
+      expect(() => parseSensitivity(value, model)).toThrow(
+        expect.objectContaining({ code, message: expect.stringMatching(text) }),
+      );
+    };
+    const set = (text: string, value: unknown) => (table: ReturnType<typeof copy>) => {
+      const keys = text.split(".");
+      const last = keys.pop() as string;
+      keys.reduce((object, key) => object[key], table)[last] = value;
+    };
+    refused(() => [], /is a list of 0, expected an object/);
+    refused(() => "text", /is "text", expected an object/);
+    refused(set("model", "other"), /"other"/, "COPPICE_STATS_MODEL");
+    refused(set("quantized", "layers"), /quantized .* is "layers"/);
+    refused(set("positions", -1), /positions .* is -1/);
+    refused(set("matrices", {}), /matrices .* is an object, expected a list/);
+    refused(set("matrices.1.layer", 0.5), /layer of matrix 1 .* is 0\.5/);
+    refused(set("matrices.0.name", null), /name of matrix 0 .* is null, expected text/);
+    refused(set("matrices.0.widths.1.loss", "x"), /loss of matrix 0 .* is "x"/);
+    refused(set("experts.2.dropped.error", undefined), /error of expert 2 .* is absent/);
+    refused(set("experts.2.share", Number.NaN), /share of expert 2/);
   });
 });

@@ -94,9 +94,14 @@ const near = (found: number, expected: number) =>
   expect(Math.abs(found - expected)).toBeLessThanOrEqual(1e-6 + 1e-3 * Math.abs(expected));
 
 describe("measureSensitivity", () => {
-  test.each(["dense-layers", "tied-head", "shared-expert-gate", "scaled-inputs"] as const)(
-    "agrees with slow runs of %s in which only that is quantized",
-    async (name) => {
+  test.each([
+    ["dense-layers", "matrices"],
+    ["tied-head", "experts"],
+    ["shared-expert-gate", "matrices"],
+    ["scaled-inputs", "experts"],
+  ] as const)(
+    "agrees with slow runs of %s in which only that is quantized, %s at a time",
+    async (name, quantize) => {
       const source = randomModel(sampleShapes[name]);
       const { model, weights } = source;
       const matrices = matricesOf(source);
@@ -109,13 +114,14 @@ describe("measureSensitivity", () => {
         backend: await backend(),
         matrices,
         bits: [1, 3],
+        quantize,
         quantized: async ({ weight }, bits) => rounded(source.tensors.get(weight.name) as Float32Array, bits),
         sequences: sequences.map((ids) => Int32Array.from(ids)),
         positions: positions.map((at) => Int32Array.from(at)),
         divergence: slowDivergence,
         emitter,
       });
-      expect(found).toMatchObject({ model: model.fingerprint, positions: 3 });
+      expect(found).toMatchObject({ model: model.fingerprint, quantized: quantize, positions: 3 });
       expect(found.matrices.map((matrix) => matrix.name)).toEqual(matrices.map((matrix) => matrix.name));
       expect(seen.at(-1)).toBe(1);
       expect(seen).toEqual(seen.toSorted((a, b) => a - b));
@@ -126,7 +132,11 @@ describe("measureSensitivity", () => {
           expect(own.bits).toBe(bits);
           const group = matrices.filter(
             (other) =>
-              other === matrix || (expert !== undefined && other.layer === layer && other.role === role),
+              other === matrix ||
+              (expert !== undefined &&
+                other.expert !== undefined &&
+                other.layer === layer &&
+                (quantize === "experts" || other.role === role)),
           );
           const other = quantizedModel(source, group, bits);
           const loss = slowLoss(source, other);
@@ -135,8 +145,9 @@ describe("measureSensitivity", () => {
             expect(own.error).toBeUndefined();
             continue;
           }
-          near(own.error as number, slowError(source, other, layer, expert));
-          const errors = group.map((one) => slowError(source, other, layer, one.expert as number));
+          const parts = quantize === "experts" ? 2 : 1;
+          near(own.error as number, slowError(source, other, layer, expert) / parts);
+          const errors = group.map((one) => slowError(source, other, layer, one.expert as number) / parts);
           const total = errors.reduce((a, b) => a + b, 0);
           near(own.loss, total > 0 ? (loss * (own.error as number)) / total : 0);
         }
