@@ -1,7 +1,14 @@
-export { type FormatOf, type UniformFormat, uniformFormat } from "./format-rules.js";
+export {
+  type FormatOf,
+  type FormattedMatrix,
+  formatMatrices,
+  type UniformFormat,
+  uniformFormat,
+} from "./format-rules.js";
 export { type GptqOptions, gptq } from "./gptq.js";
 export { type HqqOptions, hqq } from "./hqq.js";
 export { type MatrixRole, type ModelMatrix, modelMatrices } from "./model-matrices.js";
+export { packedSize } from "./pack-tensors.js";
 export {
   type QuantizeCheckpointOptions,
   type QuantizedMatrixReport,
