@@ -181,6 +181,22 @@ describe("folderTarget", () => {
     });
   }
 
+  it("makes folders inside of the folder, and no others", async () => {
+    const out = join(base, "out");
+    const transaction = await createFolderTarget(out, nodeFileSystem).begin(6);
+    for (const name of ["onnx/a", "onnx/b"]) {
+      const sink = await transaction.create(name, 3);
+      await sink.write(0, new Uint8Array(3));
+      await sink.close();
+    }
+    for (const name of ["../a", "onnx/../../a", "/a", "onnx//a", "onnx\\a"]) {
+      await expect(transaction.create(name, 1)).rejects.toMatchObject({ code: "COPPICE_FORMAT_PATH" });
+    }
+    await transaction.commit();
+    expect(readdirSync(join(out, "onnx")).sort()).toEqual(["a", "b"]);
+    expect(readdirSync(base)).toEqual(["out"]);
+  });
+
   it("continues after short writes", async () => {
     const { checkpoint, plan } = await prepared();
     const fs: FileSystem = {

@@ -70,12 +70,13 @@ export function blockWeights(layer: DecoderLayer, model: MoeModel): NamedWeights
 }
 
 export function mlpWeights(spec: MlpSpec): NamedWeights {
-  const part = (name: "gate" | "up" | "down") => {
+  const part = (name: "gate" | "up" | "down"): MatrixPart[] => {
     const weight = spec[name];
     const bias = spec[`${name}Bias`];
-    return weight && { [name]: [{ weight, ...(bias && { bias }) }] };
+    return weight ? [{ weight, ...(bias && { bias }) }] : [];
   };
-  return { matrices: { ...part("gate"), ...part("up"), ...part("down") }, vectors: {} };
+  const [gate, up, down] = [part("gate"), part("up"), part("down")];
+  return { matrices: { gate, up, down, gateUp: [...gate, ...up] }, vectors: {} };
 }
 
 export function headWeights({ finalNorm, head, headBias }: MoeModel): NamedWeights {

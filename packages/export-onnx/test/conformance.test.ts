@@ -68,3 +68,44 @@ test.each(["mixtral", "qwen3_moe", "olmoe", "qwen2_moe", "granitemoe", "gpt_oss"
     }
   },
 );
+
+test("weights are spread over files below a limit, as config.json says", async () => {
+  await using loaded = await loadModel(await openFolder(fixturePath("mixtral")));
+  const output = memoryTarget();
+  const limit = 100_000;
+  await exportOnnx(loaded, output, { target: "cpu", maxFileBytes: limit });
+  const data = [...output.files].filter(([name]) => name.includes(".onnx_data"));
+  expect(data.length).toBeGreaterThan(2);
+  expect(Math.max(...data.map(([, { length }]) => length))).toBeLessThanOrEqual(limit);
+  const config = JSON.parse(new TextDecoder().decode(output.files.get("config.json")));
+  expect(config["transformers.js_config"].use_external_data_format).toEqual({ "model.onnx": data.length });
+  await using session = await ExportedSession.open(output);
+  const { golden, model } = await loadFixture("mixtral");
+  const [sequence = new Int32Array(0)] = golden.sequences;
+  const { logits } = await session.run(sequence);
+  const expected = golden.logits.subarray(0, sequence.length * model.vocabSize);
+  expect(largestDifference(valuesOf(logits), expected)).toBeLessThan(tolerance);
+});
+
+test("chosen experts are those of the reference implementation, on request", async () => {
+  await using loaded = await loadModel(await openFolder(fixturePath("mixtral")));
+  const { golden } = await loadFixture("mixtral");
+  const output = memoryTarget();
+  await exportOnnx(loaded, output, { target: "cpu", expertOutputs: true });
+  await using session = await ExportedSession.open(output);
+  const [sequence = new Int32Array(0)] = golden.sequences;
+  const outputs = await session.run(sequence, 1);
+  expect(golden.routers.length).toBeGreaterThan(0);
+  for (const { layer, experts } of golden.routers) {
+    const chosen = outputs[`experts.${layer}`];
+    const topK = chosen?.dims[2] as number;
+    expect(chosen?.dims).toEqual([1, sequence.length, 2]);
+    const rows = (values: ArrayLike<number>) =>
+      Array.from(sequence, (_, t) =>
+        Array.from(values)
+          .slice(t * topK, (t + 1) * topK)
+          .sort(),
+      );
+    expect(rows(chosen?.data as Int32Array)).toEqual(rows(experts));
+  }
+});

@@ -29,7 +29,7 @@ export interface DecoderWeights {
    * and `sharedGate`.
    */
   block(layer: DecoderLayer): PartWeights;
-  /** Those of one expert, shared expert or dense MLP, by the names of `mlpParts`. @param name unique in the model */
+  /** Those of one expert, shared expert or dense MLP, by the names of `mlpParts`, and `gateUp`, gate with up below it. @param name unique in the model */
   mlp(spec: MlpSpec, name: string): PartWeights;
   /** `norm` and `head`. */
   readonly head: PartWeights;

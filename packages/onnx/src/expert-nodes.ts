@@ -1,5 +1,5 @@
 import type { GraphBuilder, Value } from "./graph-builder.js";
-import { type MlpShape, mlp } from "./mlp.js";
+import { activate, downProjection, type MlpShape, mlp } from "./mlp.js";
 import type { PartWeights } from "./part-weights.js";
 import type { Choices } from "./routing-nodes.js";
 
@@ -18,7 +18,7 @@ export interface ExpertLayer {
   readonly topK: number;
   /** Gate weights multiply what experts read instead of what they give. */
   readonly scalesInput: boolean;
-  /** Weights of one expert, by the names of `mlpParts`. */
+  /** Weights of one expert, by the names of `mlpParts`, and `gateUp`, gate with up below it. */
   weights(expert: number): PartWeights;
 }
 
@@ -52,10 +52,7 @@ function grouped(graph: GraphBuilder, normed: Value, { experts, gates }: Choices
     const column = graph.node("Reshape", [gates, graph.int64([-1, 1])]);
     rows = graph.node("Mul", [rows, take(column, order)]);
   }
-  const parts = Array.from({ length: layer.experts }, () => graph.name("rows"));
-  graph.nodes("Split", [rows, sizes], parts, { attributes: { axis: 0 } });
-  const outputs = parts.map((part, expert) => mlp(graph, layer.weights(expert), part, shape));
-  const all = graph.node("Concat", outputs, { attributes: { axis: 0 } });
+  const all = mlpByExpert(graph, rows, sizes, layer);
   const zero = graph.int64([0], []);
   const range = graph.node("Range", [zero, graph.node("Size", [flat]), graph.int64([1], [])]);
   const places = graph.node("ScatterElements", [order, order, range], { attributes: { axis: 0 } });
@@ -64,6 +61,37 @@ function grouped(graph: GraphBuilder, normed: Value, { experts, gates }: Choices
     ? back
     : graph.node("Mul", [back, graph.node("Unsqueeze", [gates, graph.int64([-1])])]);
   return graph.node("ReduceSum", [weighted, graph.int64([1])], { attributes: { keepdims: 0 } });
+}
+
+/**
+ * The experts' MLPs of rows that are sorted by expert. Only matrices are multiplied expert by expert, gate and up as one,
+ * and all else for all rows at once: at one token the operators that run for experts without a row take longer than the
+ * others.
+ * @param sizes int64 [experts], rows of each
+ */
+function mlpByExpert(graph: GraphBuilder, rows: Value, sizes: Value, layer: ExpertLayer): Value {
+  const { shape, experts, weights } = layer;
+  const { hidden, width, activation, biases } = shape;
+  const each = (values: Value, run: (part: Value, expert: number) => Value) => {
+    const parts = Array.from({ length: experts }, () => graph.name("rows"));
+    graph.nodes("Split", [values, sizes], parts, { attributes: { axis: 0 } });
+    return graph.node("Concat", parts.map(run), { attributes: { axis: 0 } });
+  };
+  let units: Value;
+  if (activation.kind === "relu2") {
+    const bias = biases.includes("upBias");
+    const up = each(rows, (part, expert) => weights(expert).linear(part, "up", [width, hidden], { bias }));
+    units = activate(graph, activation, up);
+  } else {
+    const bias = biases.includes("gateBias") || biases.includes("upBias");
+    const both = each(rows, (part, expert) =>
+      weights(expert).linear(part, "gateUp", [2 * width, hidden], { bias }),
+    );
+    const [gate, up] = [graph.name("gate"), graph.name("up")];
+    graph.nodes("Split", [both, graph.int64([width, width])], [gate, up], { attributes: { axis: 1 } });
+    units = activate(graph, activation, up, gate);
+  }
+  return each(units, (part, expert) => downProjection(weights(expert), part, shape));
 }
 
 function dense(graph: GraphBuilder, normed: Value, { experts, gates }: Choices, layer: ExpertLayer): Value {

@@ -38,23 +38,31 @@ export function hiddenUnits(graph: GraphBuilder, weights: PartWeights, rows: Val
   const { hidden, width, activation, biases } = shape;
   const project = (part: "gate" | "up") =>
     weights.linear(rows, part, [width, hidden], { bias: biases.includes(`${part}Bias`) });
+  if (activation.kind === "relu2") return activate(graph, activation, project("up"));
+  return activate(graph, activation, project("up"), project("gate"));
+}
+
+/** Hidden units of what gate and up gave, all [M, width]. */
+export function activate(
+  graph: GraphBuilder,
+  activation: ActivationSpec,
+  up: Value,
+  gate: Value = "",
+): Value {
   const times = (a: Value, b: Value) => graph.node("Mul", [a, b]);
   switch (activation.kind) {
-    case "silu": {
-      const gated = project("gate");
-      const silu = times(gated, graph.node("Sigmoid", [gated]));
-      return times(silu, project("up"));
-    }
+    case "silu":
+      return times(times(gate, graph.node("Sigmoid", [gate])), up);
     case "clamped-swiglu": {
       const limit = graph.float32(activation.limit);
-      const gate = graph.node("Clip", [project("gate"), "", limit]);
-      const up = graph.node("Clip", [project("up"), graph.float32(-activation.limit), limit]);
-      const slope = graph.node("Sigmoid", [times(gate, graph.float32(activation.alpha))]);
-      const shifted = graph.node("Add", [up, graph.float32(1)]);
-      return times(times(gate, slope), shifted);
+      const limited = graph.node("Clip", [gate, "", limit]);
+      const clamped = graph.node("Clip", [up, graph.float32(-activation.limit), limit]);
+      const slope = graph.node("Sigmoid", [times(limited, graph.float32(activation.alpha))]);
+      const shifted = graph.node("Add", [clamped, graph.float32(1)]);
+      return times(times(limited, slope), shifted);
     }
     case "relu2": {
-      const positive = graph.node("Relu", [project("up")]);
+      const positive = graph.node("Relu", [up]);
       return times(positive, positive);
     }
   }

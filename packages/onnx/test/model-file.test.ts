@@ -4,9 +4,12 @@ import {
   decodeLimits,
   decodeModel,
   denseGraph,
+  elementBytes,
+  elementTypes,
   encodeModel,
   type Graph,
   GraphBuilder,
+  type GraphInitializer,
   type MlpShape,
   moeGraph,
 } from "@coppice/onnx";
@@ -15,7 +18,7 @@ import { describe, expect, test } from "vitest";
 
 const name = fc.stringMatching(/^[a-z][a-zA-Z0-9_.]{0,11}$/);
 const size = fc.integer({ min: 0, max: 5 });
-const type = fc.constantFrom("float32", "int32", "int64", "bool");
+const type = fc.constantFrom(...elementTypes);
 const attribute = fc.oneof(
   fc.integer(),
   fc.array(fc.integer(), { maxLength: 4 }),
@@ -23,16 +26,19 @@ const attribute = fc.oneof(
   fc.record({ float: fc.float({ noNaN: true }) }),
 ) as fc.Arbitrary<Attribute>;
 const value = fc.record({ name, type, shape: fc.array(fc.oneof(size, name), { maxLength: 4 }) });
-const bytesPer = { float32: 4, int32: 4, int64: 8, bool: 1 };
 const graph: fc.Arbitrary<Graph> = fc.record({
   name,
   inputs: fc.array(value, { maxLength: 3 }),
   outputs: fc.array(value, { maxLength: 3 }),
   initializers: fc.array(
-    fc.record({ name, type, shape: fc.array(size, { maxLength: 3 }) }).map((tensor) => ({
-      ...tensor,
-      bytes: new Uint8Array(tensor.shape.reduce((a, b) => a * b, bytesPer[tensor.type])).fill(7),
-    })),
+    fc
+      .tuple(fc.record({ name, type, shape: fc.array(size, { maxLength: 3 }) }), fc.option(fc.nat()))
+      .map(([tensor, offset]): GraphInitializer => {
+        const length = tensor.shape.reduce((a, b) => a * b, elementBytes[tensor.type]);
+        return offset === null
+          ? { ...tensor, bytes: new Uint8Array(length).fill(7) }
+          : { ...tensor, external: { file: "model.onnx_data", offset, length } };
+      }),
     { maxLength: 3 },
   ),
   nodes: fc.array(
