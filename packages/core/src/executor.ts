@@ -66,7 +66,7 @@ export interface Executor extends AsyncDisposable {
   readonly parts?: number;
   /**
    * Results in the order of `plans`, of all samples or of those of one part. Results do not depend on the number of
-   * workers.
+   * workers. Calls may overlap where there are `parts`.
    */
   evaluate(
     plans: readonly Plan[],

@@ -1,9 +1,16 @@
 import type { CollectedStatistics } from "@coppice/calibrate";
 import { checkWholeNumber, type Executor, type MoeModel, type Plan } from "@coppice/core";
-import { combineScores, type Generated, type GenerateOptions, type TaskScore } from "@coppice/evaluate";
+import {
+  combineScores,
+  type Generated,
+  type GenerateOptions,
+  type TaskScore,
+  type WrittenSamples,
+} from "@coppice/evaluate";
 import type { BackendSource } from "./backend-source.js";
 import { defaultWorkers } from "./default-workers.js";
 import { all, progressOf } from "./on-hosts.js";
+import { type PoolSamplesOptions, writeOnHosts } from "./pool-samples.js";
 import { collectOnHosts, type PoolStatisticsOptions } from "./pool-statistics.js";
 import type { PoolTaskOptions } from "./pool-task.js";
 import { createScorer, type ScorerOptions } from "./scorer.js";
@@ -38,6 +45,8 @@ export interface ModelPool extends AsyncDisposable {
   ): Promise<TaskScore>;
   /** `collectStatistics` of `@coppice/calibrate` on the samples. */
   collectStatistics(options: PoolStatisticsOptions): Promise<CollectedStatistics>;
+  /** `writeSamples` of `@coppice/evaluate`, groups of texts shared out to the workers. */
+  writeSamples(options: PoolSamplesOptions): Promise<WrittenSamples>;
   /** `generate` of `@coppice/evaluate`, on one worker. */
   generate(prompt: string | Int32Array, options?: GenerateOptions): Promise<Generated>;
   /** Logits, [sequence][position], at the last position or at all. */
@@ -106,6 +115,8 @@ export async function createModelPool(options: ModelPoolOptions): Promise<ModelP
     },
 
     collectStatistics: (request) => collectOnHosts(hosts, request),
+
+    writeSamples: (request) => writeOnHosts(hosts, model, request),
 
     generate: (prompt, { onToken, signal: stop, ...rest } = {}) =>
       nextHost().call(

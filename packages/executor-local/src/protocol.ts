@@ -5,7 +5,17 @@ import type {
   StreamEstimate,
 } from "@coppice/calibrate";
 import type { MoeModel, Plan, PlanScores, Progress, SerializedError, WorkCounters } from "@coppice/core";
-import type { Generated, GenerateOptions, Metric, Objective, SampleScores, Task } from "@coppice/evaluate";
+import type {
+  DraftGroup,
+  EncodedTask,
+  Generated,
+  GenerateOptions,
+  Metric,
+  Objective,
+  SampleScores,
+  Task,
+  WrittenSamples,
+} from "@coppice/evaluate";
 import type { BackendSource } from "./backend-source.js";
 
 /** Which part of a task's micro-batches a worker owns. */
@@ -59,6 +69,8 @@ export interface WorkerMethods {
   calibrationData: { params: CalibrationData; result: Int32Array[] };
   /** Prompts with what the model writes behind them. */
   continuePrompts: { params: { prompts: readonly Int32Array[]; maxTokens?: number }; result: Int32Array[] };
+  encodeTask: { params: TaskParams; result: EncodedTask };
+  writeGroup: { params: DraftGroup; result: WrittenSamples };
   /** Tells the statistics of the parts of the data whose number is the shard's index modulo its count. */
   collectStatistics: { params: { collection: DataCollection; shard: Shard }; result: undefined };
   /** Loads some layers at a time; needs no `open`. */

@@ -174,6 +174,8 @@ const words: Readonly<Record<Method, string>> = {
   scoreTask: "evaluate a task",
   calibrationData: "read the data",
   continuePrompts: "continue prompts",
+  encodeTask: "read the samples",
+  writeGroup: "write samples",
   collectStatistics: "collect statistics",
   collectByLayers: "collect statistics layer by layer",
   generate: "generate text",

@@ -20,6 +20,7 @@ import {
   scoreSamples,
   shardBatches,
   type Tokenizer,
+  writeGroup,
 } from "@coppice/evaluate";
 import { createBackend } from "./backend-source.js";
 import { noTokenizer } from "./no-tokenizer.js";
@@ -70,7 +71,10 @@ export class WorkerSession {
         runner,
         task,
         objective: aim,
-        parts: partBatches(task).map((batches) => shardBatches(batches, shard.count)[shard.index] ?? []),
+        // The largest batches of all parts are not all the first worker's: a part may be one batch.
+        parts: partBatches(task).map(
+          (batches, part) => shardBatches(batches, shard.count)[(shard.index + part) % shard.count] ?? [],
+        ),
         ...(prefixCacheBytes !== undefined && { prefixCacheBytes }),
       });
       this.#evaluators.set(scorer, evaluator);
@@ -119,6 +123,10 @@ export class WorkerSession {
         signal,
         ...(maxTokens !== undefined && { maxTokens }),
       }),
+
+    encodeTask: (source) => this.#encode(source),
+
+    writeGroup: (group, { signal }) => writeGroup(this.#model.runner, group, signal),
 
     collectStatistics: async ({ collection, shard }, { signal, onEvent }) => {
       const { runner } = this.#model;

@@ -41,6 +41,19 @@ describe("scores", () => {
     for (const other of results.slice(1)) expect(other).toEqual(results[0]);
   });
 
+  it("keep all workers busy, where a part is a single batch too", async () => {
+    await using own = await pool(2);
+    // Four parts of some 120 tokens.
+    await using executor = await own.scorer({ task, limit: 64 });
+    const before = own.busyMs();
+    expect(before).toHaveLength(2);
+    await executor.evaluate(samplePlans(own.model, 4));
+    const [first = 0, second = 0] = own
+      .busyMs()
+      .map((milliseconds, i) => milliseconds - (before[i] as number));
+    expect(Math.min(first, second)).toBeGreaterThan(0);
+  });
+
   it("belong to their scorer", async () => {
     await using own = await pool(2);
     const plans = samplePlans(own.model, 2);

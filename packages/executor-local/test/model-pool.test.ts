@@ -1,5 +1,5 @@
 import { type Progress, RunEmitter } from "@coppice/core";
-import { parseTask } from "@coppice/evaluate";
+import { parseTask, type WrittenSamples } from "@coppice/evaluate";
 import { createModelPool, type PoolStatisticsOptions } from "@coppice/executor-local";
 import { describe, expect, it } from "vitest";
 import { backend, limit, model, samplePlans, task } from "./setup.js";
@@ -73,6 +73,27 @@ describe("createModelPool", () => {
         message: expect.stringContaining(kind),
       });
     }
+  });
+
+  it("writes samples, the same for any number of workers", async () => {
+    const results: unknown[] = [];
+    for (const workers of [1, 3]) {
+      await using own = await pool(workers);
+      const emitter = new RunEmitter();
+      const seen: Progress[] = [];
+      emitter.on("progress", (progress) => seen.push(progress));
+      results.push(await own.writeSamples({ task, limit, tokens: 3_000, seed: 2, emitter }));
+      expect(seen.at(-1)).toMatchObject({ done: 3_000, total: 3_000, unit: "tokens" });
+      await expect(own.writeSamples({ task, tokens: 0 })).rejects.toMatchObject({ code: "COPPICE_USAGE" });
+      await expect(own.writeSamples({ task, signal: AbortSignal.abort() })).rejects.toMatchObject({
+        code: "COPPICE_ABORTED",
+      });
+    }
+    expect(results[1]).toEqual(results[0]);
+    const { sequences, work } = results[0] as WrittenSamples;
+    const written = sequences.reduce((sum, { length }) => sum + length, 0);
+    expect(written).toBeGreaterThanOrEqual(3_000);
+    expect(work.tokenLayers).toBeGreaterThan(0);
   });
 
   it("passes errors on with their code, hint and details", async () => {

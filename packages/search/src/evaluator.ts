@@ -138,32 +138,44 @@ export class PlanEvaluator {
   }
 
   /** Evaluates what is not settled yet, part by part where candidates race. */
-  async #compute(jobs: ReadonlyMap<string, Job>, signal: AbortSignal | undefined): Promise<void> {
-    const touched = new Set<string>();
-    for (;;) {
-      const open = [...jobs].filter(([, job]) => !isSettled(job));
-      if (open.length === 0) break;
-      const { parts = 1 } = this.#executor;
-      const steps = open.map(([, { known, rival }]) =>
-        parts > 1 && (rival || known) ? (known?.partial?.known ?? 0) : undefined,
-      );
-      // All at the same step, so that plans of one batch share the workers.
-      const step = steps.includes(undefined) ? undefined : Math.min(...(steps as number[]));
-      const chosen = open.filter((_, i) => steps[i] === step);
-      const plans = chosen.map(([, { plan }]) => plan);
-      const results = await this.#execute(plans, step, signal);
-      chosen.forEach(([key, job], i) => {
-        const result = results[i] as PlanScores | CoppiceError;
-        const samples = (job.known ?? job.rival)?.scores.length ?? 0;
-        job.known = withScores(
-          job.known,
-          result,
-          step === undefined ? undefined : { part: step, parts, samples },
-        );
-        touched.add(key);
-      });
+  async #compute(jobs: ReadonlyMap<string, Job>, outer: AbortSignal | undefined): Promise<void> {
+    const open = [...jobs].filter(([, job]) => !isSettled(job));
+    const { parts = 1 } = this.#executor;
+    const races = ({ rival, known }: Job) => parts > 1 && (rival !== undefined || known !== undefined);
+    const racing = open.flatMap(([, job]) => (races(job) ? [job] : []));
+    const whole = open.flatMap(([, job]) => (races(job) ? [] : [job]));
+    const failed = new AbortController();
+    const signal = outer ? AbortSignal.any([outer, failed.signal]) : failed.signal;
+    // Every candidate goes on by itself: parts are with different workers, which have work while there is any.
+    const running = [this.#whole(whole, signal), ...racing.map((job) => this.#race(job, parts, signal))];
+    try {
+      await Promise.all(running);
+    } catch (error) {
+      failed.abort();
+      await Promise.allSettled(running);
+      throw error;
     }
-    await this.#remember(touched, jobs);
+    await this.#remember(new Set(open.map(([key]) => key)), jobs);
+  }
+
+  /** Evaluates all samples of plans, in one call. */
+  async #whole(jobs: readonly Job[], signal: AbortSignal): Promise<void> {
+    if (jobs.length === 0) return;
+    const plans = jobs.map(({ plan }) => plan);
+    const results = await this.#execute(plans, undefined, signal);
+    for (const [i, job] of jobs.entries()) {
+      job.known = withScores(undefined, results[i] as PlanScores | CoppiceError, undefined);
+    }
+  }
+
+  /** Evaluates a plan part by part until it is settled. */
+  async #race(job: Job, parts: number, signal: AbortSignal): Promise<void> {
+    while (!isSettled(job)) {
+      const part = job.known?.partial?.known ?? 0;
+      const samples = (job.known ?? job.rival)?.scores.length ?? 0;
+      const [result] = await this.#execute([job.plan], part, signal);
+      job.known = withScores(job.known, result as PlanScores | CoppiceError, { part, parts, samples });
+    }
   }
 
   /** Journals and learns what is new. */
@@ -214,11 +226,11 @@ export class PlanEvaluator {
   async #execute(
     plans: readonly Plan[],
     part: number | undefined,
-    signal: AbortSignal | undefined,
+    signal: AbortSignal,
   ): Promise<(PlanScores | CoppiceError)[]> {
     try {
       const results = await this.#executor.evaluate(plans, {
-        ...(signal && { signal }),
+        signal,
         ...(part !== undefined && { part }),
       });
       if (results.length !== plans.length) {
@@ -229,7 +241,7 @@ export class PlanEvaluator {
       }
       return results;
     } catch (error) {
-      if (signal?.aborted) throw abortedError(signal, "evaluating plans");
+      if (signal.aborted) throw abortedError(signal, "evaluating plans");
       if (!isCandidateFault(error)) throw error;
       if (plans.length === 1) return [error];
       // The call was rejected as a whole; one at a time shows whose fault it is.

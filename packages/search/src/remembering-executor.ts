@@ -47,7 +47,9 @@ export async function rememberingExecutor(options: RememberingExecutorOptions): 
     return found && fits(found, executor.parts, samples) ? [...found] : undefined;
   };
   const write = async (key: string, parts: PartScores): Promise<void> => {
-    const sound = parts.map((part) => (part?.scores.every(Number.isFinite) ? part : undefined));
+    // Another run may have found more of a plan that races.
+    const found = parts.includes(undefined) ? await read(key) : undefined;
+    const sound = parts.map((part, i) => (part?.scores.every(Number.isFinite) ? part : found?.[i]));
     if (!writes || !sound.some(Boolean)) return;
     try {
       await files.write(key, sound);

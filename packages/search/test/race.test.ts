@@ -1,6 +1,14 @@
-import { type Candidate, type Plan, planKey, Rng, type Scored, type SearchStrategy } from "@coppice/core";
+import {
+  type Candidate,
+  type Executor,
+  type Plan,
+  planKey,
+  Rng,
+  type Scored,
+  type SearchStrategy,
+} from "@coppice/core";
 import { separableLandscape } from "@coppice/plugin-kit";
-import { memoryJournal, type RunJournal, runSearch } from "@coppice/search";
+import { memoryJournal, PlanEvaluator, type RunJournal, runSearch } from "@coppice/search";
 import { describe, expect, test } from "vitest";
 import { evaluationRecords } from "../src/journal.js";
 import { lostAfter } from "../src/race.js";
@@ -48,6 +56,61 @@ describe("lostAfter", () => {
     const worse = rival.map((_, i) => (i % 4 === 3 ? 0 : 0.5));
     expect(lostAfter({ scores: worse, rival, parts: 4, known: 4 })).toBeUndefined();
     expect(lostAfter({ scores: rival.map((value) => value - 0.1), rival, parts: 4, known: 4 })).toBe(1);
+  });
+});
+
+describe("candidates of a batch that race", () => {
+  const [rival, one, two] = [
+    [0, 1],
+    [2, 3],
+    [4, 5],
+  ].map((experts) => keepEverywhere(model, experts)) as [Plan, Plan, Plan];
+  const racers = [one, two].map((plan) => ({ plan, rival: planKey(rival, model) }));
+
+  /** An evaluator that knows the rival, and whose executor gives the same scores to all after `before`. */
+  async function evaluating(before: (plan: Plan, part: number, signal: AbortSignal) => Promise<void>) {
+    const inner = noisyExecutor({ parts: true });
+    const executor: Executor = {
+      ...inner,
+      async evaluate(plans, { part, signal } = {}) {
+        if (part !== undefined) await before(plans[0] as Plan, part, signal as AbortSignal);
+        return plans.map(() => ({ scores: new Float64Array(part === undefined ? samples : samples / 4) }));
+      },
+    };
+    const evaluator = new PlanEvaluator({ model, executor });
+    await evaluator.evaluate([{ plan: rival }]);
+    return evaluator;
+  }
+
+  test("go on one by one, so that none waits for another", async () => {
+    const done: string[] = [];
+    let finished = () => {};
+    const second = new Promise<void>((resolve) => {
+      finished = resolve;
+    });
+    const evaluator = await evaluating(async (plan, part) => {
+      const name = planKey(plan, model) === planKey(one, model) ? "one" : "two";
+      if (name === "one" && part === 1) await second;
+      done.push(`${name} ${part}`);
+      if (name === "two" && part === 3) finished();
+    });
+    const [a, b] = await evaluator.evaluate(racers);
+    expect([a?.scores.length, b?.scores.length]).toEqual([samples, samples]);
+    expect(done.indexOf("two 3")).toBeLessThan(done.indexOf("one 1"));
+    expect(done.filter((step) => step.startsWith("one"))).toEqual(["one 0", "one 1", "one 2", "one 3"]);
+  });
+
+  test("are all stopped by an error that is no candidate's, before it is thrown", async () => {
+    let stopped = false;
+    const evaluator = await evaluating(async (plan, part, signal) => {
+      if (planKey(plan, model) === planKey(one, model)) throw new Error("the network is gone");
+      await new Promise((resolve) => signal.addEventListener("abort", resolve));
+      stopped = part === 0;
+      throw new Error("stopped");
+    });
+    await expect(evaluator.evaluate(racers)).rejects.toThrow("the network is gone");
+    expect(stopped).toBe(true);
+    expect(evaluator.has(planKey(two, model))).toBe(false);
   });
 });
 
