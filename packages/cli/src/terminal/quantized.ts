@@ -1,6 +1,7 @@
 import type { LoadedCheckpoint } from "@coppice/checkpoint";
 import type { QuantizedMatrixReport, QuantizeSummary } from "@coppice/quantizers";
 import { formatBytes, formatShare } from "@coppice/report";
+import type { ChosenWidths } from "../work/choose-widths.js";
 import { formatFacts } from "./format.js";
 
 /** What `coppice quantize` reports. */
@@ -14,20 +15,34 @@ export interface QuantizedResult {
   readonly fileBytes: number;
   readonly seconds: number;
   readonly matrices: readonly QuantizedMatrixReport[];
+  /** How the bits were chosen, without the table that it went by. */
+  readonly choice?: Omit<ChosenWidths, "sensitivity" | "matrices">;
 }
 
 export function quantizedResult(
   { tensors }: LoadedCheckpoint,
   { tensorBytes, bytes, matrices }: QuantizeSummary,
-  facts: Pick<QuantizedResult, "out" | "method" | "seconds">,
+  {
+    choice,
+    ...facts
+  }: Pick<QuantizedResult, "out" | "method" | "seconds"> & { readonly choice?: ChosenWidths },
 ): QuantizedResult {
   return {
     ...facts,
+    ...(choice && { choice: withoutTable(choice) }),
     bytesBefore: [...tensors.values()].reduce((sum, { begin, end }) => sum + end - begin, 0),
     bytesAfter: tensorBytes,
     fileBytes: bytes,
     matrices,
   };
+}
+
+function withoutTable({
+  sensitivity: _,
+  matrices: __,
+  ...choice
+}: ChosenWidths): NonNullable<QuantizedResult["choice"]> {
+  return choice;
 }
 
 /** Most matrices of a kind that are named one by one. */
@@ -44,10 +59,24 @@ export function describeQuantized(result: QuantizedResult): string {
       `${formatBytes(bytesBefore)} -> ${formatBytes(bytesAfter)} (${formatShare(bytesAfter, bytesBefore)})`,
     ],
     ["matrices", `${matrices.length} by ${method}`],
+    ...choiceFacts(result),
     ["error", `${percent(mean)} of a matrix on average, most ${percent(worst.error)} in ${worst.module}`],
     ...fallbackFacts(matrices),
     ["time", `${seconds.toFixed(1)} s`],
   ]);
+}
+
+/** How many weights have which bits, and what was dropped. */
+function choiceFacts({ choice, matrices }: QuantizedResult): (readonly [string, string])[] {
+  if (!choice) return [];
+  const counts = new Map<number, number>();
+  for (const { format } of matrices) counts.set(format.bits, (counts.get(format.bits) ?? 0) + 1);
+  const bits = [...counts].sort(([a], [b]) => a - b).map(([width, count]) => `${count} with ${width} bits`);
+  const dropped = choice.dropped.reduce((sum, { experts }) => sum + experts.length, 0);
+  return [
+    ["chosen", `${bits.join(", ")}${choice.optimal ? "" : "; there may be a better choice"}`],
+    ...(dropped > 0 ? [["dropped", `${dropped} experts`] as const] : []),
+  ];
 }
 
 /** Which matrices another method was used for, by reason. */
