@@ -17,7 +17,7 @@ export * from "./generate.js";
 export * from "./generate-text.js";
 export * from "./intervals.js";
 export { divergence } from "./kl.js";
-export { loadTokenizer, type TokenizerFolder } from "./load-tokenizer.js";
+export { loadTokenizer, readTokenizer, type TokenizerFolder } from "./load-tokenizer.js";
 export * from "./metrics.js";
 export * from "./micro-batch.js";
 export {

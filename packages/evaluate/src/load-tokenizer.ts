@@ -19,12 +19,11 @@ export interface TokenizerFolder {
  */
 export async function loadTokenizer(folder: TokenizerFolder): Promise<Tokenizer> {
   const sizes = new Map((await folder.list()).map(({ name, size }) => [name, size]));
-  const read = async (name: string, limit: number): Promise<string | undefined> => {
+  return readTokenizer(folder.label, async (name, limit) => {
     const size = sizes.get(name);
     if (size === undefined) return undefined;
-    // A character takes at least one byte and at most four.
-    if (size > 4 * limit) {
-      throw new CoppiceError("COPPICE_TOKENIZER", `${name} has ${size} bytes, at most ${4 * limit} are read`);
+    if (size > limit) {
+      throw new CoppiceError("COPPICE_TOKENIZER", `${name} has ${size} bytes, at most ${limit} are read`);
     }
     const source = await folder.open(name);
     try {
@@ -34,15 +33,28 @@ export async function loadTokenizer(folder: TokenizerFolder): Promise<Tokenizer>
     } finally {
       await source.close();
     }
-  };
-  const tokenizer = await read("tokenizer.json", tokenizerLimits.tokenizerChars);
+  });
+}
+
+/**
+ * The same from whatever gives texts.
+ * @param label how messages call where the files are
+ * @param read gives the text of a file of at most `limit` bytes, or undefined when there is none of that name
+ * @throws COPPICE_TOKENIZER; what `read` throws
+ */
+export async function readTokenizer(
+  label: string,
+  read: (name: string, limit: number) => Promise<string | undefined>,
+): Promise<Tokenizer> {
+  // A character takes at least one byte and at most four.
+  const tokenizer = await read("tokenizer.json", 4 * tokenizerLimits.tokenizerChars);
   if (tokenizer === undefined) {
-    throw new CoppiceError("COPPICE_TOKENIZER", `tokenizer.json is not in ${folder.label}`, {
+    throw new CoppiceError("COPPICE_TOKENIZER", `tokenizer.json is not in ${label}`, {
       hint: "copy the tokenizer files beside the weights, or work with token ids",
     });
   }
-  const config = await read("tokenizer_config.json", tokenizerLimits.configChars);
-  const chatTemplate = await read("chat_template.jinja", tokenizerLimits.configChars);
+  const config = await read("tokenizer_config.json", 4 * tokenizerLimits.configChars);
+  const chatTemplate = await read("chat_template.jinja", 4 * tokenizerLimits.configChars);
   return createTokenizer({
     tokenizer,
     ...(config !== undefined && { config }),

@@ -1,14 +1,13 @@
-import { CoppiceError } from "@coppice/core";
+import { CoppiceError, checkWholeNumber, throwIfAborted } from "@coppice/core";
 import {
   type ChatMessage,
-  createTokenizer,
   type Generated,
   generateText,
+  readTokenizer,
   type SamplingOptions,
   type TextOptions,
   type TextPiece,
   type Tokenizer,
-  tokenizerLimits,
 } from "@coppice/evaluate";
 import { graphFileName, readExportedConfig } from "./exported-config.js";
 import { type ExportedFolder, messageOf } from "./exported-folder.js";
@@ -34,6 +33,8 @@ export interface OpenModelOptions {
    * Most tokens of one run; longer prompts run in parts. A part holds up every other sequence, and cannot be stopped. Default 512.
    */
   readonly chunk?: number;
+  /** Ends the loading before ONNX Runtime begins with it; its own part cannot be stopped. */
+  readonly signal?: AbortSignal;
 }
 
 /** Text, token ids that are taken as they are, or a conversation for the model's chat template. */
@@ -95,12 +96,13 @@ export async function openExportedModel(
   folder: ExportedFolder,
   options: OpenModelOptions,
 ): Promise<TextModel> {
-  const { runtime, dtype, keptPrefixes = 1, chunk = 512 } = options;
-  checkCount("keptPrefixes", keptPrefixes, 0);
-  checkCount("chunk", chunk, 1);
+  const { runtime, dtype, keptPrefixes = 1, chunk = 512, signal } = options;
+  checkWholeNumber("keptPrefixes", keptPrefixes, undefined, 0);
+  checkWholeNumber("chunk", chunk);
   const config = await readExportedConfig(folder);
   const name = await graphFileName(folder, config, dtype);
-  const tokenizer = await readTokenizer(folder);
+  const tokenizer = await readTokenizer(folder.label, (file, limit) => folder.text(file, limit));
+  throwIfAborted(signal, `opening ${folder.label}`);
   const session = await createSession(folder, name, config.externalData(name), options);
   try {
     let released = false;
@@ -208,29 +210,4 @@ async function createSession(
       { cause },
     );
   }
-}
-
-async function readTokenizer(folder: ExportedFolder): Promise<Tokenizer> {
-  // A character takes at most four bytes.
-  const tokenizer = await folder.text("tokenizer.json", 4 * tokenizerLimits.tokenizerChars);
-  if (tokenizer === undefined) {
-    throw new CoppiceError("COPPICE_TOKENIZER", `tokenizer.json is not in ${folder.label}`, {
-      hint: "copy the tokenizer files beside config.json",
-    });
-  }
-  const config = await folder.text("tokenizer_config.json", 4 * tokenizerLimits.configChars);
-  const chatTemplate = await folder.text("chat_template.jinja", 4 * tokenizerLimits.configChars);
-  return createTokenizer({
-    tokenizer,
-    ...(config !== undefined && { config }),
-    ...(chatTemplate !== undefined && { chatTemplate }),
-  });
-}
-
-function checkCount(name: string, value: number, least: number): void {
-  if (Number.isSafeInteger(value) && value >= least) return;
-  throw new CoppiceError(
-    "COPPICE_USAGE",
-    `${name} is ${value}, expected a whole number of at least ${least}`,
-  );
 }

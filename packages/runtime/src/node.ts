@@ -20,7 +20,7 @@ export interface OpenNodeOptions extends Omit<OpenModelOptions, "runtime"> {
  */
 export async function openModelFolder(path: string, options: OpenNodeOptions = {}): Promise<TextModel> {
   const { threads, session, ...rest } = options;
-  return openExportedModel(await openExportedFolder(path), {
+  return openExportedModel(await openExportedFolder(path, options), {
     ...rest,
     runtime: options.runtime ?? (await loadRuntime()),
     session: {
@@ -50,10 +50,13 @@ export async function isExportedFolder(path: string): Promise<boolean> {
 
 /**
  * The files of an exported model on disk.
- * @throws COPPICE_FORMAT_MISSING_FILE, COPPICE_IO_READ
+ * @throws COPPICE_FORMAT_MISSING_FILE, COPPICE_IO_READ, COPPICE_ABORTED
  */
-export async function openExportedFolder(path: string): Promise<ExportedFolder> {
-  const folder = await openFolder(path);
+export async function openExportedFolder(
+  path: string,
+  { signal }: { readonly signal?: AbortSignal } = {},
+): Promise<ExportedFolder> {
+  const folder = await openFolder(path, signal ? { signal } : {});
   const there = await names(folder);
   return {
     label: path,

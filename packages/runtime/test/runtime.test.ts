@@ -294,6 +294,9 @@ describe("requests that cannot be", () => {
     await refused([prompt, { maxTokens: 0 }], "COPPICE_USAGE");
     await refused([prompt, { topK: -1 }], "COPPICE_USAGE");
     await refused([[{ role: "user", content: "hello" }]], "COPPICE_TOKENIZER");
+    await expect(openModelFolder(toy.path, { signal: AbortSignal.abort() })).rejects.toMatchObject({
+      code: "COPPICE_ABORTED",
+    });
     await expect(openModelFolder(toy.path, { chunk: 0 })).rejects.toMatchObject({ code: "COPPICE_USAGE" });
     await expect(openModelFolder(toy.path, { keptPrefixes: 1.5 })).rejects.toMatchObject({
       code: "COPPICE_USAGE",

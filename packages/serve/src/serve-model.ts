@@ -1,6 +1,6 @@
 import { createServer, type Server } from "node:http";
 import { isIPv6, type Socket } from "node:net";
-import { CoppiceError } from "@coppice/core";
+import { CoppiceError, checkWholeNumber } from "@coppice/core";
 import type { TextModel } from "@coppice/runtime";
 import { ApiError } from "./api-error.js";
 import { localNames, type RequestRecord, Service } from "./service.js";
@@ -51,13 +51,6 @@ const requestTimeout = 60_000;
 export async function serveModel(options: ServeOptions): Promise<ModelServer> {
   const { model, name, host = "127.0.0.1", port = 8080, apiKey, onRequest } = options;
   const { slowClientSeconds = 30 } = options;
-  const count = (name: string, value: number, least: number) => {
-    if (Number.isSafeInteger(value) && value >= least) return value;
-    throw new CoppiceError(
-      "COPPICE_USAGE",
-      `${name} is ${value}, expected a whole number of at least ${least}`,
-    );
-  };
   if (!(slowClientSeconds > 0 && slowClientSeconds <= 86_400)) {
     throw new CoppiceError(
       "COPPICE_USAGE",
@@ -70,9 +63,9 @@ export async function serveModel(options: ServeOptions): Promise<ModelServer> {
     name,
     isLocal: localNames.has(host),
     apiKey,
-    parallel: count("parallel", options.parallel ?? 4, 1),
-    queue: count("queue", options.queue ?? 64, 0),
-    maxBodyBytes: count("maxBodyBytes", options.maxBodyBytes ?? 2 * 1024 * 1024, 1),
+    parallel: checkWholeNumber("parallel", options.parallel ?? 4),
+    queue: checkWholeNumber("queue", options.queue ?? 64, undefined, 0),
+    maxBodyBytes: checkWholeNumber("maxBodyBytes", options.maxBodyBytes ?? 2 * 1024 * 1024),
     slowMs: slowClientSeconds * 1000,
     onRequest,
   });

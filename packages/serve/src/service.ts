@@ -148,7 +148,7 @@ export class Service {
     const parsed = parseTextRequest(kind, await readJson(request, maxBodyBytes));
     this.#checkModel(parsed.model);
     const prompts = encodePrompts(model, parsed);
-    const slot = await this.slots.acquire(signal);
+    const release = await this.slots.acquire(signal);
     try {
       const texts = await answerText(model, parsed, prompts, response, { signal, slowMs });
       return {
@@ -156,7 +156,7 @@ export class Service {
         completionTokens: texts.reduce((sum, text) => sum + text.tokens.length, 0),
       };
     } finally {
-      slot.release();
+      release();
     }
   }
 

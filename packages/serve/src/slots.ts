@@ -1,10 +1,5 @@
 import { ApiError } from "./api-error.js";
 
-/** A place among the requests that run; give it back with `release`. */
-export interface Slot {
-  release(): void;
-}
-
 /** Lets a number of requests run and a number wait, first come, first served; more are refused. */
 export class Slots {
   readonly #parallel: number;
@@ -29,25 +24,21 @@ export class Slots {
   }
 
   /**
-   * Waits for a place.
+   * Waits for a place among the requests that run.
+   * @returns gives it back; to be called once
    * @throws ApiError 429 with Retry-After when as many wait as may; the signal's reason when it aborts first
    */
-  async acquire(signal: AbortSignal): Promise<Slot> {
+  async acquire(signal: AbortSignal): Promise<() => void> {
     signal.throwIfAborted();
     if (this.#running >= this.#parallel) await this.#wait(signal);
     else this.#running++;
     const started = performance.now();
-    let released = false;
-    return {
-      release: () => {
-        if (released) return;
-        released = true;
-        this.#seconds = 0.8 * this.#seconds + (0.2 * (performance.now() - started)) / 1000;
-        const next = this.#waiting.shift();
-        // The place passes on; nobody who comes now gets ahead of who waits.
-        if (next) next();
-        else this.#running--;
-      },
+    return () => {
+      this.#seconds = 0.8 * this.#seconds + (0.2 * (performance.now() - started)) / 1000;
+      const next = this.#waiting.shift();
+      // The place passes on; nobody who comes now gets ahead of who waits.
+      if (next) next();
+      else this.#running--;
     };
   }
 

@@ -139,7 +139,10 @@ async function fromExport(
   dtype: string | undefined,
   context: CliContext,
 ): Promise<TimedText> {
-  await using model = await openModelFolder(context.path(path), dtype === undefined ? {} : { dtype });
+  await using model = await openModelFolder(context.path(path), {
+    signal: context.signal,
+    ...(dtype !== undefined && { dtype }),
+  });
   const prompt = chat && typeof input === "string" ? [{ role: "user", content: input } as const] : input;
   const show = shower(context);
   return await timed(() => model.generate(prompt, { ...options, onPiece: (piece) => show(piece.text) }));

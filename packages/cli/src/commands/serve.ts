@@ -58,6 +58,7 @@ export function serveCommand(context: CliContext): CommandUnknownOpts {
       await using model = await openModelFolder(folder, {
         // Of as many conversations as run at the same time, the next turn finds the one before.
         keptPrefixes: parallel,
+        signal: context.signal,
         ...(threads !== undefined && { threads }),
         ...(dtype !== undefined && { dtype }),
       });
