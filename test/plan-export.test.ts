@@ -15,12 +15,14 @@ import {
   type Backend,
   createPlan,
   createRegistry,
+  elementCount,
   type LayerPlan,
   type MlpSpec,
   type MoeModel,
   type MoeSpec,
   moeLayers,
   type Plan,
+  packBfloat16,
   packFloats,
   Rng,
   type SkipRule,
@@ -60,7 +62,40 @@ function someUnits(rng: Rng, { experts }: MoeSpec, expert: number): UnitSource[]
     }));
 }
 
-/** Half of the experts: slots put together unit by unit, merged, both or neither, and router rows near the kept ones. */
+/** Changes of the down projections of most slots, as large as a tenth of what stands there. */
+async function downChanges(
+  rng: Rng,
+  { weights }: Pick<LoadedCheckpoint, "weights">,
+  spec: MoeSpec,
+  slots: number,
+): Promise<string> {
+  const { down } = spec.experts[0] as MlpSpec;
+  const size = elementCount(down.shape);
+  const scale = 0.1 * (await weights.read(down)).reduce((most, value) => Math.max(most, Math.abs(value)), 0);
+  const changes = new Float32Array(slots * size);
+  for (let i = 0; i < changes.length; i++) {
+    if (Math.floor(i / size) % 4 !== 1) changes[i] = scale * rng.normal();
+  }
+  return packBfloat16(changes);
+}
+
+/** Half of the experts, as they are but for their down projections. */
+async function refit(original: Pick<LoadedCheckpoint, "model" | "weights">): Promise<Plan> {
+  const { model } = original;
+  const rng = Rng.fromSeed(9);
+  const specs = new Map(moeLayers(model).map(({ index, feedForward }) => [index, feedForward]));
+  const layers: LayerPlan[] = [];
+  for (const layer of halved(model).layers) {
+    const spec = specs.get(layer.layer) as MoeSpec;
+    layers.push({ ...layer, down: await downChanges(rng, original, spec, layer.experts.length) });
+  }
+  return createPlan(model, layers);
+}
+
+/**
+ * Half of the experts: slots put together unit by unit, merged, both or neither, their down projections changed, and router
+ * rows near the kept ones.
+ */
 async function rebuilt({ model, weights }: Pick<LoadedCheckpoint, "model" | "weights">): Promise<Plan> {
   const rng = Rng.fromSeed(8);
   const specs = new Map(moeLayers(model).map(({ index, feedForward }) => [index, feedForward]));
@@ -83,6 +118,7 @@ async function rebuilt({ model, weights }: Pick<LoadedCheckpoint, "model" | "wei
         merge: experts.map((expert, slot) => (slot % 2 ? own(expert) : mixed(expert))),
       }),
       units: experts.map((expert, slot) => (slot % 3 === 2 ? null : someUnits(rng, spec, expert))),
+      down: await downChanges(rng, { weights }, spec, experts.length),
       router: {
         weight: packFloats(Float32Array.from(await near(weight))),
         ...(bias && i % 2 === 0 && { bias: await near(bias) }),
@@ -134,11 +170,20 @@ async function written(
 }
 
 describe.each(folders)("%s", (_, path) => {
-  it("with merged units and new router rows computes what the plan says, and holds what it should", async () => {
+  it("with merged units, changed down projections and new router rows computes what the plan says, and holds what it should", async () => {
     const { golden, expected, found, comparison } = await written(path, rebuilt);
     expect(comparison.differences).toEqual([]);
     expect(largestDifference(found, expected)).toBe(0);
     expect(largestDifference(expected, golden.logits)).toBeGreaterThan(1e-3);
+  });
+
+  it("with changed down projections computes what the plan says, and holds what it should", async () => {
+    const { golden, expected, found, comparison } = await written(path, refit);
+    expect(comparison.differences).toEqual([]);
+    expect(largestDifference(found, expected)).toBe(0);
+    const pruned = await written(path, ({ model }) => halved(model));
+    expect(largestDifference(expected, golden.logits)).toBeGreaterThan(1e-3);
+    expect(largestDifference(expected, pruned.expected)).toBeGreaterThan(1e-4);
   });
 
   it("keeps skip rules in the runtime layout", async () => {

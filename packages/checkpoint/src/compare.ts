@@ -13,9 +13,9 @@ import {
 } from "@coppice/core";
 import type { ExpertRows, ExpertTensors } from "./families/expert-tensors.js";
 import type { LoadedCheckpoint } from "./load.js";
-import { expertParts, mergedPart } from "./merged-part.js";
+import { type ExpertPart, expertParts, mergedPart } from "./merged-part.js";
 import { stackShare } from "./output/expert-shares.js";
-import { type ExpertSlot, type OwnSlot, slotsIn } from "./output/expert-slots.js";
+import { type ExpertSlot, isDown, type OwnSlot, slotsIn, sourcesOf } from "./output/expert-slots.js";
 import { exportShape, type LayerShape } from "./output/export-shape.js";
 import { neverChosen } from "./output/padding.js";
 
@@ -127,19 +127,22 @@ class Comparison implements TensorComparison {
   ): Promise<void> {
     for (const [i, rows] of set.rows.entries()) await this.#compareRows(rows, twin.rows[i], slots, entries);
     for (const [slot, source] of slots.entries()) {
+      if (source.kind === "pad") continue;
+      const changesDown = source.kind === "changed" && source.rest.kind === "expert";
       // The model describes the experts of its own layers; those for multi-token prediction merge by the same code.
-      if ((source.kind === "merge" || source.kind === "units") && !set.isMtp) {
-        await this.#compareMerge(set.layer, slot, source);
+      if (source.kind !== "expert" && !set.isMtp) {
+        await this.#compareMerge(set.layer, slot, source, changesDown ? ["down"] : expertParts);
       }
-      if (source.kind !== "expert") continue;
+      if (source.kind !== "expert" && !changesDown) continue;
       for (const stack of set.stacked) {
+        if (changesDown && isDown(stack.units)) continue;
         const mate = twin.stacked.find(({ tensor }) => tensor.name === stack.tensor.name);
         const own = stackShare(stack, source.expert, set.experts);
         const found = mate && stackShare(mate, slot, twin.experts);
         await this.#compareBytes(own, found, `expert ${slot} of ${stack.tensor.name}`);
       }
-      for (const { tensor, pattern, expert } of set.separate) {
-        if (expert !== source.expert) continue;
+      for (const { tensor, pattern, expert, units } of set.separate) {
+        if (expert !== source.expert || (changesDown && isDown(units))) continue;
         const name = pattern.replace("{e}", String(slot));
         await this.#compareBytes(tensor, this.#other.tensors.get(name), name);
       }
@@ -190,19 +193,24 @@ class Comparison implements TensorComparison {
     }
   }
 
-  async #compareMerge(layer: number, slot: number, source: OwnSlot): Promise<void> {
+  async #compareMerge(
+    layer: number,
+    slot: number,
+    source: OwnSlot,
+    parts: readonly ExpertPart[],
+  ): Promise<void> {
     const specs = ({ model }: LoadedCheckpoint) =>
       moeLayers(model).find(({ index }) => index === layer)?.feedForward.experts as readonly MlpSpec[];
     const experts = specs(this.#original);
     const found = specs(this.#other)[slot] as MlpSpec;
     const { signal } = this.#options;
-    for (const part of expertParts.filter((one) => experts[source.expert]?.[one])) {
+    for (const part of parts.filter((one) => experts[source.expert]?.[one])) {
       const expected = await mergedPart(experts, source, part, this.#original.weights, signal);
       const actual = await this.#other.weights.read(found[part] as TensorRef, this.#signal);
       if (expected.every((value, i) => value === actual[i])) continue;
-      this.#differ(
-        `${(found[part] as TensorRef).name} is not the merge of experts ${mergedFrom(source).join(", ")}`,
-      );
+      const what = source.kind === "changed" && part === "down" ? "the plan's change" : "the merge";
+      const { name } = found[part] as TensorRef;
+      this.#differ(`${name} is not ${what} of experts ${sourcesOf(source).join(", ")}`);
     }
   }
 
@@ -254,11 +262,6 @@ class Comparison implements TensorComparison {
   #differ(what: string): void {
     if (this.differences.length < mostDifferences) this.differences.push(what);
   }
-}
-
-function mergedFrom(slot: OwnSlot): readonly number[] {
-  if (slot.kind === "units") return slot.units.map(({ expert }) => expert);
-  return slot.kind === "merge" ? slot.experts : [slot.expert];
 }
 
 function ruleWords(rule: SkipRule | undefined): string {

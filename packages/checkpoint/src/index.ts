@@ -25,9 +25,9 @@ export { type Inspection, inspectModel } from "./inspect.js";
 export { type JsonObject, parseJsonObject } from "./json-object.js";
 export { defaultLimits, type FormatLimits } from "./limits.js";
 export { type LoadedCheckpoint, type LoadOptions, loadModel } from "./load.js";
+export { checkComplete, companionFiles, textFile } from "./output/companion-files.js";
 export type { ConfigChanges } from "./output/config-changes.js";
 export { bytesContent, type Content } from "./output/content.js";
-export { checkComplete, companionFiles, textFile } from "./output/companion-files.js";
 export type { ExpertSlot } from "./output/expert-slots.js";
 export {
   type ExportShape,

@@ -1,4 +1,5 @@
 import {
+  addDelta,
   elementCount,
   type MlpSpec,
   mergeRows,
@@ -7,7 +8,7 @@ import {
   type TensorRef,
   type WeightReader,
 } from "@coppice/core";
-import type { LinearSlot, OwnSlot } from "./output/expert-slots.js";
+import type { LinearSlot, MergedSlot, OwnSlot } from "./output/expert-slots.js";
 
 /** The tensors of an expert by their names in its description. */
 export type ExpertPart = "gate" | "up" | "down" | "gateBias" | "upBias" | "downBias";
@@ -26,18 +27,27 @@ export async function mergedPart(
 ): Promise<Float32Array> {
   const refOf = (expert: number) => (experts[expert] as MlpSpec)[part] as TensorRef;
   const read = (expert: number) => weights.read(refOf(expert), signal ? { signal } : {});
-  if (slot.kind === "expert") return read(slot.expert);
+  const delta = slot.kind === "changed" && part === "down" ? slot.delta() : undefined;
+  const rest = restFor(slot, part);
+  if (rest.kind === "expert" && !delta) return read(rest.expert);
   const own = refOf(slot.expert);
   const merged = new Float32Array(elementCount(own.shape));
-  if (slot.kind === "units") {
-    if (part === "downBias") return mergedPart(experts, slot.rest, part, weights, signal);
+  if (rest.kind === "units" && part !== "downBias") {
     const { width } = experts[slot.expert] as MlpSpec;
     const given = [];
-    for (const source of slot.units) given.push({ source, values: await read(source.expert) });
+    for (const source of rest.units) given.push({ source, values: await read(source.expert) });
     mergeUnits(part, given, width, merged);
-  } else await mergeLinear(slot, read, merged);
+  } else if (rest.kind === "merge") await mergeLinear(rest, read, merged);
+  else merged.set(await read(rest.expert));
+  if (delta) addDelta(merged, delta);
   roundToStored(merged, own);
   return merged;
+}
+
+/** What a part is merged from. */
+function restFor(slot: OwnSlot, part: ExpertPart): MergedSlot {
+  const rest = slot.kind === "changed" ? slot.rest : slot;
+  return rest.kind === "units" && part === "downBias" ? rest.rest : rest;
 }
 
 async function mergeLinear(

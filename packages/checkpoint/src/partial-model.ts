@@ -37,7 +37,7 @@ export interface PartialModel extends Pick<LoadRequest, "model" | "weights"> {
  * The experts that a plan keeps as a model of its own, so that whoever loads it reads no byte of the others and needs no
  * memory for them: the same computation as the whole model under the plan. Router rows are gathered when they are read.
  * @param plan for `model`; layers that it does not list keep all experts. Router rows, top-k and skip rules apply
- * @throws COPPICE_PLAN_INVALID for merges and router maps, which need experts that are not kept, and others of
+ * @throws COPPICE_PLAN_INVALID for merges, changes and router maps, which need more than the experts that are kept, and others of
  * `parsePlan`; COPPICE_PLAN_GROUPS
  */
 export function partialModel(model: MoeModel, weights: WeightReader, plan: Plan): PartialModel {
@@ -72,11 +72,12 @@ interface Gathered {
 }
 
 function keepExperts(spec: MoeSpec, entry: LayerPlan, gathered: Map<string, Gathered>): MoeSpec {
-  const { experts, merge, routerMap, units, topK = spec.router.topK } = entry;
-  if (merge || routerMap || units) {
+  const { experts, merge, routerMap, units, down, topK = spec.router.topK } = entry;
+  if (merge || routerMap || units || down !== undefined) {
+    const has = routerMap ? "a router map" : merge || units ? "merged experts" : "changed down projections";
     throw new CoppiceError(
       "COPPICE_PLAN_INVALID",
-      `layer ${entry.layer} has ${routerMap ? "a router map" : "merged experts"}; a partial model holds experts as they are`,
+      `layer ${entry.layer} has ${has}; a partial model holds experts as they are`,
       { hint: "write the plan as a checkpoint, or give a plan that only keeps experts" },
     );
   }

@@ -4,6 +4,7 @@ import {
   type LayerPlan,
   mlpTensors,
   moeLayers,
+  packBfloat16,
   packFloats,
   roundToDtype,
   routerTensors,
@@ -92,7 +93,7 @@ describe("partialModel", () => {
     expect(new Set([...prints, model.fingerprint]).size).toBe(3);
   });
 
-  test("refuses what needs other experts", async () => {
+  test("refuses what needs more than the experts that are kept", async () => {
     const { checkpoint, model, weights, plan } = await opened();
     await using _ = checkpoint;
     const rows = [
@@ -100,11 +101,13 @@ describe("partialModel", () => {
       [0, 0, 1, 1],
     ];
     const width = moeLayers(model)[0]?.feedForward.experts[0]?.width as number;
+    const down = packBfloat16(new Float32Array(2 * model.hiddenSize * width).fill(1));
     const unit = { expert: 1, to: Array.from({ length: width }, () => 0), rows: 1, columns: 1 };
     for (const [part, words] of [
       [{ merge: rows }, /merged experts/],
       [{ routerMap: rows }, /router map/],
       [{ units: [[unit], null] }, /merged experts/],
+      [{ down }, /changed down projections/],
     ] as const) {
       await expectError(
         () => partialModel(model, weights, plan({ experts: [0, 1], ...part })),

@@ -16,6 +16,7 @@ import {
   type MoeLayer,
   type MoeModel,
   moeLayers,
+  packBfloat16,
   packFloats,
   Rng,
   roundToStored,
@@ -36,9 +37,14 @@ async function applied(checkpoint: LoadedCheckpoint, layers: readonly LayerPlan[
   return { plan, output, comparison: await compareTensors(checkpoint, plan, output) };
 }
 
-/** Slot 0: units of two experts; slot 1: an expert, its biases of down merged. */
+/** Of two slots: small multiples of 1/64, which bfloat16 holds. */
+function changesOf({ shape }: TensorRef): Float32Array {
+  return Float32Array.from({ length: 2 * elementCount(shape) }, (_, i) => (((i * 7) % 31) - 15) / 64);
+}
+
+/** Slot 0: units of two experts; slot 1: an expert; the down projections of both are changed. */
 function unitPlan({ index, feedForward: { experts } }: MoeLayer, rng: Rng): LayerPlan {
-  const { width } = experts[0] as MlpSpec;
+  const { width, down } = experts[0] as MlpSpec;
   const units = Array.from({ length: width }, (_, unit) => unit);
   const second: UnitSource = {
     expert: 2,
@@ -52,10 +58,14 @@ function unitPlan({ index, feedForward: { experts } }: MoeLayer, rng: Rng): Laye
     experts: [2, 0],
     merge: [row, experts.map((_, expert) => Number(expert === 0))],
     units: [[{ expert: 0, to: rng.sample(width, width), rows: 0.5, columns: 2 }, second], null],
+    down: packBfloat16(changesOf(down)),
   };
 }
 
-/** Slot 0 from the formula: every unit of every source adds its row of gate and up and its column of down. */
+/**
+ * Slot 0 from the formula: every unit of every source adds its row of gate and up and its column of down, to which the
+ * plan's changes are added.
+ */
 async function slowSlot(
   checkpoint: LoadedCheckpoint,
   layer: MoeLayer,
@@ -80,13 +90,15 @@ async function slowSlot(
       }
     }
   }
+  if (role === "down")
+    for (const i of sum.keys()) sum[i] = Math.fround(sum[i] as number) + (changesOf(ref)[i] as number);
   const values = Float32Array.from(sum);
   roundToStored(values, ref);
   return values;
 }
 
 describe.each(Object.entries(made))("%s, which is edited only", (_, { config, shapes }) => {
-  it("gets hidden units and router rows of its plan", async () => {
+  it("gets hidden units, changes of down and router rows of its plan", async () => {
     const rng = Rng.fromSeed(5);
     await using checkpoint = await loadMade(config, randomTensors(shapes));
     const layers = moeLayers(checkpoint.model);
@@ -106,6 +118,13 @@ describe.each(Object.entries(made))("%s, which is edited only", (_, { config, sh
         if (ref)
           expect(await output.weights.read(ref)).toEqual(await slowSlot(checkpoint, layer, plan, role));
       }
+      const [own, kept] = [layer.feedForward.experts[0], found?.experts[1]] as [MlpSpec, MlpSpec];
+      expect(await output.weights.read(kept.up)).toEqual(await checkpoint.weights.read(own.up));
+      const changed = await checkpoint.weights.read(own.down);
+      const changes = changesOf(own.down).subarray(changed.length);
+      for (const [i, change] of changes.entries()) changed[i] = (changed[i] as number) + change;
+      roundToStored(changed, own.down);
+      expect(await output.weights.read(kept.down)).toEqual(changed);
       const weight = await output.weights.read(found?.router.weight as TensorRef);
       expect(packFloats(weight)).toBe(plan.router?.weight);
       if (found?.router.correction) {
@@ -116,7 +135,7 @@ describe.each(Object.entries(made))("%s, which is edited only", (_, { config, sh
 });
 
 describe("layers for multi-token prediction", () => {
-  it("keep their own router entries, and an expert where the plan puts hidden units together", async () => {
+  it("keep their own router entries, and experts where the plan puts hidden units together or changes down", async () => {
     const rng = Rng.fromSeed(6);
     const { tensors, config } = await fixture("glm4_moe");
     for (const [name, tensor] of [...tensors]) {
@@ -136,9 +155,11 @@ describe("layers for multi-token prediction", () => {
     expect(comparison.differences).toEqual([]);
     const read = (of: LoadedCheckpoint, name: string) => of.weights.read(of.tensors.get(name) as TensorRef);
     for (const part of ["gate_proj", "up_proj", "down_proj"]) {
-      expect(await read(output, `model.layers.3.mlp.experts.0.${part}.weight`)).toEqual(
-        await read(checkpoint, `model.layers.3.mlp.experts.2.${part}.weight`),
-      );
+      for (const [slot, expert] of [2, 0].entries()) {
+        expect(await read(output, `model.layers.3.mlp.experts.${slot}.${part}.weight`)).toEqual(
+          await read(checkpoint, `model.layers.3.mlp.experts.${expert}.${part}.weight`),
+        );
+      }
     }
     for (const [name, size] of [
       ["weight", 64],
@@ -168,9 +189,15 @@ describe("experts whose values cannot be computed", () => {
     const check = (slot: ExpertSlot) => () => checkSharedBlocks(model as unknown as MoeModel, set, [slot]);
     expect(check({ kind: "units", expert: 0, units: [], rest })).toThrow(/gate shares blocks of scales/);
     expect(check(rest)).not.toThrow();
+    const delta = () => new Float32Array(0);
+    const changed = (rest: Extract<ExpertSlot, { kind: "expert" | "merge" }>) =>
+      check({ kind: "changed", expert: 0, rest, delta });
+    expect(changed(rest)).not.toThrow();
+    const two = { kind: "merge", expert: 0, experts: [0, 1], coefficients: [0.5, 0.5] } as const;
+    expect(changed(two)).toThrow(/gate shares blocks of scales/);
   });
 
-  it("cannot be put together unit by unit", async () => {
+  it("cannot be put together unit by unit nor changed", async () => {
     const { tensors, config } = await fixture("mixtral");
     for (const [name, { shape }] of [...tensors]) {
       if (!/experts\.\d+\.w\d\.weight$/.test(name)) continue;
@@ -188,5 +215,9 @@ describe("experts whose values cannot be computed", () => {
     await using checkpoint = await loadMade({ ...config, quantization_config }, tensors);
     const plans = moeLayers(checkpoint.model).map((layer) => unitPlan(layer, Rng.fromSeed(1)));
     await expectError(applied(checkpoint, plans), "COPPICE_PLAN_EXPORT", "packed");
+    const changed = plans.map(({ merge: _, units: __, ...plan }) => plan);
+    await expectError(applied(checkpoint, changed), "COPPICE_PLAN_EXPORT", "packed");
+    const kept = changed.map(({ down: _, ...plan }) => plan);
+    expect((await applied(checkpoint, kept)).comparison.differences).toEqual([]);
   });
 });

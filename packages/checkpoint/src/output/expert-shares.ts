@@ -10,9 +10,15 @@ import {
 } from "@coppice/core";
 import type { ExpertTensors, MergeRule, StackedTensor, UnitPlaces } from "../families/expert-tensors.js";
 import { type Content, mergeContent, rangeContent, repeatedContent } from "./content.js";
-import type { ExpertSlot } from "./expert-slots.js";
+import { type ExpertSlot, type OwnSlot, sourcesOf } from "./expert-slots.js";
 import { type MatrixPart, mergedContent } from "./merged-content.js";
-import { linearMatrix, type MergeMemory, unitMatrix } from "./merged-matrix.js";
+import {
+  changedMatrix,
+  linearMatrix,
+  type MergedMatrix,
+  type MergeMemory,
+  unitMatrix,
+} from "./merged-matrix.js";
 import { quantizedMatrix } from "./quantized-matrix.js";
 
 /** One tensor of every expert, or the part of a stack that is an expert's. */
@@ -51,6 +57,7 @@ export function stackShare(
 /**
  * The bytes of a slot. Experts that fill up get zeros; what gives other bytes their meaning (scales, packed formats,
  * single values) is that of the first real expert instead, so that it stays valid.
+ * @param slot what it is for these shares (`slotFor`)
  * @param first a real expert of the layer
  */
 export function slotContent(context: ShareContext, shares: Shares, slot: ExpertSlot, first: number): Content {
@@ -66,24 +73,29 @@ export function slotContent(context: ShareContext, shares: Shares, slot: ExpertS
       ? repeatedContent(Uint8Array.of(0), bytes)
       : range(share);
   }
-  const { name, merge, units } = shares;
-  if (slot.kind === "units" && !units) return slotContent(context, shares, slot.rest, first);
-  const matrix = (expert: number) => shareMatrix(shares, expert, context);
-  if (slot.kind === "units") {
-    const refs = slot.units.map(({ expert }) => matrix(expert));
-    const stored = matrix(slot.expert);
-    const merged = unitMatrix(context, slot.units, refs, units as UnitPlaces, stored);
-    return mergedContent(merged, stored, merge as MatrixPart, name);
+  const { name, merge } = shares;
+  if (slot.kind === "merge") {
+    const { experts, coefficients } = slot;
+    if (isOneExpert(slot)) return range(shares.of(experts[0] as number));
+    if (merge === "plain") {
+      const refs = experts.map((expert) => shares.of(expert));
+      return mergeContent(sources, context.scratch, refs, coefficients, shares.of(slot.expert), name);
+    }
   }
-  const { experts, coefficients } = slot;
-  if (isOneExpert(slot)) return range(shares.of(experts[0] as number));
-  if (merge === "plain") {
-    const refs = experts.map((expert) => shares.of(expert));
-    return mergeContent(sources, context.scratch, refs, coefficients, shares.of(slot.expert), name);
+  const stored = shareMatrix(shares, slot.expert, context);
+  return mergedContent(slotMatrix(context, shares, slot, stored), stored, merge as MatrixPart, name);
+}
+
+/** The matrix of a slot before it is rounded to the form of `stored`. */
+function slotMatrix(context: ShareContext, shares: Shares, slot: OwnSlot, stored: TensorRef): MergedMatrix {
+  const units = shares.units as UnitPlaces;
+  if (slot.kind === "changed") {
+    const rest = slotMatrix(context, shares, slot.rest, stored);
+    return changedMatrix(rest, slot.delta, stored, units.axis === 0);
   }
-  const stored = matrix(slot.expert);
-  const merged = linearMatrix(context, experts.map(matrix), coefficients, stored);
-  return mergedContent(merged, stored, merge as MatrixPart, name);
+  const refs = sourcesOf(slot).map((expert) => shareMatrix(shares, expert, context));
+  if (slot.kind === "units") return unitMatrix(context, slot.units, refs, units, stored);
+  return linearMatrix(context, refs, slot.kind === "merge" ? slot.coefficients : [1], stored);
 }
 
 /** The matrix [R, C] that an expert's share is, or is a part of. */
@@ -108,7 +120,8 @@ function isOneExpert({ coefficients }: { readonly coefficients: readonly number[
 }
 
 /**
- * Checks that the merges of a set of experts can be computed and stored.
+ * Checks that the merges and changes of a set of experts can be computed and stored.
+ * @param slots what they are for these shares (`slotFor`)
  * @throws COPPICE_PLAN_EXPORT, COPPICE_FORMAT_DTYPE, COPPICE_FORMAT_SHAPE, COPPICE_FORMAT_MISSING_TENSOR
  */
 export function checkMerges(
@@ -118,13 +131,9 @@ export function checkMerges(
   context: Pick<ShareContext, "block">,
 ): void {
   for (const slot of slots) {
-    if (slot.kind === "units" && !shares.units) {
-      checkMerges(shares, [slot.rest], label, context);
-      continue;
-    }
-    if (slot.kind !== "merge" && slot.kind !== "units") continue;
+    if (slot.kind === "expert" || slot.kind === "pad") continue;
     const own = shares.of(slot.expert);
-    const experts = slot.kind === "units" ? slot.units.map(({ expert }) => expert) : slot.experts;
+    const experts = sourcesOf(slot);
     for (const expert of experts) {
       const other = shares.of(expert);
       if (other.dtype === own.dtype && other.shape.join() === own.shape.join()) continue;
@@ -167,12 +176,14 @@ export function checkMerges(
  * @throws COPPICE_PLAN_EXPORT
  */
 export function checkSharedBlocks(model: MoeModel, set: ExpertTensors, slots: readonly ExpertSlot[]): void {
-  const computes = (slot: ExpertSlot) =>
+  const computes = (slot: ExpertSlot): boolean =>
     slot.kind === "units" || (slot.kind === "merge" && !isOneExpert(slot));
-  if (!slots.some(computes)) return;
+  const merges = slots.some((slot) => computes(slot.kind === "changed" ? slot.rest : slot));
+  const changes = merges || slots.some(({ kind }) => kind === "changed");
   const layer = moeLayers(model).find(({ index }) => index === set.layer);
   const [expert] = layer?.feedForward.experts ?? [];
-  for (const ref of [expert?.gate, expert?.up, expert?.down]) {
+  const computed = [...(merges ? [expert?.gate, expert?.up] : []), ...(changes ? [expert?.down] : [])];
+  for (const ref of computed) {
     if (!ref?.view || !ref.scales || hasOwnBlocks(ref)) continue;
     throw notMergeable(`${ref.name} shares blocks of scales with another matrix`, set.label);
   }

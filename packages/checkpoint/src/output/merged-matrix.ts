@@ -1,4 +1,5 @@
 import {
+  addDelta,
   mergeRows,
   mergeUnitColumns,
   mergeUnitRows,
@@ -64,6 +65,43 @@ export function unitMatrix(
   return bandedMatrix(memory, refs, stored, (values, merged) =>
     mergeUnitColumns(withValues(placed, values), stored.shape[1] as number, merged),
   );
+}
+
+/**
+ * A down projection with its changes (`addDelta` of core), as it is stored.
+ * @param delta gives [hidden, width]; called when the first rows are asked for, and held until the last ones were
+ * @param stored [hidden, width], or [width, hidden] where it is transposed
+ */
+export function changedMatrix(
+  matrix: MergedMatrix,
+  delta: () => Float32Array,
+  stored: TensorRef,
+  transposed: boolean,
+): MergedMatrix {
+  const [height, width] = stored.shape as [number, number];
+  let changes: Float32Array | undefined;
+  return {
+    bandRows: matrix.bandRows,
+    async rows(first, count, signal) {
+      const values = await matrix.rows(first, count, signal);
+      changes ??= transposed ? transpose(delta(), width, height) : delta();
+      addDelta(values, changes.subarray(first * width, (first + count) * width));
+      // Contents of a whole checkpoint are held until it is written.
+      if (first + count === height) changes = undefined;
+      return values;
+    },
+  };
+}
+
+/** @param values [rows, columns] */
+function transpose(values: Float32Array, rows: number, columns: number): Float32Array {
+  const out = new Float32Array(values.length);
+  for (let row = 0; row < rows; row++) {
+    for (let column = 0; column < columns; column++) {
+      out[column * rows + row] = values[row * columns + column] as number;
+    }
+  }
+  return out;
 }
 
 /** The units of a source as entries of the axis along which they are stored. */

@@ -28,7 +28,7 @@ import {
   slotContent,
   stackShare,
 } from "./expert-shares.js";
-import { type ExpertSlot, type OwnSlot, slotsIn } from "./expert-slots.js";
+import { type ExpertSlot, type OwnSlot, slotFor, slotsIn } from "./expert-slots.js";
 import type { ExportShape } from "./export-shape.js";
 import { padBias } from "./padding.js";
 import type { RouterEntry } from "./router-entries.js";
@@ -222,8 +222,9 @@ function separateTensors(context: ShareContext, set: ExpertTensors, slots: reado
         ...(partner && { partner: { of: (other) => find(pattern, other).partner } }),
         units,
       };
-      checkMerges(shares, [slot], set.label, context);
-      const contents = [slotContent(context, shares, slot, first)];
+      const own = slotFor(slot, units);
+      checkMerges(shares, [own], set.label, context);
+      const contents = [slotContent(context, shares, own, first)];
       return { tensor: { name, dtype: tensor.dtype, shape: tensor.shape, contents }, after: tensor };
     });
   });
@@ -242,8 +243,9 @@ function stackedTensors(context: ShareContext, set: ExpertTensors, slots: readon
       ...(other && { partner: { of: (expert) => stackShare(other, expert, set.experts) } }),
       units: stack.units,
     };
-    checkMerges(shares, slots, set.label, context);
-    const contents = runs(context.sources, slots, shares.of, (slot) =>
+    const own = slots.map((slot) => slotFor(slot, stack.units));
+    checkMerges(shares, own, set.label, context);
+    const contents = runs(context.sources, own, shares.of, (slot) =>
       slotContent(context, shares, slot, first),
     );
     const shape = [slots.length * rowsPerExpert, ...tensor.shape.slice(1)];
