@@ -12,6 +12,7 @@ export {
 export type { CollectionOptions } from "./collection.js";
 export { partRanges } from "./data-parts.js";
 export { type DroppedPoint, type DroppedProbability, droppedProbability } from "./dropped-probability.js";
+export { GramSum } from "./gram-sum.js";
 export { type CollectedPart, PartSum } from "./part-sum.js";
 export { rankCorrelation } from "./rank-correlation.js";
 export { hashSequences } from "./sequence-hash.js";

@@ -61,5 +61,7 @@ export interface ScaleInputsRequest {
   readonly readers: readonly Omit<QuantizeRequest, "signal">[];
   /** Over all inputs of the activation. */
   readonly inputs: InputSums;
+  /** [columns]; channels with the same number must get the same factor; absent: each may have its own. */
+  readonly tied?: Int32Array;
   readonly signal?: AbortSignal;
 }

@@ -68,10 +68,11 @@ export function fallback(request: QuantizeRequest, why: string): QuantizedResult
   return { matrix: roundToNearest(request), fallback: `rounded to nearest: ${why}` };
 }
 
-function spreadErrors(
+/** Quantizes column after column; see `gptq`. */
+export function spreadErrors(
   request: QuantizeRequest,
   { tokens, gram }: InputSums,
-  { damp, actOrder }: Required<GptqOptions>,
+  { damp, actOrder }: Required<Pick<GptqOptions, "damp" | "actOrder">>,
 ): QuantizedResult {
   const { weights, rows, columns, format } = request;
   const { groupSize, bits } = format;
@@ -128,15 +129,35 @@ function moveErrors(
   start: number,
 ): void {
   const columns = spread.length;
-  for (let r = 0; r < rows; r++) {
-    const error = errors[r] as number;
-    if (error === 0) continue;
-    const at = r * columns;
+  let row = 0;
+  // Four rows at a time share what is read of `spread`.
+  for (; row + 4 <= rows; row += 4) {
+    const a = left.subarray(row * columns, (row + 1) * columns);
+    const b = left.subarray((row + 1) * columns, (row + 2) * columns);
+    const c = left.subarray((row + 2) * columns, (row + 3) * columns);
+    const d = left.subarray((row + 3) * columns, (row + 4) * columns);
+    const p = errors[row] as number;
+    const q = errors[row + 1] as number;
+    const r = errors[row + 2] as number;
+    const s = errors[row + 3] as number;
     for (let j = start; j < columns; j++) {
-      left[at + j] = (left[at + j] as number) - error * (spread[j] as number);
+      const share = spread[j] as number;
+      a[j] = (a[j] as number) - p * share;
+      b[j] = (b[j] as number) - q * share;
+      c[j] = (c[j] as number) - r * share;
+      d[j] = (d[j] as number) - s * share;
+    }
+  }
+  for (; row < rows; row++) {
+    const error = errors[row] as number;
+    for (let j = start; j < columns; j++) {
+      left[row * columns + j] = (left[row * columns + j] as number) - error * (spread[j] as number);
     }
   }
 }
+
+/** The latest factor: matrices with the same inputs follow one another. */
+let latest: { readonly gram: Float64Array; readonly key: string; readonly factor: Float64Array } | undefined;
 
 /** `inverseFactor` of the mean gram matrix in another order, damped; columns without inputs get a diagonal of 1. */
 function dampedFactor(
@@ -145,6 +166,9 @@ function dampedFactor(
   order: readonly number[],
   damp: number,
 ): Float64Array | undefined {
+  const key = `${damp} ${order.join()}`;
+  if (latest?.gram === gram && latest.key === key) return latest.factor;
+  latest = undefined;
   const n = order.length;
   const factor = new Float64Array(n * n);
   for (const strength of [1, 10, 100]) {
@@ -154,7 +178,9 @@ function dampedFactor(
       const diagonal = factor[i * n + i] as number;
       factor[i * n + i] = (diagonal === 0 ? 1 : diagonal) + strength * damp;
     }
-    if (inverseFactor(factor, n)) return factor;
+    if (!inverseFactor(factor, n)) continue;
+    latest = { gram, key, factor };
+    return factor;
   }
   return undefined;
 }

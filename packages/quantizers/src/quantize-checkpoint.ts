@@ -5,39 +5,30 @@ import {
   type RewriteSummary,
   type RewrittenTensor,
   rewriteCheckpoint,
-  type WriteTensor,
 } from "@coppice/checkpoint";
-import {
-  dequantizeMatrix,
-  type InputSums,
-  type Quantizer,
-  type RunEmitter,
-  type ScaleDType,
-  throwIfAborted,
-  type WeightReader,
-} from "@coppice/core";
+import { CoppiceError, type Quantizer, type RunEmitter, type ScaleDType } from "@coppice/core";
+import { type CalibrationData, calibratedPass } from "./calibrated-pass.js";
 import { compressedConfig } from "./compressed-config.js";
+import { EditedWeights } from "./edited-weights.js";
+import { floatTensors, writeFloats } from "./float-tensors.js";
 import { type FormatOf, type FormattedMatrix, formatMatrices } from "./format-rules.js";
+import { MatrixWork, type QuantizedMatrixReport, scaleDtype } from "./matrix-work.js";
 import { modelMatrices } from "./model-matrices.js";
-import { packedBytes, packedTensors } from "./pack-tensors.js";
+import { packedTensors } from "./pack-tensors.js";
+import { rotateModel } from "./rotate.js";
 
 export interface QuantizeCheckpointOptions extends Pick<RewriteOptions, "maxShardBytes" | "signal"> {
   readonly quantizer: Quantizer;
   /** See `uniformFormat`. */
   readonly format: FormatOf;
-  /** In which scales are stored; default the dtype of the weights when that has 16 bits, else F16. */
+  /** For quantizers that ask for inputs. */
+  readonly calibration?: CalibrationData;
+  /** Seed of a rotation of the residual stream and of the heads before anything is quantized; absent: none. See `rotateModel`. */
+  readonly rotate?: number;
+  /** In which scales are stored; default the dtype of the weights when that is BF16, else F16. */
   readonly scales?: ScaleDType;
   /** Gets `progress` after every matrix. */
   readonly emitter?: RunEmitter;
-}
-
-/** What became of a matrix. */
-export interface QuantizedMatrixReport
-  extends Pick<FormattedMatrix, "module" | "role" | "layer" | "expert" | "format"> {
-  /** ‖W - Ŵ‖ / ‖W‖ by the root of summed squares; 0 for a matrix of zeros. */
-  readonly error: number;
-  /** Why a simpler method was used for it. */
-  readonly fallback?: string;
 }
 
 export interface QuantizeSummary extends RewriteSummary {
@@ -46,25 +37,41 @@ export interface QuantizeSummary extends RewriteSummary {
 
 /**
  * Writes a checkpoint with quantized matrices in the layout `pack-quantized` of compressed-tensors, which `loadModel`
- * reads like any other and whose codes ONNX Runtime executes as they are. Everything else is copied. One matrix is in
- * memory at a time.
+ * reads like any other and whose codes ONNX Runtime executes as they are. Everything else is copied, but for what scaling
+ * and rotation change.
+ *
+ * Memory: one matrix at a time; with calibration data see `calibratedPass`.
  * @throws COPPICE_USAGE, COPPICE_FAMILY_UNSUPPORTED before anything is written; COPPICE_FORMAT_NAN and what
- * `rewriteCheckpoint` throws
+ * `rewriteCheckpoint` and the backend throw
  */
 export async function quantizeCheckpoint(
   loaded: LoadedCheckpoint,
   target: CheckpointTarget,
   options: QuantizeCheckpointOptions,
 ): Promise<QuantizeSummary> {
-  const { model, weights } = loaded;
+  const { model } = loaded;
+  const { quantizer, calibration, rotate } = options;
   const matrices = formatMatrices(modelMatrices(model), options.format);
+  if (quantizer.needs.inputs && !calibration) {
+    throw new CoppiceError(
+      "COPPICE_USAGE",
+      "the quantizer works from inputs and no calibration data was given",
+    );
+  }
+  const weights = new EditedWeights(loaded.weights);
+  if (rotate !== undefined) await rotateModel(loaded, weights, rotate);
   const work = new MatrixWork(matrices, options);
+  const changes = rotate !== undefined || quantizer.scaleInputs !== undefined;
+  const floats = changes ? floatTensors(model, matrices) : [];
   const summary = await rewriteCheckpoint(
     loaded,
     target,
-    outputTensors(loaded, matrices, options.scales),
+    outputTensors(loaded, matrices, new Set(floats.map(({ name }) => name)), options.scales),
     async (write) => {
-      for (const matrix of matrices) await work.quantize(matrix, weights, write);
+      if (calibration && quantizer.needs.inputs) {
+        await calibratedPass({ model, weights, matrices, work, write, ...options, calibration });
+      } else for (const matrix of matrices) await work.quantize(matrix, weights, write);
+      for (const ref of floats) await writeFloats(ref, weights, write, options.signal);
     },
     {
       ...options,
@@ -77,83 +84,24 @@ export async function quantizeCheckpoint(
   return { ...summary, matrices: work.reports };
 }
 
-/** Quantizes and writes matrices one by one. */
-export class MatrixWork {
-  readonly reports: QuantizedMatrixReport[] = [];
-  readonly #matrices: readonly FormattedMatrix[];
-  readonly #options: QuantizeCheckpointOptions;
-
-  constructor(matrices: readonly FormattedMatrix[], options: QuantizeCheckpointOptions) {
-    this.#matrices = matrices;
-    this.#options = options;
-  }
-
-  /** @param inputs what the quantizer asked for, if it is known */
-  async quantize(
-    matrix: FormattedMatrix,
-    weights: WeightReader,
-    write: WriteTensor,
-    inputs?: InputSums,
-  ): Promise<void> {
-    const { quantizer, emitter, signal } = this.#options;
-    const { module, format, role, layer, expert } = matrix;
-    const { name, shape } = matrix.weight;
-    throwIfAborted(signal, `quantizing ${module}`);
-    const [rows, columns] = shape as [number, number];
-    const scales = scaleDtype(matrix, this.#options.scales);
-    const values = await weights.read(matrix.weight, signal ? { signal } : {});
-    const { matrix: result, fallback } = await quantizer.quantize({
-      name,
-      weights: values,
-      rows,
-      columns,
-      format,
-      scales,
-      ...(inputs && { inputs }),
-      ...(signal && { signal }),
-    });
-    const bytes = packedBytes(result, scales);
-    const tensors = packedTensors(module, [rows, columns], format, scales);
-    for (const [i, tensor] of tensors.entries()) await write(tensor.name, bytes[i] as Uint8Array);
-    this.reports.push({
-      module,
-      role,
-      format,
-      error: relativeError(values, dequantizeMatrix(result)),
-      ...(layer !== undefined && { layer }),
-      ...(expert !== undefined && { expert }),
-      ...(fallback !== undefined && { fallback }),
-    });
-    emitter?.notify("progress", {
-      stage: "quantizing",
-      done: this.reports.length,
-      total: this.#matrices.length,
-      unit: "matrices",
-    });
-  }
-}
-
 /** Tensors of the output in the order of the files that they come from. */
-export function outputTensors(
+function outputTensors(
   { tensors }: LoadedCheckpoint,
   matrices: readonly FormattedMatrix[],
+  changed: ReadonlySet<string>,
   scales: ScaleDType | undefined,
 ): RewrittenTensor[] {
   const quantized = new Map(matrices.map((matrix) => [matrix.weight.name, matrix]));
   return [...tensors.values()].flatMap((source): RewrittenTensor[] => {
     const matrix = quantized.get(source.name);
     const { name, dtype, shape } = source;
-    if (!matrix) return [{ name, dtype, shape, source }];
+    if (!matrix) return [{ name, dtype, shape, ...(!changed.has(name) && { source }) }];
     return packedTensors(matrix.module, shape as [number, number], matrix.format, scaleDtype(matrix, scales));
   });
 }
 
-function scaleDtype({ weight }: FormattedMatrix, asked: ScaleDType | undefined): ScaleDType {
-  return asked ?? (weight.dtype === "BF16" ? "BF16" : "F16");
-}
-
 /** JSON text of `quantization_config`. */
-export function configText(
+function configText(
   { model, tensors, detected }: LoadedCheckpoint,
   matrices: readonly FormattedMatrix[],
 ): string {
@@ -170,15 +118,4 @@ export function configText(
     isEmbedding: role === "embedding",
   }));
   return JSON.stringify(compressedConfig(modules, [...new Set(ignored)]));
-}
-
-function relativeError(values: Float32Array, found: Float32Array): number {
-  let error = 0;
-  let total = 0;
-  for (let i = 0; i < values.length; i++) {
-    const value = values[i] as number;
-    error += ((found[i] as number) - value) ** 2;
-    total += value ** 2;
-  }
-  return total === 0 ? 0 : Math.sqrt(error / total);
 }
