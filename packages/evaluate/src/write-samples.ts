@@ -39,14 +39,17 @@ export interface DraftGroup {
 }
 
 const defaultTokens = 32_000;
-/** Most texts, and most tokens of all of them, that one group may have. */
-const groupSize = { texts: 64, tokens: 16_384 };
+/**
+ * Most texts that one group may have, and most tokens of all of them: steps with many texts read weights less often, and
+ * keys and values take memory for every token.
+ */
+const groupSize = { texts: 128, tokens: 8_192 };
 
 /**
  * Texts in the domain of a task that the model itself writes: data to fit weights to without a look at the task's own
  * answers. Each begins like a prompt (`draftSamples`) and goes on with tokens drawn from the model's probabilities at
  * temperature 1, until it is over (`TextEnd`) or slightly longer than the sample whose begin it has. Data that a model
- * generates for its own compression: LLM-QAT, arXiv 2305.17888, section 3.1.
+ * generates for its own compression: LLM-QAT, arXiv 2305.17888.
  *
  * Ends once the texts have the wanted number of tokens together, or when every sample has lent its begin ten times.
  * @throws COPPICE_USAGE, COPPICE_ABORTED, and what the runner throws

@@ -9,7 +9,10 @@ import { backendSource, type PoolOptions } from "./model-pool.js";
 import type { OpenModel } from "./open-model.js";
 
 /** What a search or an evaluation needs of a model, wherever it runs. */
-export type WorkPool = Pick<ModelPool, "scorer" | "evaluateTask" | "collectStatistics" | "dispose"> &
+export type WorkPool = Pick<
+  ModelPool,
+  "scorer" | "evaluateTask" | "collectStatistics" | "writeSamples" | "dispose"
+> &
   Partial<Pick<ModelPool, "workers" | "logits">> &
   AsyncDisposable;
 
@@ -48,7 +51,7 @@ export function engineOf(backend: FoundPlugin, options: Readonly<Record<string, 
 
 /**
  * The workers that the user named: processes of this machine, a queue, or a command. A pool elsewhere loads the model
- * here only when statistics are collected.
+ * here only when statistics are collected or samples are written.
  */
 export async function openWorkPool(
   opened: OpenModel,
@@ -80,6 +83,10 @@ export async function openWorkPool(
     async collectStatistics(request) {
       await using pool = await here();
       return pool.collectStatistics(request);
+    },
+    async writeSamples(request) {
+      await using pool = await here();
+      return pool.writeSamples(request);
     },
     dispose,
     [Symbol.asyncDispose]: dispose,
