@@ -3,7 +3,7 @@ import { isIPv6, type Socket } from "node:net";
 import { CoppiceError, checkWholeNumber } from "@coppice/core";
 import type { TextModel } from "@coppice/runtime";
 import { ApiError } from "./api-error.js";
-import { localNames, type RequestRecord, Service } from "./service.js";
+import { isLocalHost, type RequestRecord, Service } from "./service.js";
 
 export interface ServeOptions {
   readonly model: TextModel;
@@ -61,7 +61,7 @@ export async function serveModel(options: ServeOptions): Promise<ModelServer> {
   const service = new Service({
     model,
     name,
-    isLocal: localNames.has(host),
+    isLocal: isLocalHost(host),
     apiKey,
     parallel: checkWholeNumber("parallel", options.parallel ?? 4),
     queue: checkWholeNumber("queue", options.queue ?? 64, undefined, 0),

@@ -45,7 +45,10 @@ const routes = new Map<string, Route>([
 ]);
 const oneModel = "/v1/models/";
 
-export const localNames: ReadonlySet<string> = new Set(["127.0.0.1", "::1", "localhost"]);
+/** True for the names by which only this machine can mean itself. */
+export function isLocalHost(host: string): boolean {
+  return ["127.0.0.1", "::1", "localhost"].includes(host.toLowerCase());
+}
 
 const noTokens = { promptTokens: 0, completionTokens: 0 };
 
@@ -175,7 +178,7 @@ export class Service {
    */
   #checkHost({ headers: { host = "" } }: IncomingMessage): void {
     const name = host.replace(/:\d+$/, "").replace(/^\[|\]$/g, "");
-    if (!this.#options.isLocal || localNames.has(name.toLowerCase())) return;
+    if (!this.#options.isLocal || isLocalHost(name)) return;
     throw new ApiError(
       403,
       `the request is for the host ${JSON.stringify(host.slice(0, 200))}, expected localhost`,

@@ -2,7 +2,7 @@ import { basename } from "node:path";
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
 import { CoppiceError } from "@coppice/core";
 import { isExportedFolder, openModelFolder } from "@coppice/runtime/node";
-import { type RequestRecord, serveModel } from "@coppice/serve";
+import { isLocalHost, type RequestRecord, serveModel } from "@coppice/serve";
 import type { CliContext } from "../context.js";
 import { dtypeOption, examples, numberIn, wholeNumber } from "../options.js";
 
@@ -80,6 +80,11 @@ export function serveCommand(context: CliContext): CommandUnknownOpts {
           report(record, context);
         },
       });
+      if (!isLocalHost(host) && apiKey === undefined) {
+        context.out.warn(
+          `everybody who reaches ${host} can use the model; set ${keyVariable} to ask for a key`,
+        );
+      }
       context.out.note(`Ready: ${server.url}/v1 answers for the model "${name}". Ctrl-C ends it.`);
       await new Promise<void>((resolve) => {
         if (context.signal.aborted) resolve();
