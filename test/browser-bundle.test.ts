@@ -12,6 +12,7 @@ const portable: readonly string[] = [
   "export-onnx",
   "calibrate",
   "allocate",
+  "reconstruct",
   "router-repair",
   "search",
   "criteria",

@@ -12,7 +12,7 @@ import { describe, expect, it } from "vitest";
 const levels: readonly (readonly string[])[] = [
   ["core", "demo-model"],
   ["checkpoint", "onnx"],
-  ["evaluate", "calibrate", "allocate", "gguf", "router-repair", "search", "plugin-kit"],
+  ["evaluate", "calibrate", "allocate", "gguf", "reconstruct", "router-repair", "search", "plugin-kit"],
   [
     "backend-cpu",
     "backend-reference",

@@ -122,6 +122,8 @@ export const defaultRates = v.partial(
     moreGroups: probability,
     /** Chance of a second swap in a group. */
     moreSwaps: probability,
+    /** Bred plans without a better one that end the prune phase. */
+    pruneStale: count,
     /** Children of the merge phase per parent. */
     mergeChildren: count,
     /** Groups that a merge step changes: 1 to this many. */
@@ -145,6 +147,7 @@ export interface DefaultRates {
   pruneCrossover: number;
   moreGroups: number;
   moreSwaps: number;
+  pruneStale: number;
   mergeChildren: number;
   stepGroups: number;
   entryProbability: number;
@@ -166,6 +169,7 @@ export const defaultPreset: DefaultRates = {
   pruneCrossover: 0.3,
   moreGroups: 0.3,
   moreSwaps: 0.2,
+  pruneStale: 100,
   mergeChildren: 2,
   stepGroups: 2,
   entryProbability: 0.5,

@@ -49,6 +49,8 @@ export class PrunePhase implements Phase {
   readonly #race: boolean;
   #asked: Child[] = [];
   #left: number;
+  /** Plans that were bred since the best one changed. */
+  #stale = 0;
 
   constructor(layout: Layout, context: SearchContext, options: PruneOptions) {
     this.#layout = layout;
@@ -86,7 +88,7 @@ export class PrunePhase implements Phase {
     const wanted = Math.min(limit, this.#left);
     this.#asked = this.#initial.splice(0, wanted);
     let rival: string | undefined;
-    if (this.#asked.length === 0 && wanted > 0) {
+    if (this.#asked.length === 0 && wanted > 0 && this.#stale < this.#rates.pruneStale) {
       this.#asked = this.#breed(Math.min(wanted, this.#rates.children));
       if (this.#race) rival = this.#ranked[this.#rates.population - 1]?.key;
     }
@@ -99,10 +101,12 @@ export class PrunePhase implements Phase {
   }
 
   learn(results: readonly Scored[]): void {
+    const before = this.#ranked[0];
     results.forEach(({ fitness, key, scores }, i) => {
       this.#ranked.push({ subsets: (this.#asked[i] as Child).subsets, fitness, key, scores });
     });
     this.#ranked.sort((a, b) => b.fitness - a.fitness);
+    this.#stale = this.#ranked[0] === before ? this.#stale + results.length : 0;
   }
 
   #add(child: Child): void {

@@ -26,6 +26,7 @@ import { type ResultRow, runIdentity, type SearchJob } from "../search-job/searc
 import { taskResult } from "../search-job/search-result.js";
 import type { TaskTable } from "../search-job/task-table.js";
 import { formatDuration, formatInterval, formatTable, shellLine } from "../terminal/format.js";
+import { backendHere } from "../work/backend-here.js";
 import { openPool } from "../work/model-pool.js";
 import { type OpenModel, openModel } from "../work/open-model.js";
 import { readTask } from "../work/task-file.js";
@@ -82,7 +83,9 @@ export function demoCommand(context: CliContext): CommandUnknownOpts {
           },
         ],
         strategy: await loadPlugin("search", "eep", cwd),
-        options: { keep },
+        // Fitting the projections takes the place of a search for merges, and keeps far more.
+        options: { keep, mergeEvaluations: 0 },
+        reconstruct: true,
         keep,
         topK: undefined,
         criteria: await Promise.all(criteria.map((name) => loadPlugin("criterion", name, cwd))),
@@ -147,7 +150,7 @@ export function demoCommand(context: CliContext): CommandUnknownOpts {
         await using pool = await openPool(job.opened, options, context);
         // Without await the pool would be gone before the run has begun.
         return await runAndReport(
-          { job, pool, folder, emitter, signal: context.signal },
+          { job, pool, here: () => backendHere(options, context), folder, emitter, signal: context.signal },
           `coppice ${shellLine(context.argv)}`,
         );
       }

@@ -22,6 +22,7 @@ import { askBatch, runIdentity, type SearchJob } from "../search-job/search-job.
 import { memoryLine, showTables } from "../search-job/search-result.js";
 import { finiteNumber, named, readJobTasks } from "../search-job/task-options.js";
 import { shellLine } from "../terminal/format.js";
+import { backendHere } from "../work/backend-here.js";
 import { checkKeepFits } from "../work/check-keep-fits.js";
 import { fitMemory } from "../work/fit-memory.js";
 import { numericsOf } from "../work/numerics.js";
@@ -128,6 +129,7 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
         "metric of the table; default: by the task's form; also task=name",
       ).argParser(named(String)),
     )
+    .option("--no-reconstruct", "leave the weights of the experts that are kept as they are")
     .option("--chat", "put prompts into the checkpoint's chat template")
     .addOption(seedOption)
     .option("--fresh", "refuse to continue an earlier run")
@@ -171,11 +173,16 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
           keep,
           ...(topK !== undefined && { topK }),
           ...(options.preset !== undefined && { preset: options.preset }),
+          // Fitting the projections takes the place of a search for merges, and keeps far more.
+          ...(options.reconstruct &&
+            options.strategy === "eep" &&
+            !options.preset && { mergeEvaluations: 0 }),
           ...options.set,
         },
         keep,
         topK,
         ...(memory && { memory }),
+        reconstruct: options.reconstruct,
         criteria: await Promise.all(seeds.map((name) => loadPlugin("criterion", name, cwd))),
         evaluations: options.budget,
         ...(options.seconds !== undefined && { seconds: options.seconds }),
@@ -198,7 +205,15 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
         numerics: await numericsOf(pool, model),
       };
       const { result, data, report, planFile } = await runAndReport(
-        { job, pool, folder, emitter, signal: context.signal, ...(cache && { cache }) },
+        {
+          job,
+          pool,
+          here: () => backendHere(options, context),
+          folder,
+          emitter,
+          signal: context.signal,
+          ...(cache && { cache }),
+        },
         `coppice ${shellLine(context.argv.map(withoutPassword))}`,
       );
       context.out.settle();

@@ -1,7 +1,9 @@
 import {
+  addWork,
   CoppiceError,
   createPlan,
   moeLayers,
+  noWork,
   type Plan,
   Rng,
   type Scored,
@@ -21,6 +23,7 @@ import {
 import { projectToStock } from "@coppice/search-eep";
 import { Measurer } from "./measure.js";
 import { randomPlans } from "./random-plan.js";
+import { type Reconstructed, reconstructPlan } from "./reconstruct-plan.js";
 import { askBatch, finalistCount, randomDraws, type SearchJob, type SearchRun } from "./search-job.js";
 import { seedScores } from "./seed-scores.js";
 import { openScorer } from "./task-scorer.js";
@@ -45,6 +48,8 @@ export interface JobResult {
   readonly plan: Plan;
   /** One per task. */
   readonly tables: readonly TaskTable[];
+  /** Present when down projections were fitted: `chosen` and `plan` are then those after it. */
+  readonly reconstructed?: Reconstructed;
   /** When the plan has router maps: the nearest stock plan. */
   readonly stock?: Plan;
   readonly work: WorkCounters;
@@ -71,19 +76,25 @@ export async function runJob(run: SearchRun): Promise<JobResult> {
   const { search, seeds, work } = await searching(run, strategy, oneShot);
   throwIfAborted(signal, "choosing among the best plans");
   const { chosen, choice } = await choose(run, withinMemory(run, [...search.finalists, ...seeds]));
-  const { plan } = chosen.candidate;
+  const found = chosen.candidate.plan;
+  const stock = found.layers.some((layer) => layer.routerMap) ? projectToStock(found) : undefined;
+  if (stock && job.reconstruct) emitter.notify("warn", { code: "reconstruct", message: notMapped });
+  const reconstructed = job.reconstruct && !stock ? await reconstructPlan(run, chosen) : undefined;
+  const best = reconstructed?.scored ?? chosen;
+  const { plan } = best.candidate;
   await folder.writeJson("plan.json", plan);
   emitter.notify("artifact", { kind: "plan", path: `${folder.path}/plan.json` });
 
-  const stock = plan.layers.some((layer) => layer.routerMap) ? projectToStock(plan) : undefined;
   if (stock) await folder.writeJson("plan.stock.json", stock);
-  const rows = 1 + randomDraws + oneShot.length + 1 + Number(stock !== undefined);
+  const rows =
+    1 + randomDraws + oneShot.length + 1 + Number(stock !== undefined || reconstructed !== undefined);
   const measurer = new Measurer(run, 2 * rows * job.tasks.length);
   const plans = {
     random: randomPlans(model, { keep: job.keep, topK: job.topK, count: randomDraws, seed: job.seed }),
     criteria: oneShot,
     strategy: job.strategy.plugin.pluginName,
     chosen: plan,
+    ...(reconstructed && { found }),
     stock,
   };
   const tables: TaskTable[] = [];
@@ -92,8 +103,20 @@ export async function runJob(run: SearchRun): Promise<JobResult> {
     const minimum = await checkMinimum(run, task, plan);
     tables.push({ task, rows, ...(minimum && { minimum }) });
   }
-  return { search, chosen, choice, plan, tables, ...(stock && { stock }), work };
+  return {
+    search,
+    chosen: best,
+    choice,
+    plan,
+    tables,
+    ...(reconstructed && { reconstructed }),
+    ...(stock && { stock }),
+    work: addWork(work, reconstructed?.work ?? noWork),
+  };
 }
+
+const notMapped =
+  "the plan has router maps, under which no stock checkpoint could hold fitted projections: they stay as they are";
 
 /**
  * Searches, then scores the plans of the criteria on the same samples where the search did not: they take part in the

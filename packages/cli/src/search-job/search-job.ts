@@ -1,4 +1,4 @@
-import type { Plugin, RunEmitter } from "@coppice/core";
+import type { Backend, Plugin, RunEmitter } from "@coppice/core";
 import type { Metric, Objective, PairedDifference, TaskScore } from "@coppice/evaluate";
 import type { RunFolder, RunIdentity } from "@coppice/search/node";
 import type { FoundPlugin } from "../plugins/find-plugin.js";
@@ -39,6 +39,8 @@ export interface SearchJob {
   readonly topK: number | undefined;
   /** Present when `keep` was found for a memory limit: then no plan with more experts in some layer is chosen. */
   readonly memory?: FittingExperts;
+  /** Whether the down projections of the plan that was chosen are fitted to what the whole model puts out. */
+  readonly reconstruct: boolean;
   /** Criteria whose plans seed the search and stand in the table. */
   readonly criteria: readonly NamedPlugin<"criterion">[];
   /** Plans to evaluate at most. */
@@ -59,6 +61,8 @@ export interface SearchJob {
 export interface SearchRun {
   readonly job: SearchJob;
   readonly pool: WorkPool;
+  /** The backend in this process, for what is fitted to activations. */
+  readonly here: () => Promise<Backend>;
   readonly folder: RunFolder;
   readonly emitter: RunEmitter;
   readonly signal: AbortSignal;
@@ -111,6 +115,7 @@ export function runIdentity(job: SearchJob): RunIdentity {
     batch: job.batch ?? askBatch,
     finalists: finalistCount,
     randomDraws,
+    reconstruct: job.reconstruct,
     seed: job.seed,
     ...(job.memory && { memory: job.memory.limit }),
     ...(one

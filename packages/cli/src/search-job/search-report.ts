@@ -78,6 +78,7 @@ export function searchReport({ job, result, seconds, command }: ReportRequest): 
         label: "seeded by",
         value: job.criteria.map(({ plugin }) => plugin.pluginName).join(", ") || "nothing",
       },
+      { label: "reconstruction", value: reconstructionLine(result) },
       { label: "objective", value: fitnessName(tasks) },
       { label: "backend", value: `${job.backend.name}, ${job.backend.package} ${job.backend.version}` },
       { label: "seed", value: String(job.seed) },
@@ -96,6 +97,15 @@ function chosenFrom({ search, choice }: JobResult): string {
   return choice.by === "further samples"
     ? `${best} were tested again on ${choice.samples} further samples of the task to choose one`
     : `One of ${best.replace("The", "the")} was chosen by how often it is the best on samples drawn from these`;
+}
+
+/** What the down projections were fitted to, in words. */
+function reconstructionLine({ reconstructed }: JobResult): string {
+  if (!reconstructed) return "none";
+  const { texts, tokens, layers } = reconstructed;
+  const fitted = layers.filter(({ choice }) => choice !== null).length;
+  const source = texts === "samples" ? "the search samples" : "texts that the model wrote";
+  return `down projections of ${fitted} of ${layers.length} layers, fitted to ${tokens.toLocaleString("en")} tokens of ${source}`;
 }
 
 /** What fitness is a mean of. */

@@ -2,6 +2,7 @@ import { modelSize } from "@coppice/core";
 import { formatBytes, formatDifference, formatScore } from "@coppice/report";
 import { formatInterval, formatTable } from "../terminal/format.js";
 import type { FittingExperts } from "../work/fit-memory.js";
+import type { Reconstructed } from "./reconstruct-plan.js";
 import type { JobResult } from "./run-job.js";
 import { type JobTask, type Measurement, type ResultRow, runIdentity, type SearchJob } from "./search-job.js";
 import type { MinimumCheck, TaskTable } from "./task-table.js";
@@ -24,6 +25,7 @@ export function searchResult(job: SearchJob, result: JobResult, seconds: number)
       ...one?.search,
     },
     choice: result.choice,
+    ...(result.reconstructed && { reconstruction: reconstruction(result.reconstructed) }),
     ...(one
       ? { holdout: one.holdout, full: one.full, baselines: one.baselines, samples: one.samples }
       : { tasks }),
@@ -40,6 +42,15 @@ export function searchResult(job: SearchJob, result: JobResult, seconds: number)
     ...(search.front && { front: search.front }),
     ...(result.stock && { stockPlan: result.stock }),
     identity: runIdentity(job),
+  };
+}
+
+function reconstruction({ before, scored, texts, tokens, layers }: Reconstructed) {
+  return {
+    fitness: { before, after: scored.fitness },
+    texts,
+    tokens,
+    layers: layers.map(({ layer, choice, score }) => ({ layer, ...choice, fitness: score })),
   };
 }
 

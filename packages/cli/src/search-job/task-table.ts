@@ -11,6 +11,8 @@ export interface ComparedPlans {
   readonly criteria: readonly { readonly label: string; readonly plan: Plan }[];
   readonly strategy: string;
   readonly chosen: Plan;
+  /** The chosen plan before its down projections were fitted, where they were. */
+  readonly found?: Plan | undefined;
   /** The chosen plan without its router maps, where it has some. */
   readonly stock?: Plan | undefined;
 }
@@ -65,6 +67,9 @@ export async function measureTable(
     ),
   );
   for (const { label, plan } of plans.criteria) rows.push(row(label, "baseline", await both(plan)));
+  if (plans.found) {
+    rows.push(row(plans.strategy, "baseline", await both(plans.found), "before reconstruction"));
+  }
   rows.push(row(plans.strategy, "chosen", await both(plans.chosen)));
   if (plans.stock) rows.push(row(`${plans.strategy}, stock router`, "baseline", await both(plans.stock)));
   return rows;

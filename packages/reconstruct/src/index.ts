@@ -1,0 +1,12 @@
+export type { FitText } from "./fit-stream.js";
+export type { FitTarget } from "./normal-equations.js";
+export { type MatrixProducts, type ProductRequest, plainProducts } from "./products.js";
+export {
+  defaultChoices,
+  type FitChoice,
+  type Fold,
+  type LayerReconstruction,
+  type Reconstruction,
+  type ReconstructOptions,
+  reconstruct,
+} from "./reconstruct.js";
