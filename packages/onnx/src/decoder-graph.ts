@@ -1,18 +1,8 @@
-import { CoppiceError, type DecoderLayer, type MlpSpec, type MoeModel, type MoeSpec } from "@coppice/core";
-import { attentionOperator } from "./attention-operator.js";
-import { type AttentionShape, operatorHeads } from "./attention-shape.js";
-import {
-  type DecoderInputOptions,
-  type DecoderInputs,
-  decoderDims,
-  decoderInputs,
-} from "./decoder-inputs.js";
+import type { DecoderLayer, MlpSpec, MoeModel, MoeSpec } from "@coppice/core";
+import { attentionNodes, layerValues, notRun, presentShape } from "./attention-nodes.js";
+import { type DecoderInputOptions, decoderDims, decoderInputs } from "./decoder-inputs.js";
 import { type ExpertForm, expertNodes } from "./expert-nodes.js";
 import { type Graph, GraphBuilder, type Value } from "./graph-builder.js";
-import { groupedQueryInputs } from "./grouped-query.js";
-import { paddedShape, rotaryDimensions } from "./head-layout.js";
-import { cutHeads } from "./heads.js";
-import { latentInputs } from "./latent.js";
 import { mlp, mlpShape } from "./mlp.js";
 import { dataTypes } from "./model-file.js";
 import { addAndNorm, norm, normShape } from "./norms.js";
@@ -41,15 +31,6 @@ export interface DecoderGraphOptions extends DecoderInputOptions {
   /** Give the chosen experts of every MoE layer as well. */
   readonly expertOutputs: boolean;
 }
-
-/** Names of the values of a decoder graph that belong to one layer. */
-export const layerValues = {
-  pastKey: (layer: number) => `past_key_values.${layer}.key`,
-  pastValue: (layer: number) => `past_key_values.${layer}.value`,
-  presentKey: (layer: number) => `present.${layer}.key`,
-  presentValue: (layer: number) => `present.${layer}.value`,
-  chosenExperts: (layer: number) => `experts.${layer}`,
-} as const;
 
 /**
  * A whole decoder with its cache of keys and values, from token ids to logits.
@@ -165,72 +146,4 @@ export function decoderGraph(
     };
     return expertNodes(graph, normed, choices, layer, options.experts);
   }
-}
-
-/** What attention gives before its output map, [B S, width]. */
-function attentionNodes(
-  graph: GraphBuilder,
-  part: PartWeights,
-  layer: DecoderLayer,
-  normed: Value,
-  inputs: DecoderInputs,
-  hidden: number,
-): { readonly value: Value; readonly width: number; readonly bias: boolean } {
-  const { attention, index } = layer;
-  if (attention.kind === "other") throw notRun(index);
-  const padded = paddedShape(layer, hidden);
-  // Within `decoderPositions` its factor is 1.
-  const shape = padded.kind === "gqa" ? { ...padded, temperature: false } : padded;
-  const { heads, outputBias } = shape;
-  const { kvHeads, size } = operatorHeads(shape);
-  const turning = rotaryDimensions(attention, shape);
-  const inOperator = shape.kind === "gqa" && shape.rotation === "operator";
-  const [cos, sin] = inOperator && attention.rotary ? inputs.tables(attention.rotary, turning) : ["", ""];
-  const operands =
-    shape.kind === "mla"
-      ? latentInputs(graph, part, shape, normed, inputs.tokens, rowTables())
-      : groupedQueryInputs(
-          graph,
-          part,
-          shape,
-          normed,
-          inputs.tokens,
-          shape.rotation === "rows" && turning > 0 ? rowTables() : undefined,
-        );
-  const past = [decoderDims.batch, kvHeads, decoderDims.past, size];
-  const state = {
-    pastKey: graph.input(layerValues.pastKey(index), past),
-    pastValue: graph.input(layerValues.pastValue(index), past),
-    lengths: inputs.lengths,
-    total: inputs.total,
-    mask: inputs.mask,
-    cos,
-    sin,
-    ...(shape.kind === "gqa" && shape.sinks && { sinks: part.vector("sinks", heads) }),
-  };
-  const attended = graph.name("attended");
-  const outputs = [attended, layerValues.presentKey(index), layerValues.presentValue(index)];
-  attentionOperator(graph, shape, operands, state, outputs);
-  const rows = graph.node("Reshape", [attended, graph.int64([-1, heads * size])]);
-  const valueDim = attention.kind === "gqa" ? attention.headDim : attention.valueDim;
-  return {
-    value: cutHeads(graph, rows, heads, size, valueDim),
-    width: heads * valueDim,
-    bias: outputBias,
-  };
-
-  function rowTables(): readonly [Value, Value] {
-    if (!attention || attention.kind === "other" || !attention.rotary) throw notRun(index);
-    return inputs.rowTables(attention.rotary, turning);
-  }
-}
-
-function presentShape(layer: DecoderLayer, hidden: number) {
-  const shape: AttentionShape = paddedShape(layer, hidden);
-  const { kvHeads, size } = operatorHeads(shape);
-  return [decoderDims.batch, kvHeads, decoderDims.total, size];
-}
-
-function notRun(layer: number): CoppiceError {
-  return new CoppiceError("COPPICE_INTERNAL", `layer ${layer} has a part that is not described`);
 }

@@ -1,4 +1,4 @@
-import { CoppiceError, type NormalizeSpec, type RouterSpec, type SkipRule, skipRuleOf } from "@coppice/core";
+import { type NormalizeSpec, type RouterSpec, type SkipRule, skipRuleOf } from "@coppice/core";
 import type { GraphBuilder, Value } from "./graph-builder.js";
 import type { PartWeights } from "./part-weights.js";
 
@@ -41,9 +41,7 @@ export function routingNodes(
   };
 }
 
-/**
- * Why a graph cannot route as `router` does, or undefined.
- */
+/** Why a graph cannot route as `router` does, or undefined. */
 export function routingObstacle(router: RouterSpec): string | undefined {
   const { groups, topK, weight } = router;
   if (router.skip?.spare)
@@ -110,15 +108,11 @@ function limitToGroups(
 }
 
 function divide(graph: GraphBuilder, gates: Value, { power, least, epsilon = 0 }: NormalizeSpec): Value {
-  const axes = graph.int64([-1]);
-  const operator = power === 1 ? "ReduceSum" : power === 2 ? "ReduceL2" : undefined;
-  if (operator === undefined) {
-    throw new CoppiceError(
-      "COPPICE_EXPORT_UNSUPPORTED",
-      `gate weights are divided by their L${power} norm, which no graph has; 1 and 2 have one`,
-    );
-  }
-  let norm = graph.node(operator, [gates, axes], { attributes: { keepdims: 1 } });
+  const raised = (value: Value, exponent: number) =>
+    exponent === 1 ? value : graph.node("Pow", [value, graph.float32(exponent)]);
+  const terms = power === 1 ? gates : raised(graph.node("Abs", [gates]), power);
+  const sum = graph.node("ReduceSum", [terms, graph.int64([-1])], { attributes: { keepdims: 1 } });
+  let norm = raised(sum, 1 / power);
   if (least !== undefined) norm = graph.node("Max", [norm, graph.float32(least)]);
   if (epsilon > 0) norm = graph.node("Add", [norm, graph.float32(epsilon)]);
   return graph.node("Div", [gates, norm]);
