@@ -29,10 +29,34 @@ describe("quantize", () => {
     });
   });
 
+  it.each(["gptq", "awq"])("learns from data by %s, and says what it knew too little of", async (method) => {
+    const out = join(work, method);
+    const args = [
+      "quantize",
+      model,
+      "--method",
+      method,
+      "--rotate",
+      "--data",
+      task,
+      "--backend",
+      "reference",
+    ];
+    const written = await coppiceJson([...args, "--set", "leastTokens=20", "--out", out]);
+    const matrices = written["matrices"] as { fallback?: string }[];
+    expect(matrices.some(({ fallback }) => fallback === undefined)).toBe(true);
+    const other = await coppiceHere([...args, "--set", "leastTokens=100000", "--out", `${out}-2`]);
+    expect(other.stdout).toMatch(
+      /fallen back\s+\d+ matrices: model\.layers\.0\.\S+ \(rounded to nearest: \d+ inputs, fewer/,
+    );
+  });
+
   const faults: [string, string[], string][] = [
     ["bits that nothing executes", ["--bits", "3"], "expected one of 2, 4, 8"],
     ["groups that nothing executes", ["--group", "48"], "expected one of 16, 32, 64, 128, 256"],
     ["groups that do not divide a row", ["--group", "128"], "do not divide the 64 columns"],
+    ["methods without the data that they need", ["--method", "gptq"], "needs --data"],
+    ["data for nothing", ["--method", "rtn", "--data", task], "works from the weights alone"],
     ["unknown methods", ["--method", "best"], "best"],
     ["an output inside of the model", ["--out", join(model, "inside")], "lies inside the checkpoint"],
   ];

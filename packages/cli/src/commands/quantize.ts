@@ -13,6 +13,7 @@ import {
   maxShardOption,
   numberIn,
   outOption,
+  seedOption,
   settings,
   wholeNumber,
 } from "../options.js";
@@ -20,6 +21,7 @@ import { loadPlugin } from "../plugins/find-plugin.js";
 import { describeQuantized, quantizedResult } from "../terminal/quantized.js";
 import { chooseWidths, chosenFormat, droppingPlan, type WidthOptions } from "../work/choose-widths.js";
 import { openModel } from "../work/open-model.js";
+import { readCalibration } from "../work/quantizer-data.js";
 import { withoutExperts } from "../work/without-experts.js";
 import { checkAbsent, checkFileAbsent, checkOutside } from "../work/write-checkpoint.js";
 
@@ -69,19 +71,26 @@ export function quantizeCommand(context: CliContext): CommandUnknownOpts {
         "mc-moe: choose by the program of MC-MoE, with --average-bits for the experts of every layer and --least-bits for all else",
       ).choices(["mc-moe"] as const),
     )
-    .addOption(new Option("--data <file>", "task file or text on which to measure what fewer bits lose"))
-    .addOption(new Option("--limit <n>", "only the first n samples of --data").argParser(wholeNumber(1)))
     .addOption(
       new Option(
-        "--sensitivity <file>",
-        "what an earlier --plan-out wrote: choose again without measuring",
-      ).conflicts("data"),
+        "--data <file>",
+        "task file or text: what gptq and awq learn from, and on which is measured what fewer bits lose",
+      ),
+    )
+    .addOption(new Option("--limit <n>", "only the first n samples of --data").argParser(wholeNumber(1)))
+    .addOption(
+      new Option("--sensitivity <file>", "what an earlier --plan-out wrote: choose again without measuring"),
     )
     .addOption(new Option("--plan-out <file>", "write the choice, and what it goes by, as JSON"))
     .addOption(bitsOption("--head-bits <n>", "bits of the head; default: it stays as it is"))
     .addOption(bitsOption("--embedding-bits <n>", "bits of the embedding; default: it stays as it is"))
     .addOption(new Option("--method <name>", "quantizer plugin: rtn, hqq, gptq, awq").default("rtn"))
     .addOption(new Option("--set <key=value>", "option of the method; repeatable").argParser(settings))
+    .addOption(
+      new Option("--rotate", "spread outlying channels over all by a rotation, which changes nothing else"),
+    )
+    .option("--chat", "put prompts into the checkpoint's chat template")
+    .addOption(seedOption)
     .addOption(outOption)
     .addOption(maxShardOption)
     .addOption(backendOption)
@@ -90,6 +99,7 @@ export function quantizeCommand(context: CliContext): CommandUnknownOpts {
       "after",
       examples(
         "coppice quantize ./model --bits 4 --group 32 --out ./model-q4",
+        "coppice quantize ./model --bits 4 --method gptq --data task.jsonl --out ./model-q4",
         "coppice quantize ./model --bits 8 --method hqq --asymmetric --out ./model-q8",
         "coppice quantize ./model --bits 2 --group 16 --head-bits 8 --embedding-bits 8 --out ./model-q2",
         "coppice quantize ./model --average-bits 3 --data task.jsonl --plan-out widths.json --out ./model-q3",
@@ -110,10 +120,13 @@ export function quantizeCommand(context: CliContext): CommandUnknownOpts {
       if (planOut !== undefined && choice) await writeFileAtomic(planOut, `${JSON.stringify(choice)}\n`);
       const plan = choice && droppingPlan(opened.checkpoint.model, choice);
       await using pruned = plan ? await withoutExperts(opened, plan, out, context) : undefined;
+      const source = pruned ?? opened;
+      const measures = choice !== undefined && options.sensitivity === undefined;
+      const calibration = await readCalibration(source, quantizer, { ...options, measures }, context);
       const emitter = new RunEmitter();
       context.out.follow(emitter);
       const uniform = { bits, groupSize, symmetric: !options.asymmetric };
-      const summary = await quantizeCheckpoint((pruned ?? opened).checkpoint, folderTarget(out), {
+      const summary = await quantizeCheckpoint(source.checkpoint, folderTarget(out), {
         quantizer,
         format: choice
           ? chosenFormat(choice, options)
@@ -124,6 +137,8 @@ export function quantizeCommand(context: CliContext): CommandUnknownOpts {
             }),
         emitter,
         signal: context.signal,
+        ...(calibration && { calibration }),
+        ...(options.rotate && { rotate: options.seed }),
         ...(options.maxShardSize !== undefined && { maxShardBytes: options.maxShardSize }),
       });
       context.out.settle();
