@@ -42,6 +42,10 @@ function notes(layers: readonly ReportLayer[]): string {
       "Slots by units were put together hidden unit by hidden unit: their weights are averages over the units of an expert, those left out included.",
     ],
     [
+      layers.some(({ refitSlots }) => refitSlots),
+      "Where down projections were refitted, experts put out something else than before: their last matrix was computed anew, to make up for experts that are gone.",
+    ],
+    [
       layers.some(({ newRouter }) => newRouter),
       "Where the router is new, its rows are no longer those of the kept experts, but computed anew.",
     ],
@@ -53,10 +57,11 @@ function notes(layers: readonly ReportLayer[]): string {
   return sentences.map(([holds, sentence]) => (holds ? ` ${sentence}` : "")).join("");
 }
 
-function layerWords({ kept, experts, topK, unitSlots, newRouter, skip }: ReportLayer): string {
+function layerWords({ kept, experts, topK, unitSlots, refitSlots, newRouter, skip }: ReportLayer): string {
   return [
     `${kept.length} of ${experts}, top-${topK}`,
     ...(unitSlots ? [`${unitSlots} ${unitSlots === 1 ? "slot" : "slots"} by units`] : []),
+    ...(refitSlots ? [`${refitSlots} down ${refitSlots === 1 ? "projection" : "projections"} refitted`] : []),
     ...(newRouter ? ["new router"] : []),
     ...(skip ? [skipWords(skip)] : []),
   ].join(", ");

@@ -1,4 +1,5 @@
 import {
+  downDelta,
   type LayerPlan,
   type MoeModel,
   moeLayers,
@@ -65,6 +66,8 @@ export interface ReportLayer {
   readonly merge?: readonly (readonly number[])[];
   /** Slots that were put together hidden unit by hidden unit; absent: none. */
   readonly unitSlots?: number;
+  /** Slots whose down projections were changed, as a refit does; absent: none. */
+  readonly refitSlots?: number;
   /** True when the router got new rows. */
   readonly newRouter?: true;
   /** Tokens that skip some of their experts. */
@@ -135,6 +138,7 @@ export function reportLayers(model: MoeModel, plan: Plan): ReportLayer[] {
     const layer = plans.get(index);
     const merge = layer && mergeWeights(layer, experts.length);
     const unitSlots = layer?.units?.filter((units) => units !== null).length ?? 0;
+    const refitSlots = layer?.experts.filter((_, slot) => downDelta(layer, slot)).length ?? 0;
     const skip = skipRuleOf(router, layer);
     return {
       layer: index,
@@ -142,6 +146,7 @@ export function reportLayers(model: MoeModel, plan: Plan): ReportLayer[] {
       kept: layer?.experts ?? experts.map((_, expert) => expert),
       ...(merge && { merge }),
       ...(unitSlots > 0 && { unitSlots }),
+      ...(refitSlots > 0 && { refitSlots }),
       mapped: layer?.routerMap !== undefined,
       ...(layer?.router && { newRouter: true }),
       topK: layer?.topK ?? router.topK,

@@ -1,4 +1,4 @@
-import { createPlan, type MoeModel } from "@coppice/core";
+import { createPlan, type MoeModel, packBfloat16 } from "@coppice/core";
 import { type ReportLayer, type ReportScores, renderReport, reportLayers } from "@coppice/report";
 import { describe, expect, it } from "vitest";
 import { formatBytes, formatCount, formatDifference, formatScore } from "../src/format.js";
@@ -182,7 +182,7 @@ describe("renderReport", () => {
     expect(page).toContain("412.5");
   });
 
-  it("says which layers have slots by units, new routers and skip rules", () => {
+  it("says which layers have slots by units, refitted experts, new routers and skip rules", () => {
     const data = sampleReport();
     const [first, second, third, ...others] = data.layers as [
       ReportLayer,
@@ -193,21 +193,26 @@ describe("renderReport", () => {
     const page = renderReport({
       ...data,
       layers: [
-        { ...first, unitSlots: 3, newRouter: true },
-        { ...second, skip: { rule: "ratio", threshold: 0.25 } },
+        { ...first, unitSlots: 3, refitSlots: 4, newRouter: true },
+        { ...second, refitSlots: 1, skip: { rule: "ratio", threshold: 0.25 } },
         { ...third, unitSlots: 1, skip: { rule: "top-p", threshold: 0.9, spare: 0.02 } },
         ...others,
       ],
     });
-    expect(page).toContain("layer 0: 4 of 8, top-2, 3 slots by units, new router<");
-    expect(page).toContain("layer 1: 4 of 8, top-2, skips below 25.0 % of the largest<");
+    expect(page).toContain(
+      "layer 0: 4 of 8, top-2, 3 slots by units, 4 down projections refitted, new router<",
+    );
+    expect(page).toContain(
+      "layer 1: 4 of 8, top-2, 1 down projection refitted, skips below 25.0 % of the largest<",
+    );
     expect(page).toContain(
       "layer 2: 4 of 8, top-2, 1 slot by units, skips beyond 90.0 % of the sum, spares 2.0 % of tokens<",
     );
     expect(page).toContain("layer 3: 4 of 8, top-2<");
     for (const sentence of [
       "averages over the units",
-      "computed anew",
+      "their last matrix was computed anew",
+      "of the kept experts, but computed anew",
       "sizes per token are those without",
     ]) {
       expect(page).toContain(sentence);
@@ -275,7 +280,7 @@ describe("reportLayers", () => {
   });
 });
 
-describe("reportLayers of plans with units, router rows and skip rules", () => {
+describe("reportLayers of plans with units, refitted experts, router rows and skip rules", () => {
   const skip = { rule: "ratio", threshold: 0.5 } as const;
   const model = {
     family: "mixtral",
@@ -315,6 +320,13 @@ describe("reportLayers of plans with units, router rows and skip rules", () => {
     });
     const [merged] = reportLayers(model, createPlan(model, [{ ...layer, merge }]));
     expect(merged?.merge).toEqual([[0.5, 0, 0.25], merge[1]]);
+  });
+
+  it("counts the slots whose down projections are changed", () => {
+    const down = packBfloat16(Float32Array.of(0, 0, 0, 1, -1, 0));
+    const [layer, other] = reportLayers(model, createPlan(model, [{ layer: 0, experts: [2, 1, 0], down }]));
+    expect(layer?.refitSlots).toBe(2);
+    expect(other).not.toHaveProperty("refitSlots");
   });
 
   it("names the rule in force: the model's own, or the plan's in its place", () => {

@@ -55,7 +55,10 @@ export interface LayerRepair {
   /** Of the rows as they are stored; those of before where nothing helped. */
   readonly after: PartErrors;
   readonly steps: readonly RepairStep[];
-  /** False where experts are merged, whose outputs are taken to be the mean of their members'. */
+  /**
+   * False where experts are merged, whose outputs are taken to be the mean of their members', or their down projections
+   * changed, which is not seen.
+   */
   readonly exact: boolean;
 }
 

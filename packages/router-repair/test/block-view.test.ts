@@ -1,4 +1,11 @@
-import { type LayerPlan, moeLayers, Rng, type RouterSpec, type UnitSource } from "@coppice/core";
+import {
+  type LayerPlan,
+  moeLayers,
+  packBfloat16,
+  Rng,
+  type RouterSpec,
+  type UnitSource,
+} from "@coppice/core";
 import { randomModel } from "@coppice/plugin-kit";
 import { describe, expect, test } from "vitest";
 import { BlockView } from "../src/block-view.js";
@@ -69,6 +76,15 @@ const plans: [string, LayerPlan, number[][], boolean][] = [
     [
       [0.25, 0.75, 0, 0, 0],
       [0, 0, 0.5, 0.3, 0.2],
+    ],
+    false,
+  ],
+  [
+    "experts with changed down projections",
+    { layer: 0, experts: [1, 2], down: packBfloat16(Float32Array.of(0, 0, 0, 1)) },
+    [
+      [0, 1, 0, 0, 0],
+      [0, 0, 1, 0, 0],
     ],
     false,
   ],
