@@ -6,6 +6,17 @@
 // The first folder is the one that others are compared with. Every round prefills a prompt of 512 tokens and then decodes,
 // greedily. Decode times include everything that a caller waits for: sampling, and here also text. Processor time is that
 // of the whole process, spinning threads included; it says most where the machine is busy with something else.
+import {
+  cpSync,
+  linkSync,
+  mkdirSync,
+  mkdtempSync,
+  readdirSync,
+  readFileSync,
+  rmSync,
+  writeFileSync,
+} from "node:fs";
+import { dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
 import { openModelFolder } from "@coppice/runtime/node";
 import { AutoModelForCausalLM, env, Tensor } from "@huggingface/transformers";
@@ -22,8 +33,24 @@ const [rounds, tokens, threads] = [values.rounds, values.tokens, values.threads]
 if (positionals.length === 0) throw new Error("name folders, such as fp32=./model-onnx q4=./model-q4-onnx");
 env.allowRemoteModels = false;
 
-/** Ids that no tokenizer is needed for, and that no model has a reason to end. */
+/** Ids that need no tokenizer. */
 const prompt = Int32Array.from({ length: 512 }, (_, i) => 100 + ((i * 37) % 900));
+
+/** A copy of the folder, weights linked, whose texts never end by themselves, so that all write equally many tokens. */
+function endless(folder) {
+  const copy = mkdtempSync(join(dirname(resolve(folder)), ".decode-bench-"));
+  process.on("exit", () => rmSync(copy, { recursive: true }));
+  cpSync(folder, copy, { recursive: true, filter: (path) => resolve(path) !== resolve(folder, "onnx") });
+  mkdirSync(join(copy, "onnx"));
+  for (const name of readdirSync(join(folder, "onnx"))) {
+    linkSync(join(folder, "onnx", name), join(copy, "onnx", name));
+  }
+  for (const name of ["config.json", "generation_config.json", "tokenizer_config.json"]) {
+    const { eos_token_id: _, eos_token: __, ...rest } = JSON.parse(readFileSync(join(copy, name), "utf8"));
+    writeFileSync(join(copy, name), JSON.stringify(rest));
+  }
+  return copy;
+}
 
 const mark = () => {
   const { user, system } = process.cpuUsage();
@@ -33,7 +60,8 @@ const mark = () => {
 /** Runs once; gives the time and the processor time, in milliseconds, at the start and at each token. */
 const contenders = {};
 for (const positional of positionals) {
-  const [name, folder] = positional.split("=");
+  const [name, path] = positional.split("=");
+  const folder = endless(path);
   // Beginnings that are kept would save the prefill that is measured.
   const model = await openModelFolder(folder, { threads, keptPrefixes: 0, chunk: 512 });
   contenders[name] = async () => {
@@ -71,7 +99,7 @@ const measured = new Map(
 for (let round = -1; round < rounds; round++) {
   for (const [name, run] of Object.entries(contenders)) {
     const times = await run();
-    if (times.length < tokens / 2) throw new Error(`${name} ended after ${times.length - 1} tokens`);
+    if (times.length !== tokens + 2) throw new Error(`${name} wrote ${times.length - 1} tokens`);
     // The first round warms up.
     if (round < 0) continue;
     const { prefill, prefillCpu, step, stepCpu } = measured.get(name);
