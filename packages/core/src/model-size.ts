@@ -34,11 +34,17 @@ export function modelSize(model: MoeModel, plan?: Plan): ModelSize {
     // A router map needs every row of the original router.
     const rows = layerPlan?.routerMap ? experts.length : kept;
     const routerSize = total(routerTensors(layer.feedForward));
-    // Experts of one layer are equal in shape, so sizes follow from counts.
-    const expertSize = total(mlpTensors(experts[0] as MlpSpec));
+    // Experts of one layer are equal in shape; quantized ones may differ in bits.
+    const sizes = (layerPlan?.experts ?? [...experts.keys()]).map((expert) =>
+      total(mlpTensors(experts[expert] as MlpSpec)),
+    );
+    const expertSize = {
+      parameters: sizes[0]?.parameters ?? 0,
+      bytes: sizes.reduce((sum, { bytes }) => sum + bytes, 0),
+    };
     const routerParameters = (routerSize.parameters / experts.length) * rows;
     size.parameters += routerParameters + expertSize.parameters * kept;
-    size.bytes += (routerSize.bytes / experts.length) * rows + expertSize.bytes * kept;
+    size.bytes += (routerSize.bytes / experts.length) * rows + expertSize.bytes;
     activeParameters += routerParameters + expertSize.parameters * topK;
   }
   return { ...size, activeParameters };

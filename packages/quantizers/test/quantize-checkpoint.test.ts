@@ -1,7 +1,14 @@
 import { readFile } from "node:fs/promises";
-import { type LoadedCheckpoint, loadModel, memoryFolder, memoryTarget } from "@coppice/checkpoint";
+import { applyPlan, type LoadedCheckpoint, loadModel, memoryFolder, memoryTarget } from "@coppice/checkpoint";
 import { openFolder } from "@coppice/checkpoint/node";
-import { dequantizeMatrix, isCoppiceError, type TensorRef } from "@coppice/core";
+import {
+  createPlan,
+  dequantizeMatrix,
+  isCoppiceError,
+  modelSize,
+  moeLayers,
+  type TensorRef,
+} from "@coppice/core";
 import {
   type FormatOf,
   modelMatrices,
@@ -81,12 +88,37 @@ describe("quantizeCheckpoint", () => {
     const { output } = await quantized(checkpoint, format);
     const bits = (ref: TensorRef) =>
       ref.scales?.format === "packed" ? [ref.scales.bits, ref.scales.columns] : [];
-    const { feedForward } = output.model.layers[1]!;
-    if (feedForward.kind !== "moe") throw new Error(feedForward.kind);
-    expect(feedForward.experts.slice(0, 2).map(({ up, down }) => [...bits(up), ...bits(down)])).toEqual([
+    const formatsOf = ({ model }: LoadedCheckpoint) => {
+      const { feedForward } = model.layers[1]!;
+      if (feedForward.kind !== "moe") throw new Error(feedForward.kind);
+      return feedForward.experts.map(({ up, down }) => [...bits(up), ...bits(down)]);
+    };
+    expect(formatsOf(output).slice(0, 2)).toEqual([
       [2, 32, 2, 16],
       [8, 32, 8, 16],
     ]);
+    // Dropping experts takes their bits along, in the files and in the config.
+    const layers = moeLayers(output.model).map(({ index }) => ({ layer: index, experts: [1, 4, 6] }));
+    const plan = createPlan(output.model, layers);
+    const target = memoryTarget();
+    await applyPlan(output, plan, target);
+    await using pruned = await loadModel(memoryFolder(target.files));
+    expect(formatsOf(pruned).map(([own]) => own)).toEqual([8, 2, 2]);
+    const stored = [...pruned.tensors.values()].reduce((sum, { begin, end }) => sum + end - begin, 0);
+    const shapes = [...pruned.tensors.keys()].filter((name) => name.endsWith("weight_shape")).length;
+    expect(modelSize(output.model, plan).bytes).toBe(stored - 16 * shapes);
+    expect(modelSize(pruned.model).bytes).toBe(stored - 16 * shapes);
+    const [one, other] = moeLayers(pruned.model)[0]!.feedForward.experts.map(({ up }) => up) as [
+      TensorRef,
+      TensorRef,
+    ];
+    const { experts } = moeLayers(output.model)[0]!.feedForward;
+    expect(await pruned.weights.read(one)).toEqual(await output.weights.read(experts[1]!.up));
+    expect(await pruned.weights.read(other)).toEqual(await output.weights.read(experts[4]!.up));
+    const targets = /"targets":\s*(\[[^\]]*experts\.0\.w1[^\]]*\])/.exec(
+      new TextDecoder().decode(target.files.get("config.json")),
+    );
+    expect(JSON.parse(targets?.[1] ?? "[]")).not.toContain("model.layers.0.block_sparse_moe.experts.1.w1");
   });
 
   const refused: [string, FormatOf, string, string][] = [

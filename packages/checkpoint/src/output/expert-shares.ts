@@ -243,7 +243,9 @@ export function checkSet({ label, experts, rows, separate, stacked }: ExpertTens
     }
   }
   const first = new Map<string, TensorRef>();
-  for (const { tensor, pattern } of separate) {
+  for (const { tensor, pattern, merge } of separate) {
+    // Packed weights may have other bits in every expert.
+    if (merge === "opaque") continue;
     const key = `${pattern} ${tensor.dtype}`;
     const other = first.get(key) ?? tensor;
     first.set(key, other);
