@@ -4,6 +4,8 @@ import {
   dtypeBytes,
   elementCount,
   type QuantizedMatrix,
+  quantizedBits,
+  quantizedGroups,
   type ScaleDType,
   type TensorRef,
   type WeightReader,
@@ -115,9 +117,15 @@ export interface PackedForm {
   readonly asymmetric: boolean;
 }
 
-/** @returns undefined for tensors that are not packed */
+/**
+ * @returns undefined for tensors that are not packed
+ * @throws COPPICE_EXPORT_UNSUPPORTED for bits and groups that ONNX Runtime does not execute
+ */
 export function packedForm({ scales, name }: TensorRef): PackedForm | undefined {
   if (scales?.format !== "packed") return undefined;
+  const { bits, columns } = scales;
+  checkExecuted(name, "bits per weight", bits, quantizedBits);
+  checkExecuted(name, "columns per group", columns, quantizedGroups);
   const { dtype } = scales.scales;
   if (dtype !== "F32" && dtype !== "F16" && dtype !== "BF16") {
     throw new CoppiceError(
@@ -126,11 +134,20 @@ export function packedForm({ scales, name }: TensorRef): PackedForm | undefined 
     );
   }
   return {
-    bits: scales.bits,
-    groupSize: scales.columns,
+    bits,
+    groupSize: columns,
     scales: dtype,
     asymmetric: scales.zeroPoints !== undefined,
   };
+}
+
+function checkExecuted(name: string, what: string, found: number, executed: readonly number[]): void {
+  if (executed.includes(found)) return;
+  throw new CoppiceError(
+    "COPPICE_EXPORT_UNSUPPORTED",
+    `${name} has ${found} ${what}; ONNX Runtime executes ${executed.join(", ")}`,
+    { hint: "quantize the original checkpoint with one of those", details: { tensor: name, found } },
+  );
 }
 
 function inOrder<T extends Uint8Array | Float32Array>(values: T, order: RowOrder, width: number): T {

@@ -1,4 +1,8 @@
-import { InferenceSession, Tensor } from "onnxruntime-node";
+import type { InferenceSession, Tensor } from "onnxruntime-node";
+import * as node from "onnxruntime-node";
+
+/** onnxruntime-node, or what looks like it. */
+export type Runtime = Pick<typeof node, "InferenceSession" | "Tensor">;
 
 /** A graph and the files beside it, in memory or as the path of the graph. */
 export type ExportedGraph = string | { readonly files: ReadonlyMap<string, Uint8Array> };
@@ -6,21 +10,25 @@ export type ExportedGraph = string | { readonly files: ReadonlyMap<string, Uint8
 /** Runs an exported graph over one sequence, token by token or in pieces. */
 export class ExportedSession {
   readonly session: InferenceSession;
+  readonly #runtime: Runtime;
   #past: Record<string, Tensor>;
   #seen = 0;
 
-  private constructor(session: InferenceSession) {
+  private constructor(runtime: Runtime, session: InferenceSession) {
+    this.#runtime = runtime;
     this.session = session;
-    this.#past = emptyPast(session);
+    this.#past = emptyPast(runtime, session);
   }
 
-  static async open(graph: ExportedGraph): Promise<ExportedSession> {
+  static async open(graph: ExportedGraph, runtime: Runtime = node): Promise<ExportedSession> {
+    const { InferenceSession } = runtime;
     const options = { intraOpNumThreads: 1, logSeverityLevel: 3 } as const;
-    if (typeof graph === "string") return new ExportedSession(await InferenceSession.create(graph, options));
+    if (typeof graph === "string")
+      return new ExportedSession(runtime, await InferenceSession.create(graph, options));
     const files = [...graph.files].map(([name, data]) => ({ path: name.replace(/^onnx\//, ""), data }));
     const bytes = files.find(({ path }) => path.endsWith(".onnx"))?.data as Uint8Array;
     const externalData = files.filter(({ path }) => path.includes(".onnx_data"));
-    return new ExportedSession(await InferenceSession.create(bytes, { ...options, externalData }));
+    return new ExportedSession(runtime, await InferenceSession.create(bytes, { ...options, externalData }));
   }
 
   /**
@@ -30,7 +38,7 @@ export class ExportedSession {
   async run(tokens: Int32Array, keep = 0): Promise<Record<string, Tensor>> {
     const total = this.#seen + tokens.length;
     const int64 = (values: readonly bigint[], dims: readonly number[]) =>
-      new Tensor("int64", BigInt64Array.from(values), dims);
+      new this.#runtime.Tensor("int64", BigInt64Array.from(values), dims);
     const outputs = await this.session.run({
       ...this.#past,
       input_ids: int64(Array.from(tokens, BigInt), [1, tokens.length]),
@@ -49,7 +57,7 @@ export class ExportedSession {
 
   /** Forgets all tokens. */
   reset(): void {
-    this.#past = emptyPast(this.session);
+    this.#past = emptyPast(this.#runtime, this.session);
     this.#seen = 0;
   }
 
@@ -58,7 +66,7 @@ export class ExportedSession {
   }
 }
 
-function emptyPast({ inputMetadata }: InferenceSession): Record<string, Tensor> {
+function emptyPast({ Tensor }: Runtime, { inputMetadata }: InferenceSession): Record<string, Tensor> {
   return Object.fromEntries(
     inputMetadata.flatMap((input) => {
       if (!input.name.startsWith("past_key_values.") || !input.isTensor) return [];

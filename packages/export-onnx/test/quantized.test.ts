@@ -1,45 +1,16 @@
-import { readFile } from "node:fs/promises";
-import { join } from "node:path";
-import { reference } from "@coppice/backend-reference";
-import { type LoadedCheckpoint, loadModel, memoryFolder, memoryTarget } from "@coppice/checkpoint";
+import { loadModel, memoryFolder, memoryTarget } from "@coppice/checkpoint";
 import { openFolder } from "@coppice/checkpoint/node";
-import type { QuantizedBits, TensorRef } from "@coppice/core";
+import type { TensorRef } from "@coppice/core";
 import { exportOnnx, exportTargets } from "@coppice/export-onnx";
 import { decodeModel, type GraphInitializer } from "@coppice/onnx";
 import { fixturePath } from "@coppice/plugin-kit/node";
-import { quantizeCheckpoint, rtn, uniformFormat } from "@coppice/quantizers";
+import { quantizeCheckpoint, rtn } from "@coppice/quantizers";
 import { describe, expect, test } from "vitest";
+import { packedForm } from "../src/matrix-contents.js";
 import { ExportedSession, largestDifference, valuesOf } from "./exported-session.js";
-
-type Family = "mixtral" | "qwen3_moe";
+import { quantized, referenceLogits } from "./fixture-models.js";
 
 const ids = Int32Array.from([5, 3, 8, 1, 2, 9, 4, 4, 7, 1, 3, 6]);
-
-/** Files of a fixture; Qwen3-MoE with its head tied to the embedding, as small ones have it. */
-async function fixtureFiles(family: Family): Promise<Map<string, Uint8Array>> {
-  const path = fixturePath(family);
-  const names = ["config.json", "generation_config.json", "model.safetensors"];
-  const files = new Map<string, Uint8Array>();
-  for (const name of names) files.set(name, await readFile(join(path, name)));
-  const config = JSON.parse(new TextDecoder().decode(files.get("config.json")));
-  const text = JSON.stringify({ ...config, tie_word_embeddings: family === "qwen3_moe" });
-  return files.set("config.json", new TextEncoder().encode(text));
-}
-
-async function quantized(family: Family, bits: QuantizedBits, symmetric: boolean) {
-  const target = memoryTarget();
-  await using loaded = await loadModel(memoryFolder(await fixtureFiles(family)));
-  const format = uniformFormat({ bits, groupSize: 16, symmetric, head: bits, embedding: bits });
-  await quantizeCheckpoint(loaded, target, { quantizer: await rtn.create({}, undefined), format });
-  return loadModel(memoryFolder(target.files));
-}
-
-async function referenceLogits({ model, weights }: LoadedCheckpoint): Promise<Float32Array> {
-  const backend = await reference.create({}, undefined);
-  await using runner = await backend.load({ model, weights });
-  const { logits } = await runner.run({ sequences: [ids], positions: [Int32Array.from(ids.keys())] });
-  return logits as Float32Array;
-}
 
 function cosine(a: Float32Array, b: Float32Array): number {
   const sum = (x: Float32Array, y: Float32Array) =>
@@ -55,7 +26,7 @@ const forms = ([2, 4, 8] as const).flatMap((bits) => [
 describe.each(["mixtral", "qwen3_moe"] as const)("a quantized %s", (family) => {
   test.each(forms)("of $bits bits, symmetric $symmetric", async ({ bits, symmetric }) => {
     await using loaded = await quantized(family, bits, symmetric);
-    const expected = await referenceLogits(loaded);
+    const expected = await referenceLogits(loaded, ids);
     const vocab = loaded.model.vocabSize;
     for (const target of exportTargets) {
       const output = memoryTarget();
@@ -117,5 +88,16 @@ test("parts of a stack that are stored differently run one by one", async () => 
   expect(summary.type).toBe("fp32");
   await using session = await ExportedSession.open(output);
   const { logits } = await session.run(ids);
-  expect(largestDifference(valuesOf(logits), await referenceLogits(loaded))).toBeLessThan(2e-4);
+  expect(largestDifference(valuesOf(logits), await referenceLogits(loaded, ids))).toBeLessThan(2e-4);
+});
+
+test("bits and groups that are not executed are refused with those that are", async () => {
+  await using loaded = await quantized("mixtral", 4, true);
+  const { embedding } = loaded.model;
+  const { scales } = embedding;
+  if (scales?.format !== "packed") throw new Error("the embedding is not packed");
+  const refused = (changes: object, message: RegExp) =>
+    expect(() => packedForm({ ...embedding, scales: { ...scales, ...changes } })).toThrow(message);
+  refused({ columns: 8 }, /embed.* has 8 columns per group; ONNX Runtime executes 16, 32, 64, 128, 256/);
+  refused({ bits: 3 }, /embed.* has 3 bits per weight; ONNX Runtime executes 2, 4, 8/);
 });

@@ -1,9 +1,9 @@
-import { reference } from "@coppice/backend-reference";
 import { memoryTarget, writeFiles } from "@coppice/checkpoint";
 import { type RandomModelShape, randomModel, sampleShapes } from "@coppice/plugin-kit";
 import { describe, expect, test } from "vitest";
 import { graphFiles } from "../src/graph-files.js";
 import { ExportedSession, largestDifference, valuesOf } from "./exported-session.js";
+import { referenceLogits } from "./fixture-models.js";
 
 const { "skipped-experts": spared, ...others } = sampleShapes;
 const skipping = (rule: "ratio" | "top-p", threshold: number): RandomModelShape => ({
@@ -31,10 +31,7 @@ describe.each(Object.entries(shapes))("a random model with %s", (_, shape) => {
     await writeFiles(files, output);
     const ids = sequence.subarray(0, Math.min(sequence.length, positions));
     await using session = await ExportedSession.open(output);
-    const backend = await reference.create({}, undefined);
-    await using runner = await backend.load({ model, weights });
-    const all = await runner.run({ sequences: [ids], positions: [Int32Array.from(ids.keys())] });
-    const expected = all.logits as Float32Array;
+    const expected = await referenceLogits({ model, weights }, ids);
     expect(largestDifference(valuesOf((await session.run(ids)).logits), expected)).toBeLessThan(1e-4);
     session.reset();
     for (let at = 0; at < ids.length; at++) {
