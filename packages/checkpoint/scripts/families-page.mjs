@@ -38,7 +38,8 @@ const common = `## What holds for all of them
 |---|---|---|
 | fp8 | \`weight_scale_inv\` in blocks (\`weight_block_size\`, 128 x 128 when not stated), \`weight_scale\` one per row or one for all | runs; moves without decoding; merges anew in the same blocks |
 | MXFP4 (GPT-OSS) | \`*_blocks\`, \`*_scales\` | runs; moves without decoding; merges anew in the same blocks |
-| GPTQ, AWQ (\`qweight\`, \`qzeros\`, \`scales\`, \`g_idx\`), compressed-tensors packs (\`weight_packed\`, \`weight_scale\`, ...), int8, bitsandbytes | all siblings | edited only: experts are dropped, renumbered and reordered, never merged |
+| compressed-tensors \`pack-quantized\` of 2, 4 or 8 bits, one scale per group or row, columns in their order | \`weight_packed\`, \`weight_scale\`, \`weight_shape\`, \`weight_zero_point\` | runs; moves without decoding; never merged |
+| GPTQ, AWQ (\`qweight\`, \`qzeros\`, \`scales\`, \`g_idx\`), other compressed-tensors packs, int8, bitsandbytes | all siblings | edited only: experts are dropped, renumbered and reordered, never merged |
 
 Every expert must have the same siblings; a missing one, or one of no known kind, is refused with \`COPPICE_FORMAT_QUANTIZED\`.
 
