@@ -1,5 +1,6 @@
 import { createPlan } from "@coppice/core";
 import { calibrationSequences, continuePrompts, encodeTask, generate, parseTask } from "@coppice/evaluate";
+import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { byteTokenizer } from "./byte-tokenizer.js";
 import { fakeModel, hiddenRunner, scriptedRunner, sureRunner } from "./fake-runners.js";
@@ -36,6 +37,33 @@ describe("generate", () => {
     expect(result).toMatchObject({ text: "one stone, ", finish: "stop" });
     expect(parts.join("")).toBe("one stone, ");
     expect((await generate(writing("a st"), tokenizer, "p", { stop: ["stop"] })).text).toBe("a st");
+  });
+
+  it("gives out whole characters and no part of a stop string, for any text and stop strings", async () => {
+    const letters = fc.constantFrom("a", "b", "€", "🌲");
+    const anyText = fc.array(letters, { maxLength: 12 }).map((parts) => parts.join(""));
+    const stops = fc.array(fc.string({ unit: letters, minLength: 1, maxLength: 4 }), { maxLength: 3 });
+    await fc.assert(
+      fc.asyncProperty(anyText, stops, async (text, stop) => {
+        // The text ends where a stop string is complete first, before the longest one that is.
+        const characters = [...text];
+        let expected = text;
+        for (let count = 1; count <= characters.length; count++) {
+          const begun = characters.slice(0, count).join("");
+          const met = stop.filter((string) => begun.endsWith(string)).map(({ length }) => length);
+          if (met.length === 0) continue;
+          expected = begun.slice(0, begun.length - Math.max(...met));
+          break;
+        }
+        const parts: string[] = [];
+        const options = { stop, maxTokens: 60, onToken: (_: number, part: string) => parts.push(part) };
+        const result = await generate(writing(text), tokenizer, "p", options);
+        expect(result.text).toBe(expected);
+        expect(parts.join("")).toBe(expected);
+        for (const part of parts) expect(part).not.toMatch(/\p{Surrogate}/u);
+      }),
+      { numRuns: 200 },
+    );
   });
 
   it("ends at its limits", async () => {
