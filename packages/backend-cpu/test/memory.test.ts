@@ -1,4 +1,13 @@
-import { createPlan, type LayerMemory, Rng, type RunRequest, type RunResult } from "@coppice/core";
+import {
+  createPlan,
+  type LayerMemory,
+  type LayerPlan,
+  moeLayers,
+  packBfloat16,
+  Rng,
+  type RunRequest,
+  type RunResult,
+} from "@coppice/core";
 import { type RandomModelShape, randomModel } from "@coppice/plugin-kit";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
@@ -68,8 +77,8 @@ describe("a memory of a layer", () => {
     const { runner } = await open(loaded);
     const memory = runner.createMemory();
     const rows = 16;
-    const work = async (experts: number[], merge?: number[][]) => {
-      const layer = { layer: 0, experts, ...(merge && { merge }) };
+    const work = async (experts: number[], change: Pick<LayerPlan, "merge" | "down"> = {}) => {
+      const layer = { layer: 0, experts, ...change };
       const plan = createPlan(loaded.model, [layer]);
       return (await runner.run({ sequences, plan, boundaries: [2], memory })).expertTokens;
     };
@@ -92,15 +101,19 @@ describe("a memory of a layer", () => {
       [0, 3, 5],
     ])
       await work(experts);
-    // Merged experts are the plan's own; they run each time and are not kept.
+    // Merged and changed experts are the plan's own; they run each time and are not kept.
     const held = memory.bytes;
     const merge = [
       [0.5, 0.5, 0, 0, 0, 0],
       [0, 0, 1, 0, 0, 0],
     ];
-    const merged = await work([0, 2], merge);
+    const merged = await work([0, 2], { merge });
     expect(merged).toBe(rows + second);
-    expect(await work([0, 2], merge)).toBe(merged);
+    expect(await work([0, 2], { merge })).toBe(merged);
+    const width = moeLayers(loaded.model)[0]?.feedForward.experts[0]?.width as number;
+    const size = 16 * width;
+    const down = packBfloat16(new Float32Array(2 * size).fill(0.5, size));
+    expect(await work([0, 2], { down })).toBe(rows + second);
     expect(memory.bytes).toBe(held);
     memory.dispose();
     expect(memory.bytes).toBe(0);
