@@ -27,8 +27,8 @@ describe("the local executor on the CPU backend", () => {
     const work: WorkCounters[] = [];
     for (const [workers, prefixCacheBytes] of [
       [1, 0],
-      [2, 2 ** 26],
-      [3, 2 ** 26],
+      [2, 2 ** 28],
+      [3, 2 ** 28],
     ] as const) {
       await using pool = await createModelPool({ model: modelPath, backend, workers });
       await using executor = await pool.scorer({
