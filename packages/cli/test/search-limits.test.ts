@@ -60,12 +60,27 @@ describe("a search within a memory limit", () => {
       const [, experts, bytes] = /with (\d+) experts .* take (\d+) bytes/.exec(finished.stderr) ?? [];
       return [Number(experts), Number(bytes)] as const;
     };
-    const [two, bytesOfTwo] = await least();
+    const [two, bytesOfTwo] = await least("--top-k", "2");
     const [one, bytesOfOne] = await least("--top-k", "1");
+    expect(await least()).toEqual([one, bytesOfOne]);
     expect([two, one]).toEqual([2, 1]);
     expect(bytesOfOne).toBeLessThan(bytesOfTwo);
     const exact = args("exact", "--top-k", "1", "--budget", "2", "--memory", `${bytesOfOne}`);
     expect((await coppiceJson(exact))["memory"]).toMatchObject({ keep: 1, bytes: bytesOfOne });
+    // Without --top-k it stays what it is where that fits, and is lowered where it does not.
+    for (const [limit, keep, topK] of [
+      [bytesOfTwo, 2, undefined],
+      [bytesOfTwo - 1, 1, 1],
+    ] as const) {
+      const found = await coppiceJson(args(`lowered-${keep}`, "--budget", "2", "--memory", `${limit}`));
+      expect((found["memory"] as { topK?: number }).topK).toBe(topK);
+      const plan = join(work, `lowered-${keep}`, "plan.json");
+      for (const layer of JSON.parse(readFileSync(plan, "utf8")).layers) {
+        expect(layer.experts).toHaveLength(keep);
+        expect(layer.topK).toBe(topK);
+      }
+      expect(await weightsOf(plan, join(work, `small-lowered-${keep}`))).toBeLessThanOrEqual(limit);
+    }
   });
 
   it("chooses no larger plan of a strategy for several sizes", async () => {

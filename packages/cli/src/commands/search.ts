@@ -54,7 +54,7 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
     .addOption(
       new Option(
         "--memory <size>",
-        "instead: as many experts per layer as the weights of the new checkpoint have room for, such as 40MB",
+        "instead: as many experts per layer as the weights of the new checkpoint have room for, such as 40MB, and a smaller top-k where nothing fits otherwise",
       ).argParser(byteCount),
     )
     .requiredOption("--out <folder>", "run folder: journal, plan.json, report.html, result.json")
@@ -151,13 +151,13 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
     )
     .action(async (path, options) => {
       const { cwd } = context.io;
-      const { topK } = options;
       await using opened = await openModel(path, context);
       const { model } = opened.checkpoint;
       const memory =
         options.memory === undefined
           ? undefined
-          : await fitMemory(opened, { limit: options.memory, topK, signal: context.signal });
+          : await fitMemory(opened, { limit: options.memory, topK: options.topK, signal: context.signal });
+      const topK = options.topK ?? memory?.topK;
       const keep = options.keep ?? memory?.keep;
       if (keep === undefined || (options.keep !== undefined && memory)) {
         throw new CoppiceError("COPPICE_USAGE", "give either --keep or --memory");

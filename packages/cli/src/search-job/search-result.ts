@@ -109,8 +109,9 @@ export function showTables(tables: readonly TaskTable[]): string {
 }
 
 /** What a memory limit came to, in words. */
-export function memoryLine({ keep, bytes, limit }: FittingExperts): string {
-  return `${keep} experts per layer, ${formatBytes(bytes)} of weights within ${formatBytes(limit)}`;
+export function memoryLine({ keep, topK, bytes, limit }: FittingExperts): string {
+  const fewer = topK === undefined ? "" : `, top-k lowered to ${topK}`;
+  return `${keep} experts per layer${fewer}, ${formatBytes(bytes)} of weights within ${formatBytes(limit)}`;
 }
 
 /** What became of a minimum, in words. */

@@ -20,17 +20,44 @@ export interface FittingExperts {
   readonly bytes: number;
   /** The limit. */
   readonly limit: number;
+  /** Experts per token, where the model's own number had to become smaller for anything to fit. */
+  readonly topK?: number;
+}
+
+interface FitRequest {
+  readonly limit: number;
+  /** Undefined: the model's own, or as many fewer as are needed to fit. */
+  readonly topK: number | undefined;
+  readonly signal: AbortSignal;
 }
 
 /**
- * Finds how many experts every layer can keep so that the weights of the written checkpoint take at most `limit` bytes.
- * Which experts, and what is merged into them, changes no size.
+ * Finds how many experts every layer can keep so that the weights of the written checkpoint take at most `limit` bytes, and
+ * how many run per token: a layer keeps at least as many as that, so fewer run where nothing fits otherwise. Which experts
+ * are kept, and what is merged into them, changes no size.
  * @throws COPPICE_PLAN_KEEP with the least possible size when nothing fits; the errors of `predictOutput`
  */
-export async function fitMemory(
-  { checkpoint }: OpenModel,
-  request: { readonly limit: number; readonly topK: number | undefined; readonly signal: AbortSignal },
-): Promise<FittingExperts> {
+export async function fitMemory(opened: OpenModel, request: FitRequest): Promise<FittingExperts> {
+  const layers = moeLayers(opened.checkpoint.model);
+  const own = Math.max(...layers.map(({ feedForward }) => feedForward.router.topK));
+  const canChange = layers.every(({ feedForward }) => feedForward.router.order !== "sparsemixer");
+  if (request.topK !== undefined || !canChange) return fitExperts(opened, request);
+  for (let topK = own; topK > 1; topK--) {
+    try {
+      const found = await fitExperts(opened, { ...request, topK: topK === own ? undefined : topK });
+      return topK === own ? found : { ...found, topK };
+    } catch (error) {
+      if (!isCoppiceError(error) || error.code !== "COPPICE_PLAN_KEEP") throw error;
+    }
+  }
+  return {
+    ...(await fitExperts(opened, { ...request, topK: own === 1 ? undefined : 1 })),
+    ...(own > 1 && { topK: 1 }),
+  };
+}
+
+/** As `fitMemory`, with a top-k that is given. */
+async function fitExperts({ checkpoint }: OpenModel, request: FitRequest): Promise<FittingExperts> {
   const { model } = checkpoint;
   const { limit, topK, signal } = request;
   const most = Math.min(...moeLayers(model).map(({ feedForward }) => feedForward.experts.length));
@@ -52,7 +79,7 @@ export async function fitMemory(
       `nothing fits ${limit} bytes: with ${least} experts in every layer, the fewest possible, the weights take ` +
         `${best.bytes} bytes (${formatBytes(best.bytes)})`,
       {
-        hint: `give at least --memory ${best.bytes}, or a smaller --top-k where that is what needs so many experts`,
+        hint: `give at least --memory ${best.bytes}${topK === 1 ? "" : ", or a smaller --top-k where that is what needs so many experts"}`,
         details: { limit, least: best.bytes, keep: least },
       },
     );
