@@ -27,6 +27,10 @@ export function exportConfig(
   return {
     ...rest,
     model_type: knownTypes.has(modelType) ? modelType : "llama",
+    // transformers.js looks for a vision tower by this name.
+    architectures: names(rest["architectures"]).map((name) =>
+      name.replace(/ForConditionalGeneration$/, "ForCausalLM"),
+    ),
     num_hidden_layers: model.layers.length,
     hidden_size: model.hiddenSize,
     vocab_size: model.vocabSize,
@@ -44,6 +48,10 @@ export function exportConfig(
     },
     coppice_export: { family: model.family, model_type: modelType },
   };
+}
+
+function names(value: unknown): string[] {
+  return Array.isArray(value) ? value.filter((name) => typeof name === "string") : [];
 }
 
 /** One id, or several as a list. */

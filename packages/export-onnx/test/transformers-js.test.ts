@@ -5,8 +5,9 @@ import { loadModel } from "@coppice/checkpoint";
 import { folderTarget, openFolder } from "@coppice/checkpoint/node";
 import { modelPath } from "@coppice/demo-model";
 import { exportOnnx } from "@coppice/export-onnx";
+import { fixtureNames, fixturePath, loadFixture } from "@coppice/plugin-kit/node";
 import { quantizeCheckpoint, rtn, uniformFormat } from "@coppice/quantizers";
-import { env, pipeline } from "@huggingface/transformers";
+import { AutoModelForCausalLM, env, pipeline, Tensor } from "@huggingface/transformers";
 import { afterAll, beforeAll, describe, expect, test } from "vitest";
 
 let scratch: string;
@@ -26,6 +27,26 @@ describe("transformers.js", () => {
     const quantizer = await rtn.create({ clip: false }, undefined);
     await quantizeCheckpoint(loaded, folderTarget(folder), { quantizer, format });
     await expectRuns("quantized-onnx", folder);
+  });
+
+  test.each(fixtureNames)("writes what the reference implementation of %s does", async (name) => {
+    const folder = join(scratch, name);
+    await using loaded = await loadModel(await openFolder(fixturePath(name)));
+    const { contextLength } = await exportOnnx(loaded, folderTarget(folder), { target: "cpu" });
+    const { golden } = await loadFixture(name);
+    const [prompt = new Int32Array(0)] = golden.sequences;
+    const wanted = Math.min(golden.greedy.length, contextLength - prompt.length);
+    if (wanted < 1) return;
+    const model = await AutoModelForCausalLM.from_pretrained(folder);
+    try {
+      const inputs = new Tensor("int64", BigInt64Array.from(prompt, BigInt), [1, prompt.length]);
+      const output = (await model.generate({ inputs, max_new_tokens: wanted, do_sample: false })) as Tensor;
+      const tokens = Array.from(output.data as BigInt64Array, Number).slice(prompt.length);
+      expect(tokens).toEqual(Array.from(golden.greedy.subarray(0, tokens.length)));
+      expect(tokens.length).toBeGreaterThan(0);
+    } finally {
+      await model.dispose();
+    }
   });
 
   async function expectRuns(name: string, model: string) {

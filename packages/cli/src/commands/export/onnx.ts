@@ -2,7 +2,7 @@ import { Option } from "@commander-js/extra-typings";
 import { folderTarget } from "@coppice/checkpoint/node";
 import { RunEmitter } from "@coppice/core";
 import { type ExportTarget, exportOnnx, exportTargets } from "@coppice/export-onnx";
-import { formatBytes, formatCount } from "@coppice/report";
+import { formatBytes } from "@coppice/report";
 import type { CliContext } from "../../context.js";
 import { byteCount } from "../../options.js";
 import { formatFacts } from "../../terminal/format.js";
@@ -57,7 +57,7 @@ export async function exportOnnxFolder(request: OnnxRequest, context: CliContext
       ["wrote", `${context.shown(out)} (${files.length} files, ${formatBytes(bytes)})`],
       ["weights", type],
       ["target", target],
-      ["context", `${formatCount(contextLength)} tokens`],
+      ["context", `${contextLength} tokens`],
     ]),
   );
 }
