@@ -3,6 +3,7 @@ import { openFolder } from "@coppice/checkpoint/node";
 import { exportOnnx } from "@coppice/export-onnx";
 import { decodeModel } from "@coppice/onnx";
 import { fixtureNames, fixturePath, loadFixture } from "@coppice/plugin-kit/node";
+import { Tensor } from "onnxruntime-node";
 import { describe, expect, test } from "vitest";
 import { ExportedSession, largestDifference, valuesOf } from "./exported-session.js";
 
@@ -107,5 +108,37 @@ test("chosen experts are those of the reference implementation, on request", asy
           .sort(),
       );
     expect(rows(chosen?.data as Int32Array)).toEqual(rows(experts));
+  }
+});
+
+test("buffers of the final size, given for past and present, are extended in place", async () => {
+  await using loaded = await loadModel(await openFolder(fixturePath("mixtral")));
+  const { golden, model } = await loadFixture("mixtral");
+  const output = memoryTarget();
+  await exportOnnx(loaded, output, { target: "cpu" });
+  await using exported = await ExportedSession.open(output);
+  const { session } = exported;
+  const [sequence = new Int32Array(0)] = golden.sequences;
+  const int64 = (values: Iterable<bigint>, dims: readonly number[]) =>
+    new Tensor("int64", BigInt64Array.from(values), dims);
+  const past: Record<string, Tensor> = {};
+  const present: Record<string, Tensor | null> = { logits: null };
+  for (const input of session.inputMetadata) {
+    if (!input.name.startsWith("past_key_values") || !input.isTensor) continue;
+    const dims = [1, input.shape[1] as number, sequence.length + 5, input.shape[3] as number];
+    const size = dims.reduce((product, dim) => product * dim);
+    past[input.name] = new Tensor("float32", new Float32Array(size), dims);
+    present[input.name.replace("past_key_values", "present")] = past[input.name] as Tensor;
+  }
+  for (let at = 0; at < sequence.length; at++) {
+    const feeds = {
+      ...past,
+      input_ids: int64([BigInt(sequence[at] as number)], [1, 1]),
+      attention_mask: int64(new Array<bigint>(at + 1).fill(1n), [1, at + 1]),
+      num_logits_to_keep: int64([1n], []),
+    };
+    const { logits } = await session.run(feeds, present);
+    const row = golden.logits.subarray(at * model.vocabSize, (at + 1) * model.vocabSize);
+    expect(largestDifference(valuesOf(logits), row)).toBeLessThan(tolerance);
   }
 });
