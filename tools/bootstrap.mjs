@@ -66,6 +66,7 @@ const commands = {
   "check-search": (args) => script("coppice", "packages/cli/scripts/check-search.mjs", args),
   "check-eval": (args) => script("coppice", "packages/cli/scripts/check-eval.mjs", args),
   "check-profiles": (args) => script("coppice", "packages/cli/scripts/check-profiles.mjs", args),
+  "check-bits": (args) => script("coppice", "packages/cli/scripts/check-bits.mjs", args),
   "check-kills": (args) => script("coppice", "packages/cli/scripts/check-kills.mjs", args),
   "check-queue": (args) =>
     script("@coppice/executor-bullmq", "packages/executor-bullmq/scripts/many-jobs.mjs", args),
