@@ -32,7 +32,7 @@ interface Foldable {
 }
 
 /** Output rows of all readers together that a quantizer sees: enough to compare scales by. */
-const mostRows = 2048;
+const mostRows = 1024;
 const leastRowsEach = 16;
 
 /**
