@@ -20,6 +20,7 @@ export { divergence } from "./kl.js";
 export { loadTokenizer, readTokenizer, type TokenizerFolder } from "./load-tokenizer.js";
 export * from "./metrics.js";
 export * from "./micro-batch.js";
+export { noTokenizer } from "./no-tokenizer.js";
 export {
   checkObjective,
   defaultObjective,

@@ -19,7 +19,7 @@ export interface TokenizerFolder {
  */
 export async function loadTokenizer(folder: TokenizerFolder): Promise<Tokenizer> {
   const sizes = new Map((await folder.list()).map(({ name, size }) => [name, size]));
-  return readTokenizer(folder.label, async (name, limit) => {
+  const tokenizer = await readTokenizer(async (name, limit) => {
     const size = sizes.get(name);
     if (size === undefined) return undefined;
     if (size > limit) {
@@ -34,25 +34,23 @@ export async function loadTokenizer(folder: TokenizerFolder): Promise<Tokenizer>
       await source.close();
     }
   });
+  if (tokenizer) return tokenizer;
+  throw new CoppiceError("COPPICE_TOKENIZER", `tokenizer.json is not in ${folder.label}`, {
+    hint: "copy the tokenizer files beside the weights, or work with token ids",
+  });
 }
 
 /**
- * The same from whatever gives texts.
- * @param label how messages call where the files are
+ * The same from whatever gives texts; undefined when there is no tokenizer.json.
  * @param read gives the text of a file of at most `limit` bytes, or undefined when there is none of that name
- * @throws COPPICE_TOKENIZER; what `read` throws
+ * @throws COPPICE_TOKENIZER when it is malformed; what `read` throws
  */
 export async function readTokenizer(
-  label: string,
   read: (name: string, limit: number) => Promise<string | undefined>,
-): Promise<Tokenizer> {
+): Promise<Tokenizer | undefined> {
   // A character takes at least one byte and at most four.
   const tokenizer = await read("tokenizer.json", 4 * tokenizerLimits.tokenizerChars);
-  if (tokenizer === undefined) {
-    throw new CoppiceError("COPPICE_TOKENIZER", `tokenizer.json is not in ${label}`, {
-      hint: "copy the tokenizer files beside the weights, or work with token ids",
-    });
-  }
+  if (tokenizer === undefined) return undefined;
   const config = await read("tokenizer_config.json", 4 * tokenizerLimits.configChars);
   const chatTemplate = await read("chat_template.jinja", 4 * tokenizerLimits.configChars);
   return createTokenizer({

@@ -15,6 +15,7 @@ import {
   generate,
   loadTokenizer,
   microBatches,
+  noTokenizer,
   partBatches,
   prepareTask,
   scoreSamples,
@@ -23,7 +24,6 @@ import {
   writeGroup,
 } from "@coppice/evaluate";
 import { createBackend } from "./backend-source.js";
-import { noTokenizer } from "./no-tokenizer.js";
 import type { CalibrationData, Method, TaskParams, WorkerEvent, WorkerMethods } from "./protocol.js";
 
 interface CallContext {

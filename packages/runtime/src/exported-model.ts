@@ -3,6 +3,7 @@ import {
   type ChatMessage,
   type Generated,
   generateText,
+  noTokenizer,
   readTokenizer,
   type SamplingOptions,
   type TextOptions,
@@ -73,7 +74,7 @@ export interface TextModel extends AsyncDisposable {
   readonly hasChatTemplate: boolean;
   /**
    * Token ids of a prompt.
-   * @throws COPPICE_TOKENIZER when the model has no chat template for a conversation, or no tokenizer
+   * @throws COPPICE_TOKENIZER when the folder has no tokenizer, or no chat template for a conversation
    */
   encode(prompt: Prompt): Int32Array;
   /**
@@ -101,7 +102,8 @@ export async function openExportedModel(
   checkWholeNumber("chunk", chunk);
   const config = await readExportedConfig(folder);
   const name = await graphFileName(folder, config, dtype);
-  const tokenizer = await readTokenizer(folder.label, (file, limit) => folder.text(file, limit));
+  // Token ids do without.
+  const tokenizer = (await readTokenizer((file, limit) => folder.text(file, limit))) ?? noTokenizer;
   throwIfAborted(signal, `opening ${folder.label}`);
   const session = await createSession(folder, name, config.externalData(name), options);
   try {

@@ -226,13 +226,21 @@ describe("folders", () => {
 
   it.each([
     ["config.json", "COPPICE_FORMAT_MISSING_FILE"],
-    ["tokenizer.json", "COPPICE_TOKENIZER"],
     ["onnx/model.onnx", "COPPICE_FORMAT_MISSING_FILE"],
     ["onnx", "COPPICE_FORMAT_MISSING_FILE"],
   ])("without %s are refused", async (file, code) => {
     await using toy = await toyExport();
     await rm(join(toy.path, file), { recursive: true });
     await expect(openModelFolder(toy.path)).rejects.toMatchObject({ code });
+  });
+
+  it("without a tokenizer work with token ids", async () => {
+    await using toy = await toyExport();
+    await rm(join(toy.path, "tokenizer.json"));
+    await using model = await openModelFolder(toy.path);
+    const { tokens, text } = await model.generate(prompt, { maxTokens: 5 });
+    expect([[...tokens], text]).toEqual([toyText(prompt, 5), ""]);
+    await expect(model.generate("hello")).rejects.toMatchObject({ code: "COPPICE_TOKENIZER" });
   });
 
   it("with several graphs need a choice", async () => {
