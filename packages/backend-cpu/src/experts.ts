@@ -96,7 +96,7 @@ async function runRouted(
   const [tokens = 0, hidden = 0] = normed.dims;
   const remembered = request.memory && rememberedOutputs(request.memory, request);
   const groups = groupTokens(routing, experts.slots.length, {
-    // With a cache one row is the rule, and its memory does not matter.
+    // With a cache one row alone is the rule, and no memory takes part.
     company: !request.cached && tokens > 1,
     ...(remembered && { isKnown: remembered.isKnown }),
   });

@@ -9,7 +9,7 @@ import {
 import { expectClose, expectEqual, expectThat } from "./compare.js";
 import type { ConformanceCase } from "./conformance-case.js";
 import type { MemoryModel } from "./memory-model.js";
-import { mergedPlan, sampleRules, skippingPlan } from "./sample-plans.js";
+import { mergedPlan, prunedPlan, sampleRules, skippingPlan } from "./sample-plans.js";
 import { slowForward } from "./slow-model.js";
 
 const tolerance = 1e-4;
@@ -118,6 +118,25 @@ export function runCases(source: BackendSource, name: string, loaded: MemoryMode
     }),
     test("equal runs give equal bits", async (runner, _, sequences) => {
       expectEqual(await allLogits(runner, sequences), await allLogits(runner, sequences), "logits");
+    }),
+    test("a memory of the first layer changes no bit", async (runner, { model }, sequences) => {
+      const rest = { sequences: sequences.slice(1), positions: allPositions(sequences.slice(1)) };
+      const start = await runner.run({ sequences: rest.sequences, to: 1, boundaries: [1] });
+      const hidden = start.boundaries.get(1);
+      const later = model.layers.length > 1 && hidden ? [{ ...rest, from: 1, hidden }] : [];
+      for (const request of [{ sequences, positions: allPositions(sequences) }, ...later]) {
+        const memory = runner.createMemory?.();
+        if (!memory) return;
+        for (const plan of [prunedPlan(model, 35), mergedPlan(model, 36), undefined, prunedPlan(model, 37)]) {
+          const planned = { ...request, ...(plan && { plan }) };
+          const fresh = await runner.run(planned);
+          const known = await runner.run({ ...planned, memory });
+          expectEqual(known.logits, fresh.logits ?? [], "logits with a memory");
+          expectThat(known.tokenLayers === fresh.tokenLayers, "a memory changed tokenLayers");
+        }
+        memory.dispose();
+        expectThat(memory.bytes === 0, `a memory that was disposed holds ${memory.bytes} bytes`);
+      }
     }),
     test("the caller's arrays stay as they are", async (runner, _, sequences) => {
       const kept = sequences.map((sequence) => sequence.slice());
