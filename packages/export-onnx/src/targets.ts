@@ -40,7 +40,7 @@ export function checkExpressible(model: MoeModel, target: ExportTarget): void {
     new CoppiceError(
       "COPPICE_EXPORT_UNSUPPORTED",
       `${model.family} cannot become an ONNX graph for ${target}: ${reason}`,
-      { hint: "other backends run it from the checkpoint", details: { family: model.family, target, layer } },
+      { details: { family: model.family, target, layer } },
     );
   if (model.editOnly !== undefined) throw refuse(model.editOnly);
   for (const { feedForward, index } of model.layers) {

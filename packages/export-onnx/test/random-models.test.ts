@@ -42,6 +42,14 @@ describe.each(Object.entries(shapes))("a random model with %s", (_, shape) => {
   });
 });
 
+test("a model whose experts are only edited is refused with the reason", () => {
+  const { model, weights } = randomModel(sampleShapes.biases);
+  const edited = { ...model, editOnly: "its layers mix tokens with Mamba" };
+  expect(() => graphFiles(edited, weights, { target: "wasm" })).toThrow(
+    /for wasm: its layers mix tokens with Mamba/,
+  );
+});
+
 test("a rule that spares tokens by the attention that they receive is refused with the reason", () => {
   const { model, weights } = randomModel(spared);
   expect(() => graphFiles(model, weights, { target: "cpu" })).toThrow(/layer 0, its rule .* attention/);

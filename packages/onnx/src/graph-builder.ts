@@ -118,11 +118,6 @@ export class GraphBuilder {
     return this.#constant("int64", shape, new BigInt64Array(values.map(BigInt)), values);
   }
 
-  /** An int32 constant; equal constants are stored once. `shape` defaults to a scalar. */
-  int32(value: number, shape: readonly number[] = []): Value {
-    return this.#constant("int32", shape, new Int32Array([value]), [value]);
-  }
-
   /** A float32 constant; equal constants are stored once. `shape` defaults to a scalar. */
   float32(value: number, shape: readonly number[] = []): Value {
     return this.#constant("float32", shape, new Float32Array([value]), [value]);
@@ -175,7 +170,7 @@ export class GraphBuilder {
   #constant(
     type: ElementType,
     shape: readonly number[],
-    data: BigInt64Array | Int32Array | Float32Array,
+    data: BigInt64Array | Float32Array,
     values: readonly number[],
   ): Value {
     // `|` cannot occur in a name that a caller chooses for an input without being odd; it keeps constants apart.

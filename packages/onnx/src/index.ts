@@ -1,5 +1,4 @@
 export * from "./attention-graph.js";
-export { layerValues } from "./attention-nodes.js";
 export * from "./attention-shape.js";
 export * from "./decoder-graph.js";
 export type { DecoderInputOptions, PaddingPlace } from "./decoder-inputs.js";
