@@ -108,13 +108,14 @@ export class SensitivityWork implements AsyncDisposable {
     const { backend, model, quantized, signal } = this.#request;
     const values: (readonly [WidthMatrix["weight"], Float32Array])[] = [];
     for (const matrix of group) values.push([matrix.weight, await quantized(matrix, bits)]);
-    weights.replace(values);
-    // A tied embedding is the head as well.
+    // A tied embedding is the head as well: the whole model runs, whose weights are more than what is kept of a layer.
     const isEverywhere = model.tied && group.some(({ weight }) => weight === model.embedding);
+    const reader = isEverywhere ? new ReplacedWeights(this.#request.weights, false) : weights;
+    reader.replace(values);
     const to = isEverywhere ? model.layers.length : layer.index + 1;
     const runner = await backend.load({
       model,
-      weights,
+      weights: reader,
       layers: { from: layer.index, to },
       ...(signal && { signal }),
     });

@@ -35,7 +35,7 @@ export interface SensitivityRequest {
  * more per layer and width for the experts, however many there are. For drops there is one run of a single layer per expert, and at most eight runs with ever more
  * experts of a layer dropped.
  *
- * Holds the model in float32 in the backend, and one layer twice more.
+ * Holds the model in float32 in the backend, twice while a tied embedding is quantized, and one layer twice more.
  * @throws COPPICE_TASK_EMPTY, COPPICE_BACKEND_FAILED when outputs are not finite, COPPICE_ABORTED; those of `Backend.load`
  */
 export async function measureSensitivity(request: SensitivityRequest): Promise<Sensitivity> {

@@ -1,13 +1,16 @@
 import type { TensorRef, WeightReader } from "@coppice/core";
 
-/** Reads every weight once, and gives other values for some of them. */
+/** Gives other values for some weights. */
 export class ReplacedWeights implements WeightReader {
   readonly #weights: WeightReader;
+  readonly #keeps: boolean;
   readonly #read = new Map<string, Float32Array>();
   #replaced: ReadonlyMap<string, Float32Array> = new Map();
 
-  constructor(weights: WeightReader) {
+  /** @param keeps whether every weight is read once and then kept */
+  constructor(weights: WeightReader, keeps = true) {
     this.#weights = weights;
+    this.#keeps = keeps;
   }
 
   /** From now on these values are given for these weights, and the others as they are. */
@@ -24,7 +27,7 @@ export class ReplacedWeights implements WeightReader {
     let values = this.#replaced.get(key) ?? this.#read.get(key);
     if (!values) {
       values = await this.#weights.read(ref, signal ? { signal } : {});
-      this.#read.set(key, values);
+      if (this.#keeps) this.#read.set(key, values);
     }
     if (!into) return values.slice();
     into.set(values);
