@@ -212,7 +212,8 @@ function report() {
 
 /**
  * Compares what a loop found with the naive loop, sample by sample. Where equal beginnings are computed once, products of
- * matrices have other numbers of rows, which changes the order of float32 sums: fitness may differ in its last bits.
+ * matrices have other numbers of rows; on a processor where that changes the order of float32 sums, fitness may differ in its
+ * last bits.
  */
 function compare(name) {
   const expected = found.get("naive, teacher forcing").results;
