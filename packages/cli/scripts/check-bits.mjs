@@ -20,6 +20,8 @@ const perTask = Number(process.argv[2] ?? 50);
 /** Search samples of every task that sensitivity is measured on, and holdout samples of every task that KL is of. */
 const [probes, compared] = [6, 8];
 const fileLimit = 10_000_000;
+/** Room for router rows and names in config.json of more experts than four. */
+const moreExperts = 40_000;
 const formatOf = (bits) => ({ bits, groupSize: 32, symmetric: false });
 
 const registry = createRegistry([cpu, hqq]);
@@ -148,7 +150,9 @@ try {
     (bytes(matrices.find(({ expert }) => expert === 0).name, 4) -
       bytes(matrices.find(({ expert }) => expert === 0).name, 2));
   const left = budget - sizeOf(({ expert }) => (expert === undefined ? 4 : 2));
-  const wideExperts = Math.floor(left / expertBytes / model.layers.length);
+  const wideExperts = Math.floor(left / expertBytes);
+  const isWide = ({ layer, expert }) =>
+    expert === undefined || expert * model.layers.length + layer < wideExperts;
 
   console.log(
     `${"bits".padEnd(32)}  MB       KL      mean   ${tasks.map((task) => task.padEnd(9)).join("  ")}`,
@@ -164,9 +168,7 @@ try {
     await row("2 and 4, at random", ({ name, weight }) => (wide.has(name ?? weight.name) ? 4 : 2)),
     await row("2 and 4, first half 4", (matrix) => (isFirst(matrix) ? 4 : 2)),
     await row("2 and 4, last half 4", (matrix) => (isFirst(matrix) ? 2 : 4)),
-    await row(`2 and 4, ${wideExperts} experts a layer 4`, ({ expert }) =>
-      expert === undefined || expert < wideExperts ? 4 : 2,
-    ),
+    await row(`2 and 4, ${wideExperts} experts 4`, (matrix) => (isWide(matrix) ? 4 : 2)),
   ];
   const chosenBits = ({ matrices: found }) => {
     const bits = new Map(found.map(({ name, bits }) => [name, bits]));
@@ -175,7 +177,13 @@ try {
   const least = ({ expert }) => (expert === undefined ? 4 : 0);
   const chosen = allocateBits({ model, sensitivity, bytes, budget, least });
   const found = await row("chosen", chosenBits(chosen));
-  const mc = allocateMcMoe({ model, sensitivity, bytes, average: 2 + (2 * wideExperts) / 8, widths: [2, 4] });
+  const mc = allocateMcMoe({
+    model,
+    sensitivity,
+    bytes,
+    average: 2 + (2 * Math.floor(wideExperts / model.layers.length)) / 8,
+    widths: [2, 4],
+  });
   await row("MC-MoE's program, 2 and 4", chosenBits(mc));
 
   const dropping = async (name, limit) => {
@@ -210,7 +218,7 @@ try {
       (sum, { name, expert }) => sum + (expert === undefined || expert < 4 ? bytes(name, 4) : 0),
       0,
     );
-  const within = await dropping("within", fileLimit - others);
+  const within = await dropping("within", fileLimit - others - moreExperts);
   const joint = await row(`chosen, keep ${within.keep} (all files)`, within.bitsOf, {
     source: within.source,
     ...files,
