@@ -11,7 +11,19 @@ const holdout = writeTask(join(folder, "holdout.jsonl"), 30, 1000);
 const cache = join(folder, "scores");
 
 async function search(out: string, ...more: string[]) {
-  const words = ["search", model, "--task", task, "--holdout", holdout, "--keep", "4", "--limit", "64"];
+  const words = [
+    "search",
+    model,
+    "--task",
+    task,
+    "--holdout",
+    holdout,
+    "--keep",
+    "4",
+    "--limit",
+    "64",
+    "--no-reconstruct",
+  ];
   const result = await coppiceJson([...words, "--budget", "16", "--out", join(folder, out), ...more]);
   const { seconds: _, work, run: __, report: ___, ...rest } = result;
   return { work: (work as { tokenLayers: number }).tokenLayers, rest };

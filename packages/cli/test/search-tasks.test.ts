@@ -60,7 +60,7 @@ describe("a search for several tasks", () => {
       [7, 3],
     ]);
     for (const { baselines, holdout } of tasks) {
-      expect(baselines.map(({ name }) => name)).toEqual(["random", "frequency", "reap"]);
+      expect(baselines.map(({ name }) => name)).toEqual(["random", "frequency", "reap", "eep"]);
       expect(holdout).toHaveProperty("difference");
     }
     // Here metrics and objectives are the same, measured in another way.

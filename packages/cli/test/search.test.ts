@@ -44,7 +44,18 @@ describe("search", () => {
     for (const field of ["cacheHits", "seconds", "work", "baselines", "full"])
       expect(result).toHaveProperty(field);
     const names = (result["baselines"] as { name: string }[]).map(({ name }) => name);
-    expect(names).toEqual(["random", "frequency", "soft-activation", "reap"]);
+    expect(names).toEqual(["random", "frequency", "soft-activation", "reap", "eep"]);
+    const { fitness, layers } = result["reconstruction"] as {
+      fitness: { before: number; after: number };
+      layers: { fitness: number }[];
+    };
+    expect(layers.length).toBeGreaterThan(0);
+    // Texts that the model wrote are fitted to, so that the search samples judge, layer after layer.
+    expect(result["reconstruction"]).toMatchObject({ texts: "written" });
+    const course = [fitness.before, ...layers.map((layer) => layer.fitness)];
+    expect(course).toEqual([...course].sort((a, b) => a - b));
+    expect(layers.at(-1)?.fitness).toBe(fitness.after);
+    expect(fitness.after).toBe((result["best"] as { fitness: number }).fitness);
     const { plan } = outcome("run");
     expect(plan).toEqual(result["plan"]);
     expect(plan.layers.every((layer: { experts: number[] }) => layer.experts.length === 4)).toBe(true);
@@ -107,7 +118,7 @@ describe("search", () => {
     ]);
     expect(samples).toEqual({ search: 42, choice: 0, holdout: 18 });
     expect(choice).toMatchObject({ by: "resampling", samples: 42, firstShare: expect.any(Number) });
-    expect(baselines).toHaveLength(1);
+    expect((baselines as { name: string }[]).map(({ name }) => name)).toEqual(["random", "random"]);
   });
 
   it("refuses to mix runs, and says what differs", async () => {

@@ -1,5 +1,5 @@
 import { Command, type CommandUnknownOpts, InvalidArgumentError, Option } from "@commander-js/extra-typings";
-import { CoppiceError, RunEmitter } from "@coppice/core";
+import { CoppiceError, type MoeModel, moeLayers, RunEmitter } from "@coppice/core";
 import { type Objective, objectives } from "@coppice/evaluate";
 import { openRunFolder } from "@coppice/search/node";
 import type { CliContext } from "../context.js";
@@ -173,10 +173,7 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
           keep,
           ...(topK !== undefined && { topK }),
           ...(options.preset !== undefined && { preset: options.preset }),
-          // Fitting the projections takes the place of a search for merges, and keeps far more.
-          ...(options.reconstruct &&
-            options.strategy === "eep" &&
-            !options.preset && { mergeEvaluations: 0 }),
+          ...(merges(model, keep, options) ? {} : { mergeEvaluations: 0 }),
           ...options.set,
         },
         keep,
@@ -227,6 +224,25 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
         ].join("\n"),
       );
     });
+}
+
+/**
+ * False where eep need not search for merges: fitting the projections takes their place and keeps far more. Where nothing is
+ * pruned or router maps are asked for, there is nothing else to search.
+ */
+function merges(
+  model: MoeModel,
+  keep: number,
+  options: {
+    readonly reconstruct: boolean;
+    readonly strategy: string;
+    readonly preset?: string | undefined;
+    readonly set?: Readonly<Record<string, unknown>> | undefined;
+  },
+): boolean {
+  const { reconstruct, strategy, preset, set = {} } = options;
+  const prunes = moeLayers(model).some(({ feedForward }) => feedForward.experts.length > keep);
+  return !reconstruct || strategy !== "eep" || preset !== undefined || !prunes || "router" in set;
 }
 
 function objectiveName(text: string): Objective {
