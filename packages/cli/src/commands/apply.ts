@@ -2,6 +2,7 @@ import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-ty
 import { projectToStock } from "@coppice/search-eep";
 import type { CliContext } from "../context.js";
 import { dryRunOption, examples, maxShardOption, outOption } from "../options.js";
+import { shownPlan } from "../terminal/shown-plan.js";
 import { openModel } from "../work/open-model.js";
 import { readPlan } from "../work/plan-file.js";
 import { describeWritten, writeCheckpoint } from "../work/write-checkpoint.js";
@@ -55,6 +56,6 @@ export function applyCommand(context: CliContext): CommandUnknownOpts {
         },
         context,
       );
-      context.out.result({ ...written, plan }, () => describeWritten(written));
+      context.out.result({ ...written, ...shownPlan(plan) }, () => describeWritten(written));
     });
 }

@@ -26,6 +26,7 @@ import { type ResultRow, runIdentity, type SearchJob } from "../search-job/searc
 import { taskResult } from "../search-job/search-result.js";
 import type { TaskTable } from "../search-job/task-table.js";
 import { formatDuration, formatInterval, formatTable, shellLine } from "../terminal/format.js";
+import { shownPlan } from "../terminal/shown-plan.js";
 import { backendHere } from "../work/backend-here.js";
 import { openPool } from "../work/model-pool.js";
 import { type OpenModel, openModel } from "../work/open-model.js";
@@ -123,27 +124,40 @@ export function demoCommand(context: CliContext): CommandUnknownOpts {
       context.out.settle();
       if (!proof.equal) context.exitCode = 1;
       const seconds = (performance.now() - started) / 1000;
-      context.out.result({ ...data, task, verify: proof, out, checkpoint: written, report, seconds }, () =>
-        [
-          "",
-          demoTable(
-            task,
-            table.rows,
-            modelSize(opened.checkpoint.model),
-            modelSize(opened.checkpoint.model, plan),
-          ),
-          "",
-          proof.equal
-            ? `The checkpoint equals what was evaluated: largest difference of logits ${proof.maxAbsDiff.toExponential(1)}.`
-            : `The checkpoint DIFFERS from what was evaluated, by up to ${proof.maxAbsDiff.toExponential(1)}.`,
-          `Done in ${formatDuration(1000 * seconds)}.`,
-          "",
-          `report      ${pathToFileURL(report).href}`,
-          `checkpoint  ${context.shown(written)}`,
-          `plan        ${context.shown(planFile)}`,
-          `try it      ${context.commandLine("generate", context.shown(written), "--prompt", search.form === "generation" ? (holdout.samples[0] as { prompt: string }).prompt : "", "--max-tokens", "12")}`,
-          `            ${context.commandLine("inspect", context.shown(written))}`,
-        ].join("\n"),
+      const { plan: _, ...found } = data;
+      context.out.result(
+        {
+          ...found,
+          ...shownPlan(plan),
+          task,
+          verify: proof,
+          out,
+          checkpoint: written,
+          planFile,
+          report,
+          seconds,
+        },
+        () =>
+          [
+            "",
+            demoTable(
+              task,
+              table.rows,
+              modelSize(opened.checkpoint.model),
+              modelSize(opened.checkpoint.model, plan),
+            ),
+            "",
+            proof.equal
+              ? `The checkpoint equals what was evaluated: largest difference of logits ${proof.maxAbsDiff.toExponential(1)}.`
+              : `The checkpoint DIFFERS from what was evaluated, by up to ${proof.maxAbsDiff.toExponential(1)}.`,
+            `Done in ${formatDuration(1000 * seconds)}.`,
+            "",
+            `report      ${pathToFileURL(report).href}`,
+            `checkpoint  ${context.shown(written)}`,
+            `plan        ${context.shown(planFile)}`,
+            `try it      ${context.commandLine("generate", context.shown(written), "--prompt", search.form === "generation" ? (holdout.samples[0] as { prompt: string }).prompt : "", "--max-tokens", "12")}`,
+            `            ${context.commandLine("inspect", context.shown(written))}`,
+          ].join("\n"),
       );
 
       async function searchWithPool(job: SearchJob) {

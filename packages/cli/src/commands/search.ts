@@ -22,6 +22,7 @@ import { askBatch, runIdentity, type SearchJob } from "../search-job/search-job.
 import { memoryLine, showTables } from "../search-job/search-result.js";
 import { finiteNumber, named, readJobTasks } from "../search-job/task-options.js";
 import { shellLine } from "../terminal/format.js";
+import { shownPlan } from "../terminal/shown-plan.js";
 import { backendHere } from "../work/backend-here.js";
 import { checkKeepFits } from "../work/check-keep-fits.js";
 import { fitMemory } from "../work/fit-memory.js";
@@ -214,7 +215,8 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
         `coppice ${shellLine(context.argv.map(withoutPassword))}`,
       );
       context.out.settle();
-      context.out.result({ ...data, run: folder.path, report }, () =>
+      const { plan, ...found } = data;
+      context.out.result({ ...found, ...shownPlan(plan), run: folder.path, planFile, report }, () =>
         [
           showTables(result.tables),
           ...(memory ? [`memory  ${memoryLine(memory)}`] : []),

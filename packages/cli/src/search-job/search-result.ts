@@ -7,7 +7,7 @@ import type { JobResult } from "./run-job.js";
 import { type JobTask, type Measurement, type ResultRow, runIdentity, type SearchJob } from "./search-job.js";
 import type { MinimumCheck, TaskTable } from "./task-table.js";
 
-/** Contents of result.json, which is also what `--json` prints. Of several tasks, `tasks` has the results one by one. */
+/** Contents of result.json; `--json` prints the same (`shownPlan`). Of several tasks, `tasks` has the results one by one. */
 export function searchResult(job: SearchJob, result: JobResult, seconds: number) {
   const { model } = job.opened.checkpoint;
   const { search, chosen } = result;
