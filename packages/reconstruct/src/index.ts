@@ -10,3 +10,4 @@ export {
   type ReconstructOptions,
   reconstruct,
 } from "./reconstruct.js";
+export { solvingCost } from "./solving-cost.js";

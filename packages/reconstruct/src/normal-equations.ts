@@ -59,9 +59,7 @@ export class NormalEquations {
     this.#width = width;
     this.#hidden = hidden;
     this.#products = products;
-    const together = Math.max(1, Math.min(slots, Math.floor(most / width)));
-    this.#groups = Array.from({ length: Math.ceil(slots / together) }, (_, g) => {
-      const own = Array.from({ length: slots }, (_, slot) => slot).slice(g * together, (g + 1) * together);
+    this.#groups = groupedSlots(slots, width, most).map((own) => {
       const n = own.length * width;
       return {
         slots: own,
@@ -177,6 +175,14 @@ export class NormalEquations {
     });
     return out;
   }
+}
+
+/** Slots in the groups that are fitted together: as many as have `most` hidden units, at least one. */
+export function groupedSlots(slots: number, width: number, most = mostUnknowns): number[][] {
+  const together = Math.max(1, Math.min(slots, Math.floor(most / width)));
+  return Array.from({ length: Math.ceil(slots / together) }, (_, g) =>
+    Array.from({ length: Math.min(together, slots - g * together) }, (_, i) => g * together + i),
+  );
 }
 
 /** Tokens that chose a slot, ascending, and its gate weights there. */

@@ -1,6 +1,6 @@
 import { Rng } from "@coppice/core";
 import { describe, expect, test } from "vitest";
-import { type LayerBatch, NormalEquations } from "../src/normal-equations.js";
+import { groupedSlots, type LayerBatch, NormalEquations } from "../src/normal-equations.js";
 import { plainProducts } from "../src/products.js";
 
 const [tokens, slots, topK, width, hidden] = [40, 3, 2, 4, 5] as const;
@@ -81,6 +81,12 @@ async function equationsOf(batches: readonly LayerBatch[], most?: number): Promi
   for (const batch of batches) await equations.add(batch);
   return equations;
 }
+
+test("puts as many slots together as one system may have", () => {
+  expect(groupedSlots(5, 10, 25)).toEqual([[0, 1], [2, 3], [4]]);
+  expect(groupedSlots(2, 100, 25)).toEqual([[0], [1]]);
+  expect(groupedSlots(3, 4)).toEqual([[0, 1, 2]]);
+});
 
 describe("NormalEquations", () => {
   const batches = [randomBatch(1), randomBatch(2)];

@@ -1,6 +1,7 @@
 import { Command, type CommandUnknownOpts, InvalidArgumentError, Option } from "@commander-js/extra-typings";
 import { CoppiceError, type MoeModel, moeLayers, RunEmitter } from "@coppice/core";
 import { type Objective, objectives } from "@coppice/evaluate";
+import { solvingCost } from "@coppice/reconstruct";
 import { openRunFolder } from "@coppice/search/node";
 import type { CliContext } from "../context.js";
 import {
@@ -130,6 +131,10 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
         "metric of the table; default: by the task's form; also task=name",
       ).argParser(named(String)),
     )
+    .option(
+      "--reconstruct",
+      "fit the down projections of the experts that are kept; default: where that takes less than some hours",
+    )
     .option("--no-reconstruct", "leave the weights of the experts that are kept as they are")
     .option("--chat", "put prompts into the checkpoint's chat template")
     .addOption(seedOption)
@@ -165,6 +170,8 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
       }
       checkKeepFits(model, keep, topK);
       if (memory) context.out.note(`Keeping ${memoryLine(memory)}.`);
+      const reconstruct = options.reconstruct ?? solvingCost(model, { slots: keep }) <= mostMultiplications;
+      if (!reconstruct && options.reconstruct === undefined) context.out.note(tooLarge);
       const seeds = options.seeds.filter((name) => name !== "none");
       const job: SearchJob = {
         opened,
@@ -174,13 +181,13 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
           keep,
           ...(topK !== undefined && { topK }),
           ...(options.preset !== undefined && { preset: options.preset }),
-          ...(merges(model, keep, options) ? {} : { mergeEvaluations: 0 }),
+          ...(merges(model, keep, { ...options, reconstruct }) ? {} : { mergeEvaluations: 0 }),
           ...options.set,
         },
         keep,
         topK,
         ...(memory && { memory }),
-        reconstruct: options.reconstruct,
+        reconstruct,
         criteria: await Promise.all(seeds.map((name) => loadPlugin("criterion", name, cwd))),
         evaluations: options.budget,
         ...(options.seconds !== undefined && { seconds: options.seconds }),
@@ -227,6 +234,11 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
       );
     });
 }
+
+/** Of solutions of a reconstruction that nobody asked for: one to two hours. */
+const mostMultiplications = 5e12;
+const tooLarge =
+  "The experts are so large that fitting their projections would take many hours: they stay as they are. --reconstruct fits them all the same.";
 
 /**
  * False where eep need not search for merges: fitting the projections takes their place and keeps far more. Where nothing is
