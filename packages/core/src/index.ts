@@ -1,4 +1,5 @@
 export * from "./backend.js";
+export * from "./cholesky.js";
 export * from "./combinations.js";
 export * from "./criterion.js";
 export * from "./down-delta.js";

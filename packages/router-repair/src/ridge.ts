@@ -1,4 +1,4 @@
-import { factorCholesky, solveCholesky } from "./cholesky.js";
+import { factorCholesky, solveCholesky } from "@coppice/core";
 
 /**
  * A weighted ridge regression with many right-hand sides, in float64: the B [n, H] that minimises
