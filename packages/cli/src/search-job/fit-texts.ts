@@ -1,5 +1,5 @@
-import { addWork, noWork, type Runner, throwIfAborted, type WorkCounters } from "@coppice/core";
-import { type EncodedSample, encodeTask, loadTokenizer, writeSamples } from "@coppice/evaluate";
+import { addWork, noWork, type WorkCounters } from "@coppice/core";
+import { type EncodedSample, encodeTask, loadTokenizer } from "@coppice/evaluate";
 import type { FitText } from "@coppice/reconstruct";
 import type { SearchRun } from "./search-job.js";
 
@@ -23,21 +23,22 @@ export interface FitTexts {
  * The search samples themselves where they are long, with weight on their answers; where they are short, or of several
  * tasks, what the model writes when it is shown how they begin. So samples that judge the fit have not been fitted to.
  */
-export async function fitTexts({ job, emitter, signal }: SearchRun, runner: Runner): Promise<FitTexts> {
+export async function fitTexts({ job, pool, emitter, signal }: SearchRun): Promise<FitTexts> {
   const { model, folder } = job.opened.checkpoint;
-  const tokenizer = await loadTokenizer(folder);
-  const tasks = job.tasks.map(({ sets }) => encodeTask(sets.search, { model, tokenizer, chat: job.chat }));
+  const { chat, tasks } = job;
   const [one] = tasks;
   if (one && tasks.length === 1) {
-    const texts = one.samples.map((sample) => sampleText(sample));
-    if (one.form === "text" || tokensOf(texts) >= enoughTokens) return { by: "samples", texts, work: noWork };
+    const tokenizer = await loadTokenizer(folder);
+    const { form, samples } = encodeTask(one.sets.search, { model, tokenizer, chat });
+    const texts = samples.map((sample) => sampleText(sample));
+    if (form === "text" || tokensOf(texts) >= enoughTokens) return { by: "samples", texts, work: noWork };
   }
   const texts: FitText[] = [];
   let work = noWork;
-  for (const task of tasks) {
-    throwIfAborted(signal, "writing texts to fit to");
+  for (const { sets } of tasks) {
     const tokens = Math.ceil(fitTokens / tasks.length);
-    const written = await writeSamples({ runner, task, tokens, seed: job.seed, emitter, signal });
+    const request = { task: sets.search, chat, tokens, seed: job.seed, emitter, signal };
+    const written = await pool.writeSamples(request);
     texts.push(...written.sequences.map((ids) => ({ ids })));
     work = addWork(work, written.work);
   }

@@ -82,11 +82,11 @@ async function fit(
 ): Promise<{ fitted: Fitted; work: WorkCounters }> {
   const { job, emitter, signal } = run;
   const { model, weights } = job.opened.checkpoint;
+  const found = await fitTexts(run);
   const backend = await run.here();
   await using runner = await backend.load({ model, weights, signal });
   // Only that backend is known to find the native library.
   await using products = job.backend.name === "cpu" ? await openProducts() : undefined;
-  const found = await fitTexts(run, runner);
   const result = await reconstruct({
     runner,
     plan: chosen.candidate.plan,
