@@ -13,7 +13,7 @@ const task = writeTask(join(work, "task.jsonl"), 40);
 const bin = fileURLToPath(new URL("../dist/bin.js", import.meta.url));
 
 const args = (out: string, ...more: string[]) => [
-  ...["search", model, "--task", task, "--keep", "4", "--limit", "16", "--budget", "24", "--seeds", "none"],
+  ...["search", model, "--task", task, "--keep", "4", "--limit", "16", "--budget", "24"],
   ...["--objective", "log-likelihood", "--metric", "log-likelihood", "--out", join(work, out), ...more],
 ];
 const outcome = (out: string) => {

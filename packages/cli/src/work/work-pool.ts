@@ -82,11 +82,12 @@ export async function openWorkPool(
     evaluateTask: (request) => remote.evaluateTask(request),
     async collectStatistics(request) {
       await using pool = await here();
-      return pool.collectStatistics(request);
+      // Awaited, or the pool would be gone before its answer is there.
+      return await pool.collectStatistics(request);
     },
     async writeSamples(request) {
       await using pool = await here();
-      return pool.writeSamples(request);
+      return await pool.writeSamples(request);
     },
     dispose,
     [Symbol.asyncDispose]: dispose,
