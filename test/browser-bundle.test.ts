@@ -12,6 +12,7 @@ const portable: readonly string[] = [
   "export-onnx",
   "calibrate",
   "allocate",
+  "attention",
   "reconstruct",
   "router-repair",
   "search",

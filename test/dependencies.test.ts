@@ -14,6 +14,7 @@ const levels: readonly (readonly string[])[] = [
   ["checkpoint", "onnx"],
   ["evaluate", "calibrate", "allocate", "gguf", "reconstruct", "router-repair", "search", "plugin-kit"],
   [
+    "attention",
     "backend-cpu",
     "backend-reference",
     "criteria",

@@ -12,6 +12,7 @@ const builtInNames = [
   "@coppice/criteria",
   "@coppice/merging",
   "@coppice/quantizers",
+  "@coppice/attention",
   "@coppice/backend-cpu",
   "@coppice/backend-reference",
 ] as const;
