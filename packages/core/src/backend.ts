@@ -1,3 +1,4 @@
+import type { RunAttention } from "./attention-plan.js";
 import type { MoeModel } from "./model.js";
 import type { Plan } from "./plan.js";
 import type { WeightReader } from "./tensor.js";
@@ -18,6 +19,18 @@ export interface BackendCapabilities {
   readonly blocking: boolean;
   /** True when several runners may share weight memory through SharedArrayBuffer. */
   readonly sharesWeights: boolean;
+  /** What runs and caches may limit attention by; the rest is refused. Absent: nothing. */
+  readonly attention?: AttentionCapabilities;
+}
+
+/** What a backend knows of `RunAttention`, with and without caches. */
+export interface AttentionCapabilities {
+  /** Plans. */
+  readonly spans: boolean;
+  /** Maskers that have `prefill`. */
+  readonly prefillMasks: boolean;
+  /** Maskers that have `decode`. */
+  readonly decodePages: boolean;
 }
 
 export interface LoadRequest {
@@ -41,6 +54,8 @@ export interface LayerRange {
 export interface KvCache {
   /** Tokens held per sequence. */
   readonly lengths: readonly number[];
+  /** What its keys and values take now, room that is held ready included; absent where a backend does not count it. */
+  readonly bytes?: number;
   dispose(): void;
 }
 
@@ -63,8 +78,12 @@ export interface Runner extends AsyncDisposable {
    * @throws COPPICE_BACKEND_FAILED, COPPICE_BACKEND_DISPOSED, COPPICE_ABORTED
    */
   run(request: RunRequest): Promise<RunResult>;
-  /** An empty cache for a batch of `sequences` sequences. */
-  createCache(sequences: number): KvCache;
+  /**
+   * An empty cache for a batch of `sequences` sequences.
+   * @param attention what all runs with this cache are limited to; keys that no later token sees need not be kept
+   * @throws COPPICE_USAGE, COPPICE_ATTENTION_MODEL, COPPICE_ATTENTION_LENGTH, COPPICE_BACKEND_UNSUPPORTED
+   */
+  createCache(sequences: number, attention?: RunAttention): KvCache;
   /** An empty memory of a layer; absent where a backend computes everything anew. */
   createMemory?(): LayerMemory;
   dispose(): Promise<void>;
@@ -98,9 +117,11 @@ export interface RunRequest {
   readonly tap?: Tap;
   /** Continue the sequences that this cache holds, and extend it. Needs all layers. */
   readonly cache?: KvCache;
+  /** What attention is limited to in this run; absent: as the model is. Not together with a cache, which has its own. */
+  readonly attention?: RunAttention;
   /**
-   * Of layer `from`. Every run with it has the same `from`, sequences, `hidden` and distinct positions; its plans differ in
-   * that layer and behind it. Not together with a tap or a cache.
+   * Of layer `from`. Every run with it has the same `from`, sequences, `hidden`, `attention` and distinct positions; its
+   * plans differ in that layer and behind it. Not together with a tap or a cache.
    */
   readonly memory?: LayerMemory;
   readonly signal?: AbortSignal;

@@ -75,6 +75,27 @@ export const errorCodes = {
   },
   COPPICE_PLAN_EXPORT: { exit: 2, meaning: "A plan cannot be written in the family's stock layout exactly." },
 
+  COPPICE_ATTENTION_INVALID: {
+    exit: 2,
+    meaning: "An attention plan, or a mask made while a text runs, is malformed.",
+  },
+  COPPICE_ATTENTION_MODEL: {
+    exit: 2,
+    meaning: "An attention plan was made for another model, or for other numbers of layers or heads.",
+  },
+  COPPICE_ATTENTION_UNSUPPORTED: {
+    exit: 2,
+    meaning: "A layer's attention is of a kind that no attention plan limits.",
+  },
+  COPPICE_ATTENTION_BUDGET: {
+    exit: 2,
+    meaning: "No attention plan is as sparse as asked for: sinks and shortest windows alone are more.",
+  },
+  COPPICE_ATTENTION_LENGTH: {
+    exit: 2,
+    meaning: "Attention is wanted for a context longer than the model's positions.",
+  },
+
   COPPICE_EXPORT_UNSUPPORTED: {
     exit: 2,
     meaning: "A model cannot be written in the wanted format, or for the wanted target.",

@@ -1,4 +1,9 @@
+export * from "./attention-method.js";
+export * from "./attention-parse.js";
+export * from "./attention-plan.js";
+export * from "./attention-spans.js";
 export * from "./backend.js";
+export * from "./block-mask.js";
 export * from "./cholesky.js";
 export * from "./combinations.js";
 export * from "./criterion.js";
@@ -29,6 +34,7 @@ export * from "./rotary.js";
 export * from "./router-groups.js";
 export * from "./router-rows.js";
 export * from "./routing.js";
+export * from "./run-attention.js";
 export * from "./run-request.js";
 export * from "./search.js";
 export * from "./select-experts.js";

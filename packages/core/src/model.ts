@@ -254,6 +254,11 @@ export interface MoeModel {
   readonly family: string;
   /** Identity of the weights: equal for the same checkpoint wherever it lies. */
   readonly fingerprint: string;
+  /**
+   * Fingerprints of the checkpoints that this one was made from, the last first, when its `coppice.json` says so. Their layers
+   * and heads are the same, so that attention plans made for one of them fit.
+   */
+  readonly derivedFrom?: readonly string[];
   readonly hiddenSize: number;
   readonly vocabSize: number;
   /** Most positions the model was made for. */

@@ -1,25 +1,30 @@
 import { CoppiceError } from "./errors.js";
 
-// Untrusted values of a plan file; messages name where they stand.
+// Untrusted values of a plan file; messages name where they stand. `fail` makes the errors of other kinds of plans.
 
-export function record(value: unknown, where: string, keys: readonly string[]): Record<string, unknown> {
+export function record(
+  value: unknown,
+  where: string,
+  keys: readonly string[],
+  fail = invalid,
+): Record<string, unknown> {
   if (typeof value !== "object" || value === null || Array.isArray(value)) {
-    throw invalid(`${where} is ${show(value)}, expected an object`);
+    throw fail(`${where} is ${show(value)}, expected an object`);
   }
   const unknown = Object.keys(value).find((key) => !keys.includes(key));
   if (unknown !== undefined) {
-    throw invalid(`${where} has the unknown key ${show(unknown)}; known are ${keys.join(", ")}`);
+    throw fail(`${where} has the unknown key ${show(unknown)}; known are ${keys.join(", ")}`);
   }
   return value as Record<string, unknown>;
 }
 
-export function array(value: unknown, where: string): unknown[] {
-  if (!Array.isArray(value)) throw invalid(`${where} is ${show(value)}, expected an array`);
+export function array(value: unknown, where: string, fail = invalid): unknown[] {
+  if (!Array.isArray(value)) throw fail(`${where} is ${show(value)}, expected an array`);
   return value;
 }
 
-export function integer(value: unknown, where: string): number {
-  if (!Number.isSafeInteger(value)) throw invalid(`${where} is ${show(value)}, expected an integer`);
+export function integer(value: unknown, where: string, fail = invalid): number {
+  if (!Number.isSafeInteger(value)) throw fail(`${where} is ${show(value)}, expected an integer`);
   return value as number;
 }
 

@@ -1,4 +1,5 @@
 import type { StandardSchemaV1 } from "@standard-schema/spec";
+import type { AttentionMethod } from "./attention-method.js";
 import type { Backend } from "./backend.js";
 import type { Criterion } from "./criterion.js";
 import { CoppiceError } from "./errors.js";
@@ -16,6 +17,8 @@ export interface MergerPlugins {}
 export interface QuantizerPlugins {}
 /** Options of backend plugins by name. */
 export interface BackendPlugins {}
+/** Options of attention plugins by name. */
+export interface AttentionPlugins {}
 
 /** What each kind of plugin makes (`instance`) and is given besides its options (`context`). */
 export interface PluginKinds {
@@ -24,6 +27,7 @@ export interface PluginKinds {
   merger: { options: MergerPlugins; instance: Merger; context: undefined };
   quantizer: { options: QuantizerPlugins; instance: Quantizer; context: undefined };
   backend: { options: BackendPlugins; instance: Backend; context: undefined };
+  attention: { options: AttentionPlugins; instance: AttentionMethod; context: undefined };
 }
 
 export type PluginKind = keyof PluginKinds;
@@ -35,6 +39,7 @@ export const contractVersions = {
   merger: 1,
   quantizer: 1,
   backend: 1,
+  attention: 1,
 } as const satisfies Record<PluginKind, number>;
 
 const brand = Symbol.for("coppice.plugin");

@@ -1,6 +1,7 @@
-import type { LayerRange, LoadRequest, RunRequest } from "./backend.js";
+import type { AttentionCapabilities, LayerRange, LoadRequest, RunRequest } from "./backend.js";
 import { CoppiceError } from "./errors.js";
 import type { MoeModel } from "./model.js";
+import { type CheckedAttention, checkRunAttention } from "./run-attention.js";
 
 /** A run request whose every number has been checked, with the packed rows worked out. */
 export interface CheckedRunRequest {
@@ -14,6 +15,8 @@ export interface CheckedRunRequest {
   readonly rows?: Int32Array;
   /** [R] */
   readonly targets?: Int32Array;
+  /** Of a run without a cache. */
+  readonly attention?: CheckedAttention;
 }
 
 /**
@@ -35,12 +38,14 @@ export function checkLoadRange({ model, layers }: Pick<LoadRequest, "model" | "l
  * Checks a request before any work, so that every backend refuses the same requests with the same words. The plan
  * is only checked to belong to the model; `parsePlan` checks the rest where it enters the program.
  * @param loaded layers that the runner has; default all
- * @throws COPPICE_USAGE, COPPICE_PLAN_MODEL
+ * @param known what the backend may limit attention by; default nothing
+ * @throws COPPICE_USAGE, COPPICE_PLAN_MODEL, and what `checkRunAttention` does
  */
 export function checkRunRequest(
   model: MoeModel,
   request: RunRequest,
   loaded?: LayerRange,
+  known?: AttentionCapabilities,
 ): CheckedRunRequest {
   const { sequences, hidden, boundaries = [], positions, targets, cache, plan, tap, memory } = request;
   const layers = model.layers.length;
@@ -90,14 +95,22 @@ export function checkRunRequest(
       throw refused(`the cache holds ${cache.lengths.length} sequences, the request ${sequences.length}`);
     }
   }
+  if (cache && request.attention) {
+    throw refused(
+      "attention is given together with a cache, which has the attention that it was created with",
+    );
+  }
+  const lengths = sequences.map(({ length }) => length);
+  const attention = request.attention && checkRunAttention(model, request.attention, lengths, known);
+  const checked = { tokens, starts, from, to, ...(attention && { attention }) };
   if (!positions) {
     if (targets) throw refused("targets are given without positions");
-    return { tokens, starts, from, to };
+    return checked;
   }
   if (to !== layers) throw refused(`positions are given, but logits need layers up to ${layers}, not ${to}`);
   const rows = packedRows(positions, sequences, starts);
-  if (!targets) return { tokens, starts, from, to, rows };
-  return { tokens, starts, from, to, rows, targets: packedTargets(targets, positions, model.vocabSize) };
+  if (!targets) return { ...checked, rows };
+  return { ...checked, rows, targets: packedTargets(targets, positions, model.vocabSize) };
 }
 
 function packedStarts(sequences: readonly Int32Array[], vocabSize: number): Int32Array {
