@@ -19,6 +19,8 @@ export interface ExportedConfig {
   readonly sampling: SamplingOptions;
   /** The weights that the exporter named, such as "q4"; see `graphFileName`. */
   readonly dtype: string | undefined;
+  /** Graphs write into buffers that are given for both past and present, as those of this project do. */
+  readonly extendsInPlace: boolean;
   /** External data files of the graph `model<suffix>.onnx`. */
   externalData(graph: string): string[];
 }
@@ -34,6 +36,8 @@ const configSchema = v.looseObject({
   vocab_size: count,
   max_position_embeddings: count,
   eos_token_id: v.nullish(tokenIds),
+  // The section of this project.
+  coppice_export: v.optional(v.looseObject({})),
   // The section that transformers.js reads.
   "transformers.js_config": v.optional(
     v.looseObject({
@@ -65,6 +69,7 @@ export async function readExportedConfig(folder: ExportedFolder): Promise<Export
     endTokens: typeof ends === "number" ? [ends] : ends,
     sampling: samplingOf(generation ?? {}),
     dtype: typeof dtype === "string" ? dtype : dtype?.["model"],
+    extendsInPlace: config.coppice_export !== undefined,
     externalData(graph) {
       const files = typeof format === "object" ? (format[graph] ?? format["model"]) : format;
       return Array.from({ length: Number(files ?? 0) }, (_, i) => `${graph}_data${i === 0 ? "" : `_${i}`}`);

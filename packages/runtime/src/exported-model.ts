@@ -34,6 +34,11 @@ export interface OpenModelOptions {
    * Most tokens of one run; longer prompts run in parts. A part holds up every other sequence, and cannot be stopped. Default 512.
    */
   readonly chunk?: number;
+  /**
+   * The runtime computes in the memory of the tensors that it is given: keys and values of graphs that `coppice export` wrote
+   * are then extended where they are, not copied for every token. Default false; true for onnxruntime-node on CPUs.
+   */
+  readonly inPlace?: boolean;
   /** Ends the loading before ONNX Runtime begins with it; its own part cannot be stopped. */
   readonly signal?: AbortSignal;
 }
@@ -97,7 +102,7 @@ export async function openExportedModel(
   folder: ExportedFolder,
   options: OpenModelOptions,
 ): Promise<TextModel> {
-  const { runtime, dtype, keptPrefixes = 1, chunk = 512, signal } = options;
+  const { runtime, dtype, keptPrefixes = 1, chunk = 512, inPlace = false, signal } = options;
   checkWholeNumber("keptPrefixes", keptPrefixes, undefined, 0);
   checkWholeNumber("chunk", chunk);
   const config = await readExportedConfig(folder);
@@ -115,6 +120,7 @@ export async function openExportedModel(
       turns: new Turns(),
       chunk,
       ones: new Ones(),
+      inPlace: inPlace && config.extendsInPlace,
       released: () => released,
     };
     return textModel(graph, config, tokenizer, new KeptPrefixes(graph, keptPrefixes), async () => {

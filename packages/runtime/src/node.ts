@@ -21,14 +21,15 @@ export interface OpenNodeOptions extends Omit<OpenModelOptions, "runtime"> {
 export async function openModelFolder(path: string, options: OpenNodeOptions = {}): Promise<TextModel> {
   const { threads, session, ...rest } = options;
   return openExportedModel(await openExportedFolder(path, options), {
+    inPlace: options.runtime === undefined && session?.executionProviders === undefined,
     ...rest,
     runtime: options.runtime ?? (await loadRuntime()),
     session: {
       // Failures arrive as exceptions; the library's own lines on stderr would only double them.
       logSeverityLevel: 4,
-      // Threads that spin between the operators of a token starve whatever else runs: with two cores busy, a token
-      // took half as long without. On an idle machine spinning saves a tenth; `session` can have it back.
-      extra: { session: { intra_op: { allow_spinning: "0" } } },
+      // Threads that spin between the operators of a token for the usual millisecond starve whatever else runs: with two cores
+      // busy, a token took three times as long. So short a time bridges most gaps and costs nobody much.
+      extra: { session: { intra_op: { spin_duration_us: "10" } } },
       ...(threads !== undefined && { intraOpNumThreads: threads }),
       ...session,
     },

@@ -14,6 +14,8 @@ export interface LoadedGraph {
   /** Most tokens of one run. */
   readonly chunk: number;
   readonly ones: Ones;
+  /** See `OpenModelOptions.inPlace`; only where the graph can. */
+  readonly inPlace: boolean;
   /** True once the session is released. */
   readonly released: () => boolean;
 }
@@ -34,16 +36,21 @@ export interface LayerExperts {
   readonly experts: Int32Array;
 }
 
+/** Tokens that buffers of keys and values have room for beyond those that need it: at least so many, and a quarter more. */
+const spareTokens = 64;
+
 /**
  * Tokens with their keys and values. What a run puts out is fed to the next one as it is, so that nothing is copied in
- * JavaScript; on a GPU it stays there.
+ * JavaScript; on a GPU it stays there. In place, runs write into buffers that are larger than needed, until they are full.
  */
 export class Sequence implements Decoder {
   readonly tokens: number[];
   /** Chosen experts of the tokens of the last call; empty unless the graph gives them and they are wanted. */
   experts: readonly LayerExperts[] = [];
   readonly #graph: LoadedGraph;
-  readonly #fetches: readonly string[];
+  /** Outputs that are wanted. */
+  readonly #wanted: readonly string[];
+  /** [1, heads, at least as many as there are tokens, size] each */
   #past: Tensors;
   #unseen: number;
 
@@ -56,12 +63,7 @@ export class Sequence implements Decoder {
     this.tokens = [...held];
     this.#unseen = held.length;
     this.#past = past ?? emptyPast(graph);
-    const { cache, experts } = graph.io;
-    this.#fetches = [
-      "logits",
-      ...cache.map(({ output }) => output),
-      ...(wantsExperts ? experts.map(({ output }) => output) : []),
-    ];
+    this.#wanted = ["logits", ...(wantsExperts ? graph.io.experts.map(({ output }) => output) : [])];
   }
 
   /** Keys and values by the names of graph inputs. */
@@ -93,12 +95,13 @@ export class Sequence implements Decoder {
   }
 
   async #run(tokens: Int32Array, signal: AbortSignal | undefined): Promise<Float32Array> {
-    const { runtime, session, io, ones, released } = this.#graph;
+    const { runtime, session, io, ones, inPlace, released } = this.#graph;
     if (released()) throw new CoppiceError("COPPICE_BACKEND_DISPOSED", "the model was disposed");
     // Its turn may have come long after it asked.
     throwIfAborted(signal, "generating");
     const { length } = tokens;
     const past = this.tokens.length;
+    if (inPlace) this.#makeRoom(past + length);
     const int64 = (values: BigInt64Array, dims: readonly number[]) =>
       new runtime.Tensor("int64", values, dims);
     const feeds: Record<string, Tensor> = {
@@ -114,16 +117,38 @@ export class Sequence implements Decoder {
     if (io.keepsLogits) feeds["num_logits_to_keep"] = int64(BigInt64Array.of(1n), []);
     let outputs: InferenceSession.ReturnType;
     try {
-      outputs = await session.run(feeds, [...this.#fetches]);
+      outputs = await session.run(feeds, this.#fetches());
     } catch (cause) {
       throw new CoppiceError("COPPICE_BACKEND_FAILED", `ONNX Runtime failed: ${messageOf(cause)}`, { cause });
     }
-    const before = this.#past;
-    this.#past = Object.fromEntries(io.cache.map(({ input, output }) => [input, outputs[output] as Tensor]));
     for (const token of tokens) this.tokens.push(token);
-    disposeTensors(before);
+    if (!inPlace) {
+      const before = this.#past;
+      this.#past = Object.fromEntries(
+        io.cache.map(({ input, output }) => [input, outputs[output] as Tensor]),
+      );
+      disposeTensors(before);
+    }
     await this.#readExperts(outputs);
     return lastRow(outputs["logits"] as Tensor);
+  }
+
+  /** What a run puts out, and where; null: wherever it likes. */
+  #fetches(): InferenceSession.FetchesType {
+    const { io, inPlace } = this.#graph;
+    const cache = io.cache.map(({ input, output }): [string, Tensor | null] => [
+      output,
+      inPlace ? (this.#past[input] as Tensor) : null,
+    ]);
+    return Object.fromEntries([...this.#wanted.map((name): [string, null] => [name, null]), ...cache]);
+  }
+
+  /** Moves keys and values to larger buffers unless there is room for so many tokens. */
+  #makeRoom(tokens: number): void {
+    const [any] = Object.values(this.#past);
+    if ((any?.dims[2] as number) >= tokens) return;
+    const room = tokens + Math.max(spareTokens, tokens >> 2);
+    this.#past = firstTokens(this.#graph, this.#past, this.tokens.length, room) as Tensors;
   }
 
   async #readExperts(outputs: InferenceSession.ReturnType): Promise<void> {
@@ -161,12 +186,14 @@ function emptyPast({ runtime, io }: LoadedGraph): Tensors {
 
 /**
  * A copy of the keys and values of the first `length` tokens; undefined for tensors that are not in this memory.
- * @param past [1, heads, more than `length`, size] each
+ * @param past [1, heads, at least `length`, size] each
+ * @param room tokens that the copy has room for
  */
 export function firstTokens(
   { runtime, io }: LoadedGraph,
   past: Tensors,
   length: number,
+  room = length,
 ): Tensors | undefined {
   const out: Record<string, Tensor> = {};
   for (const tensor of io.cache) {
@@ -175,11 +202,11 @@ export function firstTokens(
     const { heads, size, type } = tensor;
     const data = held.data as Float32Array | Uint16Array;
     const rows = held.dims[2] as number;
-    const part = emptyData(type, heads * length * size);
+    const part = emptyData(type, heads * room * size);
     for (let head = 0; head < heads; head++) {
-      part.set(data.subarray(head * rows * size, (head * rows + length) * size), head * length * size);
+      part.set(data.subarray(head * rows * size, (head * rows + length) * size), head * room * size);
     }
-    out[tensor.input] = newTensor(runtime, tensor, length, part);
+    out[tensor.input] = newTensor(runtime, tensor, room, part);
   }
   return out;
 }

@@ -50,6 +50,23 @@ describe.each<FixtureName>(["mixtral", "qwen3_moe", "gpt_oss", "deepseek_v2"])("
   });
 });
 
+describe("keys and values that are extended where they are", () => {
+  it("give the same text as copies of them, beyond the room that they began with", async () => {
+    const folder = await exported("mixtral");
+    const write = async (inPlace: boolean) => {
+      await using model = await openModelFolder(folder, { inPlace, chunk: 7 });
+      const write = async (prompt: Int32Array) =>
+        (await model.generate(prompt, { maxTokens: model.contextLength })).tokens;
+      const whole = await write(Int32Array.of(5, 3, 8, 1));
+      // Again from the middle of what is kept.
+      return [whole, await write(Int32Array.of(5, 3, 8, 1, ...whole.subarray(0, 20), 9))].map(String);
+    };
+    const texts = await write(true);
+    expect(texts[0]?.split(",").length).toBeGreaterThan(100);
+    expect(texts).toEqual(await write(false));
+  });
+});
+
 describe("onnxruntime-web", () => {
   it("writes the same from files that are fetched", async () => {
     // Threads of this library are for pages; in Node they are not needed.
