@@ -23,6 +23,8 @@ export interface EncodedSample {
   readonly promptTokens: number;
   /** Generation: the expected answer in the form in which answers are compared. */
   readonly gold?: string;
+  /** Generation: what a right answer cannot do without, where the sample says so. */
+  readonly keywords?: readonly string[];
   readonly choices?: {
     readonly right: number;
     /** UTF-8 bytes of every choice. */
@@ -121,6 +123,7 @@ function encodeGeneration(
     sequences: [{ ids, positions: after(prompt.ids.length, targets.length), targets }],
     promptTokens: prompt.ids.length,
     gold,
+    ...(sample.keywords && { keywords: sample.keywords }),
   };
 }
 

@@ -11,6 +11,7 @@ import {
   writtenTokens,
 } from "./generated-answers.js";
 import type { BootstrapOptions } from "./intervals.js";
+import { keywordScore } from "./keyword-score.js";
 import { klDivergences } from "./kl.js";
 import { defaultMetric, type Metric, parseMetric, type SampleScores, summarize } from "./metrics.js";
 import { type MicroBatch, microBatches } from "./micro-batch.js";
@@ -70,7 +71,11 @@ async function scoreBatch(options: ScoreSamplesOptions, batch: MicroBatch): Prom
     case "exact-match":
       return exactMatch(options, samples, evidence);
     case "f1":
-      return f1(options, samples, evidence);
+      return textScores(options, samples, evidence, (text, { gold = "" }) => f1Score(text, gold));
+    case "keyword-score":
+      return textScores(options, samples, evidence, (text, { gold = "", keywords }) =>
+        keywordScore(text, gold, keywords),
+      );
     case "exact-match-tokens":
       return evidence.map(({ leadingRight, tokens }) => Number(leadingRight === tokens));
     case "choice-accuracy":
@@ -102,10 +107,12 @@ async function exactMatch(
   );
 }
 
-async function f1(
+/** Scores what is written, in the form in which answers are compared; an answer in exactly the expected tokens scores 1. */
+async function textScores(
   request: AnswerRequest,
   samples: readonly EncodedSample[],
   evidence: readonly Evidence[],
+  score: (text: string, sample: EncodedSample) => number,
 ): Promise<number[]> {
   const open: OpenAnswer[] = [];
   const places: number[] = [];
@@ -118,7 +125,7 @@ async function f1(
   const texts = await generateAnswers(request, open);
   const scores = samples.map(() => 1);
   places.forEach((i, at) => {
-    scores[i] = f1Score(texts[at] as string, samples[i]?.gold ?? "");
+    scores[i] = score(texts[at] as string, samples[i] as EncodedSample);
   });
   return scores;
 }

@@ -7,6 +7,15 @@ export function f1Score(prediction: string, gold: string): number {
   const predicted = words(prediction);
   const expected = words(gold);
   if (predicted.length === 0 || expected.length === 0) return predicted.length === expected.length ? 1 : 0;
+  const same = wordOverlap(predicted, expected);
+  if (same === 0) return 0;
+  const precision = same / predicted.length;
+  const recall = same / expected.length;
+  return (2 * precision * recall) / (precision + recall);
+}
+
+/** Words that two bags have in common. */
+export function wordOverlap(predicted: readonly string[], expected: readonly string[]): number {
   const left = new Map<string, number>();
   for (const word of expected) left.set(word, (left.get(word) ?? 0) + 1);
   let same = 0;
@@ -16,13 +25,11 @@ export function f1Score(prediction: string, gold: string): number {
     left.set(word, count - 1);
     same++;
   }
-  if (same === 0) return 0;
-  const precision = same / predicted.length;
-  const recall = same / expected.length;
-  return (2 * precision * recall) / (precision + recall);
+  return same;
 }
 
-function words(text: string): string[] {
+/** Words of a text after SQuAD's normalisation. */
+export function words(text: string): string[] {
   return text
     .toLowerCase()
     .replace(/[!-/:-@[-`{-~]/g, "")

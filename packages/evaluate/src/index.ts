@@ -13,11 +13,23 @@ export { calibrationSequences, defaultWindow } from "./encode-text.js";
 export * from "./evaluate-task.js";
 export * from "./evaluator.js";
 export { f1Score } from "./f1.js";
+export { type FactsTaskOptions, factsTask } from "./facts-task.js";
 export * from "./generate.js";
 export * from "./generate-text.js";
 export * from "./intervals.js";
+export { keywordScore } from "./keyword-score.js";
 export { divergence } from "./kl.js";
 export { loadTokenizer, readTokenizer, type TokenizerFolder } from "./load-tokenizer.js";
+export {
+  checkLengths,
+  defaultDepths,
+  type LongContextOptions,
+  type LongContextTask,
+  longContextLimits,
+  type Place,
+  type PlaceScore,
+  scoresByPlace,
+} from "./long-context-task.js";
 export * from "./metrics.js";
 export * from "./micro-batch.js";
 export { noTokenizer } from "./no-tokenizer.js";
@@ -30,8 +42,10 @@ export {
   objectives,
 } from "./objective.js";
 export * from "./owning-executor.js";
+export * from "./position-scores.js";
 export * from "./remote-executor.js";
 export * from "./remote-pool.js";
+export { retrievalTask } from "./retrieval-task.js";
 export { mostLikely, Sampler, type SamplingOptions } from "./sampling.js";
 export * from "./split-task.js";
 export * from "./task.js";

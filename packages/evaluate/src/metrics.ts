@@ -31,6 +31,13 @@ export const metrics = {
     binary: false,
     summary: "mean word overlap (SQuAD F1) of the greedily decoded answer and the expected one",
   },
+  "keyword-score": {
+    forms: ["generation"],
+    better: "higher",
+    binary: false,
+    summary:
+      "mean word overlap (F1, common words left out) of answers that hold the keywords of the expected one, as in LV-Eval; else 0",
+  },
   "choice-accuracy": {
     forms: ["choices"],
     better: "higher",

@@ -10,6 +10,8 @@ export const taskLimits = {
   samples: 1_000_000,
   /** Choices of a sample; each may cost a forward pass. */
   choices: 1_000,
+  /** Keywords of an answer, which is one line. */
+  keywords: 1_000,
 } as const;
 
 export interface GenerationSample {
@@ -18,6 +20,8 @@ export interface GenerationSample {
   readonly prompt: string;
   /** One line of text; it ends at end-of-text or a newline. White space at its end carries no meaning. */
   readonly answer: string;
+  /** What a right answer cannot do without, for the metric `keyword-score`. */
+  readonly keywords?: readonly string[];
 }
 
 export interface ChoicesSample {
@@ -52,7 +56,7 @@ export type Sample = Task["samples"][number];
 /**
  * Reads a task file.
  *
- * JSON lines, all of one form: `{"prompt", "answer": " text"}` (generation), `{"prompt", "choices": [..],
+ * JSON lines, all of one form: `{"prompt", "answer": " text"}` (generation, with optional `"keywords": [..]`), `{"prompt", "choices": [..],
  * "answer": index}` (choices) or `{"text"}` (text). Other keys are ignored. When `name` ends in `.txt` the whole
  * file is one text. A byte order mark, CRLF and blank lines are fine.
  *
@@ -147,10 +151,25 @@ function parseLine(raw: string, line: number, name: string): { form: TaskForm; s
         hint: "an answer ends at the first newline; put everything before it into the prompt",
       });
     }
-    return { form: "generation", sample: { line, prompt, answer } };
+    const keywords = has("keywords") ? parseKeywords(record["keywords"], line, name) : undefined;
+    return { form: "generation", sample: { line, prompt, answer, ...(keywords && { keywords }) } };
   }
   if (has("text")) return { form: "text", sample: { line, text: string("text") } };
   throw badLine(name, line, `has the keys ${show(Object.keys(record))}`, { hint: expectedForms });
+}
+
+function parseKeywords(value: unknown, line: number, name: string): readonly string[] {
+  const fits =
+    Array.isArray(value) &&
+    value.length > 0 &&
+    value.length <= taskLimits.keywords &&
+    value.every((word) => typeof word === "string" && word.trim() !== "");
+  if (fits) return value as string[];
+  throw badLine(
+    name,
+    line,
+    `has keywords = ${show(value)}, expected an array of 1 to ${taskLimits.keywords} strings that are not blank`,
+  );
 }
 
 function parseChoices(record: Record<string, unknown>, line: number, name: string) {
