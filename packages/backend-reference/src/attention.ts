@@ -1,10 +1,11 @@
-import type { AttentionSpec } from "@coppice/core";
+import type { AttentionSpec, CheckedAttention } from "@coppice/core";
 import { projectGrouped } from "./grouped-attention.js";
 import type { ReferenceCache } from "./kv-cache.js";
 import { projectLatent } from "./latent-attention.js";
 import { dot, linear } from "./linear.js";
 import type { Rotary } from "./rotary.js";
 import type { Scratch } from "./scratch.js";
+import { type SeenKeys, type Stretches, seenKeys } from "./seen-keys.js";
 import type { GroupedQueryWeights, LatentWeights } from "./weights.js";
 
 export interface AttentionBatch {
@@ -12,6 +13,8 @@ export interface AttentionBatch {
   readonly starts: Int32Array;
   readonly cache: ReferenceCache | undefined;
   readonly layer: number;
+  /** What this layer's attention is limited to, beside what the model says; absent: nothing. */
+  readonly attention?: CheckedAttention | undefined;
 }
 
 /** Queries, keys and values of all tokens, positions already turned into them. */
@@ -61,7 +64,9 @@ export function attend(
       : projectLatent(spec, weights as LatentWeights, rotary as Rotary, batch, x, scratch);
   const keySize = projected.kvHeads * projected.keyDim;
   const valueSize = projected.kvHeads * projected.valueDim;
-  const mixed = scratch.take("mixed", tokens * spec.heads * projected.valueDim);
+  const querySize = spec.heads * projected.keyDim;
+  const mixedSize = spec.heads * projected.valueDim;
+  const mixed = scratch.take("mixed", tokens * mixedSize);
   eachSequence(batch, (start, length, past, sequence) => {
     let keys = projected.keys.subarray(start * keySize, (start + length) * keySize);
     let values = projected.values.subarray(start * valueSize, (start + length) * valueSize);
@@ -71,22 +76,18 @@ export function attend(
       store.values.set(values, past * valueSize);
       ({ keys, values } = store);
     }
+    const queries = projected.queries.subarray(start * querySize, (start + length) * querySize);
+    const shown = { ...projected, queries, keys, values };
+    const seen = seenKeys(spec, batch, { sequence, past, tokens: length }, shown);
     const scores = new Float64Array(past + length);
+    const own = mixed.subarray(start * mixedSize, (start + length) * mixedSize);
+    const sums = received && { past, sums: received.subarray(start, start + length) };
     for (let i = 0; i < length; i++) {
-      const at = { row: start + i, position: past + i, first: firstSeen(spec, past + i) };
-      const shown = received && { past, sums: received.subarray(start, start + length) };
-      mixPosition(spec, { ...projected, keys, values }, at, grouped?.sinks, scores, mixed, shown);
+      mixPosition(spec, shown, { row: i, position: past + i, seen }, grouped?.sinks, scores, own, sums);
     }
   });
   const { output } = weights;
   linear(mixed, tokens, output.weight, output.inputs, output.outputs, y, output.bias);
-}
-
-/** First position that `position` sees. */
-function firstSeen(spec: Exclude<AttentionSpec, { kind: "other" }>, position: number): number {
-  const window = spec.slidingWindow === undefined ? 0 : position - spec.slidingWindow + 1;
-  const chunk = spec.kind === "gqa" && spec.chunk ? position - (position % spec.chunk) : 0;
-  return Math.max(0, window, chunk);
 }
 
 interface Received {
@@ -96,11 +97,11 @@ interface Received {
   readonly sums: Float64Array;
 }
 
-/** Attention of one position over the keys it sees, for all heads; sums in float64. */
+/** Attention of one position over the keys it sees, for all heads; sums in float64. `row` counts from the sequence's first. */
 function mixPosition(
   { heads, scale }: { readonly heads: number; readonly scale: number },
   { queries, keys, values, kvHeads, keyDim, valueDim }: Projected,
-  { row, position, first }: { row: number; position: number; first: number },
+  { row, position, seen }: { row: number; position: number; seen: SeenKeys },
   sinks: Float32Array | undefined,
   scores: Float64Array,
   mixed: Float32Array,
@@ -113,39 +114,42 @@ function mixPosition(
     const query = (row * heads + head) * keyDim;
     const shared = Math.floor(head / group);
     const sink = sinks ? (sinks[head] as number) : Number.NEGATIVE_INFINITY;
+    const stretches = seen(head, position);
     let max = sink;
-    for (let k = first; k <= position; k++) {
-      const score = scale * dot(queries, query, keys, k * keySize + shared * keyDim, keyDim);
-      scores[k] = score;
-      if (score > max) max = score;
+    for (const [from, to] of stretches) {
+      for (let k = from; k < to; k++) {
+        const score = scale * dot(queries, query, keys, k * keySize + shared * keyDim, keyDim);
+        scores[k] = score;
+        if (score > max) max = score;
+      }
     }
     let sum = Math.exp(sink - max);
-    for (let k = first; k <= position; k++) {
-      const weight = Math.exp((scores[k] as number) - max);
-      scores[k] = weight;
-      sum += weight;
+    for (const [from, to] of stretches) {
+      for (let k = from; k < to; k++) {
+        const weight = Math.exp((scores[k] as number) - max);
+        scores[k] = weight;
+        sum += weight;
+      }
     }
-    if (received) addShares(scores, first, position, sum, received);
+    if (received) addShares(scores, stretches, sum, received);
     const out = (row * heads + head) * valueDim;
     // Dimension by dimension, so that each sum stays in a float64 register.
     for (let i = 0; i < valueDim; i++) {
       let value = 0;
-      for (let k = first; k <= position; k++) {
-        value += (scores[k] as number) * (values[k * valueSize + shared * valueDim + i] as number);
+      for (const [from, to] of stretches) {
+        for (let k = from; k < to; k++) {
+          value += (scores[k] as number) * (values[k * valueSize + shared * valueDim + i] as number);
+        }
       }
       mixed[out + i] = value / sum;
     }
   }
 }
 
-function addShares(
-  weights: Float64Array,
-  first: number,
-  position: number,
-  sum: number,
-  { past, sums }: Received,
-): void {
-  for (let k = Math.max(first, past); k <= position; k++) {
-    sums[k - past] = (sums[k - past] as number) + (weights[k] as number) / sum;
+function addShares(weights: Float64Array, stretches: Stretches, sum: number, { past, sums }: Received): void {
+  for (const [from, to] of stretches) {
+    for (let k = Math.max(from, past); k < to; k++) {
+      sums[k - past] = (sums[k - past] as number) + (weights[k] as number) / sum;
+    }
   }
 }

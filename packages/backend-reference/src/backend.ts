@@ -5,13 +5,13 @@ import {
   type LoadRequest,
   type SupportedKinds,
 } from "@coppice/core";
-import { ReferenceRunner } from "./runner.js";
+import { attentionCapabilities, ReferenceRunner } from "./runner.js";
 import { readWeights } from "./weights.js";
 
 export function createReferenceBackend(): Backend {
   return {
     name: "reference",
-    capabilities: { blocking: true, sharesWeights: false },
+    capabilities: { blocking: true, sharesWeights: false, attention: attentionCapabilities },
     async load(request: LoadRequest) {
       checkSupported(request.model, "reference", kinds);
       const range = checkLoadRange(request);

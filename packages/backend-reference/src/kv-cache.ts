@@ -1,4 +1,4 @@
-import { CoppiceError, type KvCache } from "@coppice/core";
+import { type CheckedAttention, CoppiceError, type KvCache } from "@coppice/core";
 import { floats } from "./scratch.js";
 
 interface Store {
@@ -12,12 +12,15 @@ interface Store {
  */
 export class ReferenceCache implements KvCache {
   readonly owner: object;
+  /** What the runs with this cache are limited to. It keeps the keys all the same. */
+  readonly attention: CheckedAttention | undefined;
   #lengths: number[];
   #stores: Store[][];
   #disposed = false;
 
-  constructor(owner: object, layers: number, sequences: number) {
+  constructor(owner: object, layers: number, sequences: number, attention: CheckedAttention | undefined) {
     this.owner = owner;
+    this.attention = attention;
     this.#lengths = new Array<number>(sequences).fill(0);
     this.#stores = Array.from({ length: layers }, () =>
       Array.from({ length: sequences }, () => ({ keys: new Float32Array(0), values: new Float32Array(0) })),
@@ -26,6 +29,12 @@ export class ReferenceCache implements KvCache {
 
   get lengths(): readonly number[] {
     return this.#lengths;
+  }
+
+  get bytes(): number {
+    return this.#stores
+      .flat()
+      .reduce((sum, { keys, values }) => sum + keys.byteLength + values.byteLength, 0);
   }
 
   get disposed(): boolean {

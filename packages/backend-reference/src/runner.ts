@@ -1,15 +1,20 @@
 import {
+  type AttentionCapabilities,
+  type CheckedAttention,
   type CheckedRunRequest,
   CoppiceError,
+  checkRunAttention,
   checkRunRequest,
   type KvCache,
   type LayerPlan,
   type LayerRange,
   layerKey,
+  limitableLayers,
   type MoeModel,
   type MoeSpec,
   type Plan,
   parsePlan,
+  type RunAttention,
   type Runner,
   type RunRequest,
   type RunResult,
@@ -32,6 +37,13 @@ import type { LayerWeights, Mlp, ModelWeights, Router } from "./weights.js";
 /** Longest stretch, in milliseconds, for which a run blocks its thread while more layers follow. */
 const sliceMs = 50;
 
+/** Keys are chosen query by query, so every limit is known. */
+export const attentionCapabilities: AttentionCapabilities = {
+  spans: true,
+  prefillMasks: true,
+  decodePages: true,
+};
+
 /**
  * Residual stream, boundaries and every stored activation are float32, so running layers 0 to k and then k to the
  * end gives the bits of one run. Merged experts of the latest plan are kept per layer.
@@ -45,12 +57,15 @@ export class ReferenceRunner implements Runner {
   readonly #scratch = new Scratch();
   readonly #planned = new Map<number, { key: string; experts: PlannedExperts }>();
   readonly #validPlans = new WeakSet<Plan>();
+  /** Layers whose attention a plan or a masker may limit. */
+  readonly #limitable: ReadonlySet<number>;
   #running = false;
 
   constructor(model: MoeModel, loaded: LayerRange, weights: ModelWeights) {
     this.model = model;
     this.#loaded = loaded;
     this.#weights = weights;
+    this.#limitable = new Set(limitableLayers(model).map(({ index }) => index));
     const shared = new Map<string, Rotary>();
     this.#rotaries = model.layers.map(({ attention }) => {
       const rotary = attention.kind === "other" ? undefined : attention.rotary;
@@ -62,12 +77,15 @@ export class ReferenceRunner implements Runner {
     });
   }
 
-  createCache(sequences: number): KvCache {
+  createCache(sequences: number, attention?: RunAttention): KvCache {
     this.#alive();
     if (!Number.isSafeInteger(sequences) || sequences < 1) {
       throw new CoppiceError("COPPICE_USAGE", `a cache for ${sequences} sequences is wanted; give 1 or more`);
     }
-    return new ReferenceCache(this, this.model.layers.length, sequences);
+    const { model } = this;
+    const lengths = new Array<number>(sequences).fill(model.contextLength);
+    const checked = attention && checkRunAttention(model, attention, lengths, attentionCapabilities);
+    return new ReferenceCache(this, model.layers.length, sequences, checked);
   }
 
   async run(request: RunRequest): Promise<RunResult> {
@@ -102,7 +120,7 @@ export class ReferenceRunner implements Runner {
 
   async #run(request: RunRequest): Promise<RunResult> {
     const { model } = this;
-    const checked = checkRunRequest(model, request, this.#loaded);
+    const checked = checkRunRequest(model, request, this.#loaded, attentionCapabilities);
     const { tokens, from, to, rows, targets } = checked;
     const plans = this.#layerPlans(request.plan);
     const cache = this.#cache(request.cache);
@@ -132,7 +150,7 @@ export class ReferenceRunner implements Runner {
   #runLayer(
     index: number,
     request: RunRequest,
-    { tokens, starts }: CheckedRunRequest,
+    { tokens, starts, attention }: CheckedRunRequest,
     plan: LayerPlan | undefined,
     cache: ReferenceCache | undefined,
     hidden: Float32Array,
@@ -146,7 +164,9 @@ export class ReferenceRunner implements Runner {
     normalize(hidden, tokens, size, weights.attentionNorm, normed);
     const { residualScale = 1 } = this.model;
     if (spec.attention.kind === "other") throw new TypeError(`layer ${index} is ${spec.attention.name}`);
-    const batch = { tokens, starts, cache, layer: index };
+    const limits: CheckedAttention | undefined = cache ? cache.attention : attention;
+    const limited = this.#limitable.has(index) ? limits : undefined;
+    const batch = { tokens, starts, cache, layer: index, attention: limited };
     const { feedForward } = spec;
     let expertTokens = 0;
     const spare = (feedForward.kind === "moe" && skipRuleOf(feedForward.router, plan)?.spare) || 0;

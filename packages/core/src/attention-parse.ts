@@ -104,15 +104,11 @@ function parseOwner(value: unknown, model: MoeModel): AttentionPlanModel {
   const { family, fingerprint } = owner;
   if (typeof family !== "string" || typeof fingerprint !== "string")
     throw invalid(`model has the family ${show(family)} and the fingerprint ${show(fingerprint)}`);
-  checkAttentionOwner({ ...wanted, family, fingerprint }, model);
+  checkOwner({ ...wanted, family, fingerprint }, model);
   return { ...wanted, family, fingerprint };
 }
 
-/**
- * Checks that a plan that was parsed before belongs to `model`, or to one that it was made from.
- * @throws COPPICE_ATTENTION_MODEL
- */
-export function checkAttentionOwner(owner: AttentionPlanModel, model: MoeModel): void {
+function checkOwner(owner: AttentionPlanModel, model: MoeModel): void {
   const known = [model.fingerprint, ...(model.derivedFrom ?? [])];
   if (known.includes(owner.fingerprint)) return;
   const [own, ...origins] = known.map((fingerprint) => `"${fingerprint}"`);

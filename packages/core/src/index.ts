@@ -14,6 +14,7 @@ export * from "./errors.js";
 export * from "./events.js";
 export * from "./executor.js";
 export * from "./gates-of-all.js";
+export * from "./key-pages.js";
 export * from "./merge-units.js";
 export * from "./merge-weights.js";
 export * from "./merger.js";

@@ -1,4 +1,4 @@
-import { checkAttentionOwner } from "./attention-parse.js";
+import { parseAttentionPlan } from "./attention-parse.js";
 import type { AttentionMasker, AttentionPlan, RunAttention } from "./attention-plan.js";
 import type { AttentionCapabilities } from "./backend.js";
 import { CoppiceError } from "./errors.js";
@@ -10,11 +10,11 @@ export type CheckedAttention =
   | { readonly masker: AttentionMasker; readonly plan?: undefined };
 
 /**
- * Checks what a run or a cache limits attention to, so that every backend refuses the same with the same words. The plan
- * is only checked to belong to the model; `parseAttentionPlan` checks the rest where it enters the program.
+ * Checks what a run or a cache limits attention to, so that every backend refuses the same with the same words. A plan is
+ * small, so all of it is checked every time.
  * @param lengths of the sequences, where the request names none: their tokens in a run, the model's context for a cache
  * @param known what the backend can do; default nothing
- * @throws COPPICE_USAGE, COPPICE_ATTENTION_MODEL, COPPICE_ATTENTION_LENGTH, COPPICE_BACKEND_UNSUPPORTED
+ * @throws COPPICE_USAGE, COPPICE_ATTENTION_LENGTH, COPPICE_BACKEND_UNSUPPORTED, and what `parseAttentionPlan` does
  */
 export function checkRunAttention(
   model: MoeModel,
@@ -33,7 +33,7 @@ export function checkRunAttention(
     return { masker };
   }
   if (!known?.spans) throw unsupported("attention plans");
-  checkAttentionOwner((plan as AttentionPlan).model, model);
+  parseAttentionPlan(plan, model);
   const given = attention.lengths ?? lengths;
   if (given.length !== lengths.length) {
     throw refused(`it has ${given.length} lengths for ${lengths.length} sequences`);

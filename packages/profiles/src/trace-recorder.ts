@@ -57,7 +57,7 @@ export class TraceRecorder {
     const dispose = () => runner.dispose();
     return {
       model: runner.model,
-      createCache: (sequences) => runner.createCache(sequences),
+      createCache: (sequences, attention) => runner.createCache(sequences, attention),
       dispose,
       [Symbol.asyncDispose]: dispose,
       run: async (request) => {

@@ -5,6 +5,7 @@ import {
   type KvCache,
   type MoeModel,
   type Plan,
+  type RunAttention,
   type Runner,
   type RunRequest,
   type RunResult,
@@ -96,8 +97,8 @@ class LoadingRunner implements WideningRunner {
     return this.#loaded.plan;
   }
 
-  createCache(sequences: number): KvCache {
-    return new RepeatableCache(this, sequences);
+  createCache(sequences: number, attention?: RunAttention): KvCache {
+    return new RepeatableCache(this, sequences, attention);
   }
 
   async run(request: RunRequest): Promise<RunResult> {
@@ -162,10 +163,12 @@ class LoadingRunner implements WideningRunner {
 class RepeatableCache implements KvCache {
   readonly owner: WideningRunner;
   readonly #tokens: number[][];
+  readonly #attention: RunAttention | undefined;
   #inner: { readonly runner: Runner; readonly cache: KvCache } | undefined;
 
-  constructor(owner: WideningRunner, sequences: number) {
+  constructor(owner: WideningRunner, sequences: number, attention: RunAttention | undefined) {
     this.owner = owner;
+    this.#attention = attention;
     this.#tokens = Array.from({ length: sequences }, () => []);
   }
 
@@ -180,7 +183,7 @@ class RepeatableCache implements KvCache {
   ): Promise<KvCache> {
     if (this.#inner?.runner === runner) return this.#inner.cache;
     this.dispose();
-    const cache = runner.createCache(this.#tokens.length);
+    const cache = runner.createCache(this.#tokens.length, this.#attention);
     try {
       if (this.#tokens.some(({ length }) => length > 0)) {
         await read(
