@@ -1,1 +1,2 @@
-export {};
+export { type SinkWindowOptions, sinkWindow } from "./sink-window.js";
+export { type SpanProgram, type SpanSolution, solveSpans } from "./solve-spans.js";

@@ -1,0 +1,7 @@
+import * as v from "valibot";
+
+/** What spans are made of where a plugin's user does not say. */
+export const defaultSpans = { sinks: 4, blockSize: 16 } as const;
+
+export const sinksSchema = v.pipe(v.number(), v.safeInteger(), v.minValue(0), v.maxValue(4096));
+export const blockSizeSchema = v.pipe(v.number(), v.safeInteger(), v.minValue(1), v.maxValue(1024));
