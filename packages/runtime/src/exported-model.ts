@@ -82,6 +82,8 @@ export interface TextModel extends AsyncDisposable {
    * @throws COPPICE_TOKENIZER when the folder has no tokenizer, or no chat template for a conversation
    */
   encode(prompt: Prompt): Int32Array;
+  /** Text of token ids, without special tokens; none where the folder has no tokenizer. */
+  decode(tokens: ArrayLike<number>): string;
   /**
    * Continues a prompt. The next token is computed when the consumer asks for it; one that stops asking ends the text.
    * @throws the errors of `generateText`, COPPICE_BACKEND_FAILED, COPPICE_BACKEND_DISPOSED
@@ -182,6 +184,7 @@ function textModel(
     sampling,
     hasChatTemplate: tokenizer.hasChatTemplate,
     encode,
+    decode: (tokens) => tokenizer.decode(tokens),
     stream,
     async generate(prompt, { onPiece, ...options } = {}) {
       let text: ModelText | undefined;

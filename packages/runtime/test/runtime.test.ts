@@ -41,6 +41,7 @@ describe("a model", () => {
     const streamed = await pieces(model, prompt);
     expect(streamed.map(({ text }) => text).join("")).toBe(whole.text);
     expect(streamed.flatMap(({ token }) => token ?? [])).toEqual([...whole.tokens]);
+    expect(model.decode(whole.tokens)).toBe(whole.text);
     const stop = whole.text.slice(5, 9);
     const stopped = await model.generate(prompt, { stop: [stop] });
     expect([stopped.text, stopped.finish]).toEqual([whole.text.slice(0, whole.text.indexOf(stop)), "stop"]);
@@ -240,6 +241,7 @@ describe("folders", () => {
     await using model = await openModelFolder(toy.path);
     const { tokens, text } = await model.generate(prompt, { maxTokens: 5 });
     expect([[...tokens], text]).toEqual([toyText(prompt, 5), ""]);
+    expect(model.decode(tokens)).toBe("");
     await expect(model.generate("hello")).rejects.toMatchObject({ code: "COPPICE_TOKENIZER" });
   });
 

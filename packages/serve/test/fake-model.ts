@@ -77,6 +77,7 @@ export function fakeModel(options: FakeOptions = {}): FakeModel {
     sampling: options.sampling ?? {},
     hasChatTemplate: true,
     encode,
+    decode: (tokens) => tokenizer.decode(tokens),
     stream,
     async generate(prompt, { onPiece, ...rest } = {}) {
       let text: ModelText | undefined;

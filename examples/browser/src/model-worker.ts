@@ -1,0 +1,117 @@
+// Runs the models, so that the page stays free: a token holds its thread up while it is computed.
+import { isCoppiceError } from "@coppice/core";
+import { openExportedModel, type TextModel, urlFolder } from "@coppice/runtime";
+import script from "onnxruntime-web/ort-wasm-simd-threaded.mjs?url";
+import wasm from "onnxruntime-web/ort-wasm-simd-threaded.wasm?url";
+import * as ort from "onnxruntime-web/wasm";
+import type { Answer, Finish, Request } from "./messages.js";
+import { problemOf } from "./problem.js";
+
+type Load = Extract<Request, { kind: "load" }>;
+type Write = Extract<Request, { kind: "write" }>;
+
+const answer = (message: Answer) => postMessage(message);
+let models: TextModel[] = [];
+let writing = new AbortController();
+/** Requests are done one after the other; `writing` makes the present one end early. */
+let last = Promise.resolve();
+
+addEventListener("message", ({ data }: MessageEvent<Request>) => {
+  writing.abort();
+  writing = new AbortController();
+  const { signal } = writing;
+  last = last.then(() => handle(data, signal));
+});
+
+async function handle(request: Request, signal: AbortSignal): Promise<void> {
+  try {
+    if (request.kind === "load") await load(request);
+    if (request.kind === "write" && !signal.aborted) await write(request, signal);
+    if (request.kind === "dispose") {
+      await dispose();
+      answer({ kind: "disposed" });
+    }
+  } catch (error) {
+    const run = request.kind === "write" ? { run: request.run } : {};
+    answer({ kind: "failed", ...run, problem: problemOf(error) });
+  }
+}
+
+async function load({ base, models: entries, threads }: Load): Promise<void> {
+  ort.env.wasm.numThreads = threads;
+  ort.env.wasm.wasmPaths = { mjs: script, wasm };
+  ort.env.logLevel = "error";
+  const loaded = new Map<string, number>();
+  try {
+    for (const { folder } of entries) {
+      const source = urlFolder(`${base}${folder}`, {
+        onProgress(progress) {
+          loaded.set(`${folder}/${progress.file}`, progress.loaded);
+          answer({ kind: "progress", loaded: [...loaded.values()].reduce((sum, bytes) => sum + bytes, 0) });
+        },
+      });
+      models.push(await openExportedModel(source, { runtime: ort, keptPrefixes: 0 }));
+    }
+  } catch (error) {
+    await dispose();
+    throw error;
+  }
+  answer({ kind: "ready" });
+}
+
+async function dispose(): Promise<void> {
+  const gone = models;
+  models = [];
+  for (const model of gone) await model.dispose();
+}
+
+/** All models in turns, token by token, so that each has the processor to itself when it is timed. */
+async function write({ run, prompt, maxTokens }: Write, signal: AbortSignal): Promise<void> {
+  const texts = models.map((model, index) => {
+    const tokens = model.encode(prompt);
+    const shown = Array.from(tokens, (token) => ({ token, text: model.decode([token]) }));
+    answer({ kind: "begin", run, model: index, prompt: shown });
+    return { index, pieces: model.stream(tokens, { experts: true, maxTokens, signal }) };
+  });
+  let open = texts;
+  while (open.length > 0) {
+    const more: typeof texts = [];
+    for (const text of open) {
+      const { index: model, pieces } = text;
+      // Lets the next request in, which may end this one.
+      await turn();
+      const start = performance.now();
+      const step = await next(pieces);
+      const milliseconds = performance.now() - start;
+      if (typeof step === "string") {
+        answer({ kind: "end", run, model, finish: step });
+        continue;
+      }
+      const { experts = [], ...piece } = step;
+      answer({ kind: "piece", run, model, ...piece, milliseconds, choices: experts });
+      more.push(text);
+    }
+    open = more;
+  }
+}
+
+/** The next piece, or why there is none. */
+async function next(pieces: ReturnType<TextModel["stream"]>) {
+  try {
+    const { done, value } = await pieces.next();
+    return done ? (value.finish satisfies Finish) : value;
+  } catch (error) {
+    if (isCoppiceError(error, "COPPICE_ABORTED")) return "stopped" satisfies Finish;
+    throw error;
+  }
+}
+
+const channel = new MessageChannel();
+
+/** Resolves when messages that came before are handled. */
+function turn(): Promise<void> {
+  return new Promise((resolve) => {
+    channel.port1.onmessage = () => resolve();
+    channel.port2.postMessage(undefined);
+  });
+}
