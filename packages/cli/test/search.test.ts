@@ -45,6 +45,9 @@ describe("search", () => {
       expect(result).toHaveProperty(field);
     const names = (result["baselines"] as { name: string }[]).map(({ name }) => name);
     expect(names).toEqual(["random", "frequency", "soft-activation", "reap", "eep"]);
+    const chosen = (result["holdout"] as { value: number }).value;
+    for (const { holdout, gain } of result["baselines"] as Record<"holdout" | "gain", { value: number }>[])
+      expect(gain.value).toBeCloseTo(chosen - holdout.value, 10);
     const { fitness, layers } = result["reconstruction"] as {
       fitness: { before: number; after: number };
       layers: { fitness: number }[];

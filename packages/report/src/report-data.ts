@@ -29,6 +29,8 @@ export interface ReportRow {
   readonly holdout?: Estimate;
   /** Paired difference to the full model on the holdout samples. */
   readonly difference?: Estimate;
+  /** Of a baseline: by how much the chosen plan is above it on the holdout samples, paired. */
+  readonly gain?: Estimate;
 }
 
 /** Scores on one task. */

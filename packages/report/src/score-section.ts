@@ -6,6 +6,7 @@ import type { Estimate, ReportRow, ReportScores } from "./report-data.js";
 export function scoreSection({ task, rows, metric, note }: ReportScores, index: number): Html {
   if (rows.length === 0) return html``;
   const withDifference = rows.some(({ difference }) => difference);
+  const withGain = rows.some(({ gain }) => gain);
   const id = index === 0 ? "scores" : `scores-${index + 1}`;
   return html`<section aria-labelledby="${id}"><h2 id="${id}">${task === undefined ? "Scores" : `Scores: ${task}`}</h2>
 <p class="soft">${metric}, with 95 % intervals. Search samples decided what to keep; holdout samples did not.${
@@ -13,14 +14,15 @@ export function scoreSection({ task, rows, metric, note }: ReportScores, index: 
   }</p>
 <div class="scroll" tabindex="0" role="region" aria-labelledby="${id}"><table>
 <thead><tr><th scope="col">Model</th><th scope="col" class="n">Search</th><th scope="col" class="n">Holdout</th>
-${withDifference ? html`<th scope="col" class="n">Holdout, to the full model</th>` : undefined}</tr></thead>
+${withDifference ? html`<th scope="col" class="n">Holdout, to the full model</th>` : undefined}
+${withGain ? html`<th scope="col" class="n">Holdout, the chosen is better by</th>` : undefined}</tr></thead>
 <tbody>${rows.map(
     (row) => html`<tr class="${row.role}"><th scope="row">${row.label}${
       row.note ? html`<small>${row.note}</small>` : undefined
     }</th>
 ${cell(row.search, formatScore)}${cell(row.holdout, formatScore)}${
   withDifference ? cell(row.difference, formatDifference) : undefined
-}</tr>
+}${withGain ? cell(row.gain, formatDifference) : undefined}</tr>
 `,
   )}</tbody></table></div>
 ${plot(rows)}</section>`;

@@ -18,6 +18,9 @@ const row = (label: string, role: ReportRow["role"], search: number, holdout: nu
     : {
         difference: { value: holdout - 0.863, low: holdout - 0.91, high: holdout - 0.82, samples: 200 },
       }),
+  ...(role === "baseline" && {
+    gain: { value: 0.815 - holdout, low: 0.775 - holdout, high: 0.855 - holdout, samples: 200 },
+  }),
 });
 
 /** A report as a search on the demo model gives it; `hostile` puts markup into every text. */

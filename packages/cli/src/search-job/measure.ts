@@ -62,9 +62,9 @@ function isMean(metric: Metric): boolean {
   return metric !== "perplexity";
 }
 
-/** Paired difference on the same samples; undefined for metrics that are no mean. */
-export function differenceTo(full: Measurement, other: Measurement): PairedDifference | undefined {
-  return isMean(full.metric) ? pairedBootstrap(other.scores, full.scores) : undefined;
+/** By how much `other` is above `one`, paired on the same samples; undefined for metrics that are no mean. */
+export function differenceTo(one: Measurement, other: Measurement): PairedDifference | undefined {
+  return isMean(one.metric) ? pairedBootstrap(other.scores, one.scores) : undefined;
 }
 
 /**

@@ -92,6 +92,8 @@ export interface ResultRow {
   readonly holdout: Measurement;
   /** Paired difference to the full model on the report samples; absent where a metric has no mean. */
   readonly difference?: PairedDifference;
+  /** Of a baseline: by how much the chosen plan is above it on the report samples, sample by sample. */
+  readonly gain?: PairedDifference;
 }
 
 export function runIdentity(job: SearchJob): RunIdentity {

@@ -171,7 +171,7 @@ function workFacts({ search, work }: JobResult, seconds: number): ReportFact[] {
   ];
 }
 
-function toReportRow({ label, note, role, search, holdout, difference }: ResultRow): ReportRow {
+function toReportRow({ label, note, role, search, holdout, difference, gain }: ResultRow): ReportRow {
   const { samples } = holdout;
   return {
     label,
@@ -180,5 +180,6 @@ function toReportRow({ label, note, role, search, holdout, difference }: ResultR
     holdout,
     ...(note !== undefined && { note }),
     ...(difference && { difference: { ...difference, samples } }),
+    ...(gain && { gain: { ...gain, samples } }),
   };
 }

@@ -1,4 +1,5 @@
 import { modelSize } from "@coppice/core";
+import type { PairedDifference } from "@coppice/evaluate";
 import { formatBytes, formatDifference, formatScore } from "@coppice/report";
 import { formatInterval, formatTable } from "../terminal/format.js";
 import type { FittingExperts } from "../work/fit-memory.js";
@@ -71,12 +72,13 @@ export function taskResult({ task, rows, minimum }: TaskTable) {
     full: { search: value(full.search), holdout: value(full.holdout) },
     baselines: rows
       .filter(({ role }) => role === "baseline")
-      .map(({ label, note, search, holdout, difference }) => ({
+      .map(({ label, note, search, holdout, difference, gain }) => ({
         name: label,
         ...(note !== undefined && { note }),
         search: value(search),
         holdout: value(holdout),
         ...(difference && { difference }),
+        ...(gain && { gain }),
       })),
     samples: {
       search: search.samples.length,
@@ -125,16 +127,21 @@ export function minimumLine({ objective }: JobTask, { minimum, search, holdout }
 
 function scoreTable(rows: readonly ResultRow[]): string {
   return formatTable(
-    ["model", "search", "holdout", "to full model"],
-    rows.map(({ label, note, search, holdout, difference }) => [
+    ["model", "search", "holdout", "to full model", "chosen is better by"],
+    rows.map(({ label, note, search, holdout, difference, gain }) => [
       note === undefined ? label : `${label} (${note})`,
       formatInterval(search),
       formatInterval(holdout),
-      difference
-        ? `${formatDifference(difference.value)} (${formatDifference(difference.low)} to ${formatDifference(difference.high)})`
-        : "",
+      showDifference(difference),
+      showDifference(gain),
     ]),
   );
+}
+
+function showDifference(difference: PairedDifference | undefined): string {
+  if (!difference) return "";
+  const { value, low, high } = difference;
+  return `${formatDifference(value)} (${formatDifference(low)} to ${formatDifference(high)})`;
 }
 
 /** Share of the full model's holdout score that is kept, in words; undefined when it means nothing. */

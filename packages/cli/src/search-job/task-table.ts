@@ -72,7 +72,11 @@ export async function measureTable(
   }
   rows.push(row(plans.strategy, "chosen", await both(plans.chosen)));
   if (plans.stock) rows.push(row(`${plans.strategy}, stock router`, "baseline", await both(plans.stock)));
-  return rows;
+  const chosen = rows.find(({ role }) => role === "chosen") as ResultRow;
+  return rows.map((own) => {
+    const gain = own.role === "baseline" ? differenceTo(own.holdout, chosen.holdout) : undefined;
+    return gain ? { ...own, gain } : own;
+  });
 }
 
 /** Scores the chosen plan by the objective of a task with a minimum; undefined for others. */
