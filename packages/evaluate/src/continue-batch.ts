@@ -1,4 +1,4 @@
-import { type Plan, type Runner, type RunResult, throwIfAborted } from "@coppice/core";
+import { type Plan, type RunAttention, type Runner, type RunResult, throwIfAborted } from "@coppice/core";
 import { concat } from "./encode-prompt.js";
 
 /** What of a runner is needed to continue sequences. */
@@ -8,6 +8,8 @@ export interface BatchRequest {
   /** Tokens to continue; none may be empty. */
   readonly prompts: readonly Int32Array[];
   readonly plan?: Plan | undefined;
+  /** What attention is limited to in a cache for these of the sequences; default nothing. */
+  readonly attention?: ((group: readonly number[]) => RunAttention) | undefined;
   /** Most new tokens of each sequence. A sequence also ends when the model's context is full. */
   readonly maxTokens: readonly number[];
   /**
@@ -25,7 +27,7 @@ export interface BatchRequest {
  * @returns the new tokens of every sequence
  */
 export async function continueBatch(runner: CachingRunner, request: BatchRequest): Promise<number[][]> {
-  const { prompts, plan, maxTokens, done, draw, signal } = request;
+  const { prompts, plan, attention, maxTokens, done, draw, signal } = request;
   const { contextLength: context, vocabSize } = runner.model;
   const outputs: number[][] = prompts.map(() => []);
   const length = (s: number) => (prompts[s]?.length ?? 0) + (outputs[s]?.length ?? 0);
@@ -36,7 +38,7 @@ export async function continueBatch(runner: CachingRunner, request: BatchRequest
     // A cache keeps all its sequences to the end, so once half of them are done the rest starts a new, smaller one.
     const group = live;
     const running = new Set(group);
-    using cache = disposable(runner.createCache(group.length));
+    using cache = disposable(runner.createCache(group.length, attention?.(group)));
     let inputs = group.map((s) => concat(prompts[s] as Int32Array, outputs[s] as number[]));
     while (running.size * 2 > group.length || running.size === group.length) {
       throwIfAborted(signal, "generating");

@@ -13,6 +13,7 @@ import {
 import type { BootstrapOptions } from "./intervals.js";
 import { keywordScore } from "./keyword-score.js";
 import { klDivergences } from "./kl.js";
+import { limitedRunner, type TextAttention } from "./limited-runner.js";
 import { defaultMetric, type Metric, parseMetric, type SampleScores, summarize } from "./metrics.js";
 import { type MicroBatch, microBatches } from "./micro-batch.js";
 import type { Task } from "./task.js";
@@ -37,6 +38,8 @@ export interface ScoreSamplesOptions {
   readonly metric: Metric;
   /** Default: the model as it is. */
   readonly plan?: Plan | undefined;
+  /** Default: as the model is. */
+  readonly attention?: TextAttention | undefined;
   /** Some of `microBatches(task)`. Default: all. */
   readonly batches?: readonly MicroBatch[];
   readonly signal?: AbortSignal | undefined;
@@ -61,12 +64,15 @@ export async function scoreSamples(options: ScoreSamplesOptions): Promise<Sample
 }
 
 async function scoreBatch(options: ScoreSamplesOptions, batch: MicroBatch): Promise<number[]> {
-  const { runner, task, metric, plan, signal } = options;
+  const { runner, task, metric, plan, attention, signal } = options;
   const samples = batch.samples.map((index) => task.samples[index] as EncodedSample);
+  const limited = limitedRunner(runner, attention, task);
   if (metric === "kl") {
-    return plan ? klDivergences(runner, task, batch, plan, signal) : samples.map(() => 0);
+    if (!plan && !attention) return samples.map(() => 0);
+    const compared = { full: runner, changed: limited, resumes: !attention?.masker };
+    return klDivergences(compared, task, batch, plan, signal);
   }
-  const { evidence } = await runBatch(runner, task, batch, { plan, signal });
+  const { evidence } = await runBatch(limited, task, batch, { plan, signal });
   switch (metric) {
     case "exact-match":
       return exactMatch(options, samples, evidence);
@@ -164,6 +170,8 @@ export interface EvaluateTaskOptions {
   readonly metric?: string;
   /** Default: the model as it is. */
   readonly plan?: Plan;
+  /** What attention is limited to, the same in forward passes and where answers are generated. Default: as the model is. */
+  readonly attention?: TextAttention;
   /** First samples only; for text, first windows. */
   readonly limit?: number;
   /** Prompts in the checkpoint's chat template; see `encodeTask`. */
@@ -178,7 +186,7 @@ export interface EvaluateTaskOptions {
  * @throws COPPICE_TASK_METRIC, COPPICE_TASK_TOO_LONG, COPPICE_ABORTED, and what the runner throws
  */
 export async function evaluateTask(options: EvaluateTaskOptions): Promise<TaskScore> {
-  const { runner, tokenizer, plan, signal, emitter = new RunEmitter() } = options;
+  const { runner, tokenizer, plan, attention, signal, emitter = new RunEmitter() } = options;
   const { task, metric } = prepareTask(runner.model, options);
   const total = task.samples.length;
   let done = 0;
@@ -189,6 +197,7 @@ export async function evaluateTask(options: EvaluateTaskOptions): Promise<TaskSc
     task,
     metric,
     plan,
+    attention,
     signal,
     onSamples: (count) => {
       done += count;

@@ -15,6 +15,8 @@ export interface Decoder {
   mostLikely?(tokens: Int32Array, signal?: AbortSignal): Promise<number>;
 }
 
+export const defaultMaxTokens = 128;
+
 export interface TextOptions extends SamplingOptions {
   /** Most new tokens. Default 128. */
   readonly maxTokens?: number;
@@ -62,7 +64,7 @@ export async function* generateText(
   options: TextOptions = {},
 ): AsyncGenerator<TextPiece, Generated, undefined> {
   const { tokenizer, prompt, contextLength, endTokens } = request;
-  const { maxTokens = 128, stop = [], signal } = options;
+  const { maxTokens = defaultMaxTokens, stop = [], signal } = options;
   checkTextOptions(options);
   checkPrompt(request);
   const sampler = new Sampler(options, prompt);

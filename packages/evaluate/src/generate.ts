@@ -1,12 +1,21 @@
 import type { Plan, Runner } from "@coppice/core";
 import { endOfTextTokens } from "./answer-text.js";
 import { encodePrompt } from "./encode-prompt.js";
-import { type Decoder, type Generated, generateText, type TextOptions } from "./generate-text.js";
+import {
+  type Decoder,
+  defaultMaxTokens,
+  type Generated,
+  generateText,
+  type TextOptions,
+} from "./generate-text.js";
+import { cacheAttention, type TextAttention } from "./limited-runner.js";
 import type { Tokenizer } from "./tokenizer.js";
 
 export interface GenerateOptions extends TextOptions {
   /** Default: the model as it is. */
   readonly plan?: Plan;
+  /** What attention is limited to; plans are resolved at the length of prompt and `maxTokens` together. Default: as the model is. */
+  readonly attention?: TextAttention;
   /** The prompt is a user's message, to be put into the checkpoint's chat template. Default false. */
   readonly chat?: boolean;
   /** Called with every token and the text that it completes, which may be empty or end before a `stop` string. */
@@ -24,17 +33,19 @@ export async function generate(
   prompt: string | Int32Array,
   options: GenerateOptions = {},
 ): Promise<Generated> {
-  const { plan, chat = false, onToken, ...text } = options;
+  const { plan, attention, chat = false, onToken, ...text } = options;
   const { contextLength, vocabSize } = runner.model;
-  const cache = runner.createCache(1);
+  const ids = typeof prompt === "string" ? encodePrompt(prompt, { tokenizer, chat }).ids : prompt;
+  const request = {
+    tokenizer,
+    prompt: ids,
+    contextLength,
+    vocabSize,
+    endTokens: endOfTextTokens(runner.model, tokenizer),
+  };
+  const length = Math.min(contextLength, ids.length + (text.maxTokens ?? defaultMaxTokens));
+  const cache = runner.createCache(1, attention && cacheAttention(attention, [length]));
   try {
-    const request = {
-      tokenizer,
-      prompt: typeof prompt === "string" ? encodePrompt(prompt, { tokenizer, chat }).ids : prompt,
-      contextLength,
-      vocabSize,
-      endTokens: endOfTextTokens(runner.model, tokenizer),
-    };
     const pieces = generateText(runnerDecoder(runner, cache, plan), request, text);
     let last = 0;
     for (;;) {

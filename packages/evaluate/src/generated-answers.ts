@@ -4,6 +4,7 @@ import { continueBatch } from "./continue-batch.js";
 import { concat } from "./encode-prompt.js";
 import type { EncodedSample, EncodedSequence, EncodedTask } from "./encode-task.js";
 import type { Evidence } from "./evidence.js";
+import { cacheAttention, type TextAttention } from "./limited-runner.js";
 import type { Tokenizer } from "./tokenizer.js";
 
 /**
@@ -17,6 +18,8 @@ export interface AnswerRequest {
   readonly tokenizer: Tokenizer;
   readonly task: EncodedTask;
   readonly plan?: Plan | undefined;
+  /** As in the forward pass that gave the evidence. */
+  readonly attention?: TextAttention | undefined;
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -100,18 +103,31 @@ async function continueAnswers(
   limit: (answer: OpenAnswer) => number,
   done: (i: number, tokens: readonly number[]) => boolean,
 ): Promise<void> {
-  const { runner, plan, signal } = request;
-  if (open.length === 0) return;
-  await continueBatch(runner, {
-    prompts: open.map(({ sample, begun }) => {
-      const { ids } = sample.sequences[0] as EncodedSequence;
-      return concat(ids.subarray(0, sample.promptTokens), begun);
-    }),
-    plan,
-    maxTokens: open.map((answer) => limit(answer) - answer.begun.length),
-    done: (i, tokens) => done(i, [...(open[i] as OpenAnswer).begun, ...tokens]),
-    signal,
-  });
+  const { runner, plan, attention, signal } = request;
+  // A masker chooses from the prompt alone what it sees, so answers under one are written from their begin, each by itself.
+  const groups = attention?.masker ? open.map((_, i) => [i]) : open.length > 0 ? [[...open.keys()]] : [];
+  for (const group of groups) {
+    const answers = group.map((i) => open[i] as OpenAnswer);
+    const begins = answers.map(({ begun }) => (attention?.masker ? [] : begun));
+    const ids = answers.map(({ sample }) => (sample.sequences[0] as EncodedSequence).ids);
+    await continueBatch(runner, {
+      prompts: answers.map(({ sample }, i) =>
+        concat((ids[i] as Int32Array).subarray(0, sample.promptTokens), begins[i] as readonly number[]),
+      ),
+      plan,
+      // The length that plans are resolved at in the forward pass.
+      ...(attention && {
+        attention: (members) =>
+          cacheAttention(
+            attention,
+            members.map((i) => ids[i]?.length ?? 0),
+          ),
+      }),
+      maxTokens: answers.map((answer, i) => limit(answer) - (begins[i]?.length ?? 0)),
+      done: (i, tokens) => done(group[i] as number, [...(begins[i] as readonly number[]), ...tokens]),
+      signal,
+    });
+  }
 }
 
 function judge(tokenizer: Tokenizer, task: EncodedTask, sample: EncodedSample, tokens: readonly number[]) {

@@ -19,6 +19,7 @@ export * from "./generate-text.js";
 export * from "./intervals.js";
 export { keywordScore } from "./keyword-score.js";
 export { divergence } from "./kl.js";
+export type { TextAttention } from "./limited-runner.js";
 export { loadTokenizer, readTokenizer, type TokenizerFolder } from "./load-tokenizer.js";
 export {
   checkLengths,

@@ -1,4 +1,5 @@
-import { CoppiceError, type Plan, type Runner } from "@coppice/core";
+import { CoppiceError, type Plan } from "@coppice/core";
+import type { RunnerPart } from "./counting-runner.js";
 import type { EncodedTask } from "./encode-task.js";
 import { logSumExp } from "./evidence.js";
 import type { MicroBatch } from "./micro-batch.js";
@@ -7,21 +8,21 @@ import type { MicroBatch } from "./micro-batch.js";
 const chunkValues = 16 * 1024 * 1024;
 
 /**
- * KL(full || plan) = sum p_full (log p_full - log p_plan), in nats, per sample the mean over its positions.
+ * KL(full || changed) = sum p_full (log p_full - log p_changed), in nats, per sample the mean over its positions.
  *
  * Rows of logits are large (hundreds of kilobytes in big vocabularies), so when they do not fit at once the last
  * layer runs again for each part of the positions, on kept activations.
  */
 export async function klDivergences(
-  runner: Runner,
+  { full: whole, changed, resumes }: ComparedRunners,
   task: EncodedTask,
   batch: MicroBatch,
-  plan: Plan,
+  plan: Plan | undefined,
   signal: AbortSignal | undefined,
 ): Promise<number[]> {
-  const { vocabSize } = runner.model;
-  const full = await logitSource(runner, batch, undefined, signal);
-  const pruned = await logitSource(runner, batch, plan, signal);
+  const { vocabSize } = whole.model;
+  const full = await logitSource(whole, batch, undefined, true, signal);
+  const pruned = await logitSource(changed, batch, plan, resumes, signal);
   const means: number[] = [];
   let s = 0;
   for (const index of batch.samples) {
@@ -48,6 +49,14 @@ export async function klDivergences(
   return means;
 }
 
+export interface ComparedRunners {
+  readonly full: RunnerPart;
+  /** Under the plan, and whatever limits its attention. */
+  readonly changed: RunnerPart;
+  /** Whether `changed` can run the last layer alone. */
+  readonly resumes: boolean;
+}
+
 interface LogitSource {
   readonly rowsAtOnce: number;
   /** Logits of positions `begin` to `end` of sequence `s`. */
@@ -55,9 +64,10 @@ interface LogitSource {
 }
 
 async function logitSource(
-  runner: Runner,
+  runner: RunnerPart,
   batch: MicroBatch,
   plan: Plan | undefined,
+  resumes: boolean,
   signal: AbortSignal | undefined,
 ): Promise<LogitSource> {
   const { layers, vocabSize, hiddenSize } = runner.model;
@@ -76,7 +86,7 @@ async function logitSource(
       rows: async (s, begin, end) => logits.subarray(row(s, begin), row(s, end)),
     };
   }
-  const from = layers.length - 1;
+  const from = resumes ? layers.length - 1 : 0;
   const tokenStarts = running(sequences.map(({ length }) => length));
   const hidden =
     from === 0

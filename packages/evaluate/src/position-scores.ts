@@ -7,9 +7,10 @@ import {
   type Runner,
   throwIfAborted,
 } from "@coppice/core";
-import type { RunnerPart } from "./counting-runner.js";
+import type { CachingRunner } from "./continue-batch.js";
 import { type EncodedSample, type EncodedTask, encodeTask } from "./encode-task.js";
 import { bootstrapMean, type Interval } from "./intervals.js";
+import { limitedRunner, type TextAttention } from "./limited-runner.js";
 import { checkLengths } from "./long-context-task.js";
 import { type MicroBatch, microBatches } from "./micro-batch.js";
 import type { TextTask } from "./task.js";
@@ -49,6 +50,8 @@ export interface EvaluatePositionsOptions extends PositionTask {
   readonly tokenizer: Tokenizer;
   /** Default: the model as it is. */
   readonly plan?: Plan;
+  /** Default: as the model is. */
+  readonly attention?: TextAttention;
   readonly signal?: AbortSignal;
   /** Gets `progress` after every batch. */
   readonly emitter?: RunEmitter;
@@ -66,7 +69,7 @@ const mostParts = 1_000;
  * throws
  */
 export async function evaluatePositions(options: EvaluatePositionsOptions): Promise<PositionScores> {
-  const { runner, tokenizer, plan, signal, emitter = new RunEmitter() } = options;
+  const { runner, tokenizer, plan, attention, signal, emitter = new RunEmitter() } = options;
   const windows = encodePositions(runner.model, tokenizer, options);
   const total = windows.task.samples.length;
   const begin = performance.now();
@@ -75,6 +78,7 @@ export async function evaluatePositions(options: EvaluatePositionsOptions): Prom
     runner,
     windows,
     plan,
+    attention,
     signal,
     onSamples: (count) => {
       done += count;
@@ -127,9 +131,10 @@ export interface PositionSums {
 }
 
 export interface ScorePositionsOptions {
-  readonly runner: RunnerPart;
+  readonly runner: CachingRunner;
   readonly windows: EncodedPositions;
   readonly plan?: Plan | undefined;
+  readonly attention?: TextAttention | undefined;
   /** Some of `microBatches(windows.task)`. Default: all. */
   readonly batches?: readonly MicroBatch[];
   readonly signal?: AbortSignal | undefined;
@@ -139,7 +144,8 @@ export interface ScorePositionsOptions {
 
 /** Scores windows, batch by batch. */
 export async function scorePositions(options: ScorePositionsOptions): Promise<PositionSums> {
-  const { runner, windows, plan, signal, onSamples } = options;
+  const { windows, plan, attention, signal, onSamples } = options;
+  const runner = limitedRunner(options.runner, attention, windows.task);
   const indices: number[] = [];
   const sums: Float64Array[] = [];
   for (const { samples, sequences } of options.batches ?? microBatches(windows.task)) {
