@@ -1,6 +1,8 @@
+import { attentionCases } from "./backend-cases-attention.js";
 import { goldenCases } from "./backend-cases-golden.js";
 import { lifecycleCases } from "./backend-cases-lifecycle.js";
 import { loadCases } from "./backend-cases-load.js";
+import { maskerCases } from "./backend-cases-masker.js";
 import { modelCases } from "./backend-cases-models.js";
 import { planCases } from "./backend-cases-plan.js";
 import { runCases } from "./backend-cases-run.js";
@@ -62,6 +64,8 @@ export function backendConformance(
     ...modelCases(source, unsupported),
     ...casesOf(suiteModels, planCases, runCases, tapCases),
     ...casesOf(loadModels, loadCases),
+    ...attentionCases(source, unsupported),
+    ...maskerCases(source),
     ...lifecycleCases(source),
   ];
 }

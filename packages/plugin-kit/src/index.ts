@@ -5,6 +5,7 @@ export type { Fixture, FixtureSource, Golden, GoldenRouter } from "./fixture.js"
 export { intoMemory, type MemoryModel, memoryModel, modelTensors } from "./memory-model.js";
 export { randomModel } from "./random-model.js";
 export type { RandomLatent, RandomModelShape, RandomRouter } from "./random-shape.js";
+export { sampleAttention } from "./sample-attention.js";
 export { type ModelFeature, sampleShapes } from "./sample-shapes.js";
 export {
   type SearchConformanceSettings,
@@ -24,7 +25,10 @@ export { sliceModel } from "./slice-model.js";
 export {
   type SlowChoice,
   type SlowExpert,
+  type SlowHeads,
   type SlowLayer,
   type SlowResult,
+  type SlowSight,
   slowForward,
 } from "./slow-model.js";
+export { slowSight } from "./slow-spans.js";

@@ -60,7 +60,7 @@ export function randomModel(shape: RandomModelShape = {}): MemoryModel {
     fingerprint: `random:${JSON.stringify(shape)}`,
     hiddenSize: hidden,
     vocabSize: vocab,
-    contextLength: 256,
+    contextLength: shape.context ?? 256,
     embedding,
     layers: described,
     finalNorm: norm("finalNorm"),

@@ -10,6 +10,8 @@ export interface RandomModelShape {
   /** Rows of gate and up of every expert and dense MLP. */
   readonly width?: number;
   readonly vocab?: number;
+  /** Positions; default 256. */
+  readonly context?: number;
   /** Layers that have one dense MLP in place of experts. */
   readonly denseLayers?: readonly number[];
   /** Stored dtype; the values in memory are rounded to it. */

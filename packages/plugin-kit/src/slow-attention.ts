@@ -24,23 +24,32 @@ interface Heads {
   readonly values: Vector[][];
 }
 
-export interface SlowAttention {
+/** Whether the query at one position sees the key at another, both before what the model itself says; by query head. */
+export type SlowHeadSight = (head: number, query: number, key: number) => boolean;
+
+export interface SlowAttention extends Pick<Heads, "queries" | "keys"> {
   /** [tokens][hidden] */
   readonly attended: Vector[];
   /** [tokens], attention that each gets from itself and later tokens of its run, averaged over heads and these tokens. */
   readonly received: Vector;
 }
 
-/** Attention of one sequence, whose tokens are [tokens][hidden]. */
-export function slowAttention(spec: AttentionSpec, xs: Vector[], weights: SlowWeights): SlowAttention {
+/** Attention of one sequence, whose tokens are [tokens][hidden]; heads see no more than `sight` lets them. */
+export function slowAttention(
+  spec: AttentionSpec,
+  xs: Vector[],
+  weights: SlowWeights,
+  sight: SlowHeadSight = () => true,
+): SlowAttention {
   if (spec.kind === "other") throw new Error(`there is no formula for ${spec.name}`);
   const heads = spec.kind === "gqa" ? groupedHeads(spec, xs, weights) : latentHeads(spec, xs, weights);
   const sinks = spec.kind === "gqa" && spec.sinks ? weights.values(spec.sinks) : undefined;
   const received: Vector = xs.map(() => 0);
   const attended = xs.map((_, t) => {
-    const seen = range(0, t + 1).filter((s) => sees(spec, t, s));
+    const within = range(0, t + 1).filter((s) => sees(spec, t, s));
     const mixed = (heads.queries[t] as Vector[]).flatMap((query, head) => {
       const shared = Math.floor((head * (heads.keys[t] as Vector[]).length) / spec.heads);
+      const seen = within.filter((s) => sight(head, t, s));
       const scores = seen.map((s) => spec.scale * inner(query, heads.keys[s]?.[shared] as Vector));
       const shares = softmax(sinks ? [...scores, sinks[head] as number] : scores);
       seen.forEach((s, k) => {
@@ -55,7 +64,7 @@ export function slowAttention(spec: AttentionSpec, xs: Vector[], weights: SlowWe
     });
     return applyLinear(spec.output, mixed, weights);
   });
-  return { attended, received };
+  return { attended, received, queries: heads.queries, keys: heads.keys };
 }
 
 function sees(spec: GroupedQueryAttentionSpec | LatentAttentionSpec, t: number, s: number): boolean {

@@ -44,7 +44,19 @@ export interface SlowResult {
   readonly layers: readonly SlowLayer[];
   /** [layers + 1][tokens][hidden]: input of every layer, then the output of the last. */
   readonly hidden: readonly (readonly (readonly number[])[])[];
+  /** Queries and keys of every layer, positions turned into them. */
+  readonly attention: readonly SlowHeads[];
 }
+
+export interface SlowHeads {
+  /** [tokens][heads][keyDim] */
+  readonly queries: readonly (readonly (readonly number[])[])[];
+  /** [tokens][kvHeads][keyDim] */
+  readonly keys: readonly (readonly (readonly number[])[])[];
+}
+
+/** Whether the query at one position sees the key at another in a query head of a layer, if the model lets it. */
+export type SlowSight = (layer: number, head: number, query: number, key: number) => boolean;
 
 /**
  * The whole model as its formulas are written, in float64, one token after the other, without a cache, a batch or
@@ -52,12 +64,14 @@ export interface SlowResult {
  * code with any backend, nor with the routing and the rotary frequencies of `@coppice/core`, which makes it the
  * yardstick of plans on every kind of model.
  * @param pieces lengths of the runs that a cache was fed by, which rotary scalings may depend on; default one run
+ * @param sight what attention is limited to, such as the spans of a plan (`slowSight`)
  */
 export function slowForward(
   source: MemoryModel,
   ids: readonly number[],
   plan?: Plan,
   pieces: readonly number[] = [ids.length],
+  sight: SlowSight = () => true,
 ): SlowResult {
   const { model } = source;
   const values = (ref: TensorRef) => source.tensors.get(ref.name) as Float32Array;
@@ -71,6 +85,7 @@ export function slowForward(
 
   const layers: SlowLayer[] = [];
   const hidden: Vector[][] = [];
+  const attention: SlowHeads[] = [];
   const size = model.hiddenSize;
   let xs = ids.map((id) => {
     const row = values(model.embedding).subarray(id * size, (id + 1) * size);
@@ -78,11 +93,13 @@ export function slowForward(
   });
   for (const layer of model.layers) {
     hidden.push(xs);
-    const { attended, received } = slowAttention(
+    const { attended, received, queries, keys } = slowAttention(
       layer.attention,
       xs.map((x) => applyNorm(layer.attentionNorm, x, weights)),
       weights,
+      (head, query, key) => sight(layer.index, head, query, key),
     );
+    attention.push({ queries, keys });
     xs = xs.map((x, t) => residual(x, attended[t] as Vector));
     const input = xs.map((x) => applyNorm(layer.feedForwardNorm, x, weights));
     const { feedForward } = layer;
@@ -105,7 +122,7 @@ export function slowForward(
     const normed = applyNorm(model.finalNorm, x, weights);
     return times(model.logitScale ?? 1, product(values(model.head), normed, headBias));
   });
-  return { logits, layers, hidden };
+  return { logits, layers, hidden, attention };
 }
 
 function slowExperts(
