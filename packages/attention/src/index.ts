@@ -1,2 +1,3 @@
+export { type MoaSpanOptions, moaSpan } from "./moa-span.js";
 export { type SinkWindowOptions, sinkWindow } from "./sink-window.js";
 export { type SpanProgram, type SpanSolution, solveSpans } from "./solve-spans.js";

@@ -1,0 +1,175 @@
+import {
+  type AttentionMethod,
+  type AttentionPlan,
+  type AttentionPlanRequest,
+  CoppiceError,
+  definePlugin,
+  type Runner,
+  type WeightReader,
+} from "@coppice/core";
+import * as v from "valibot";
+import { checkDecisions } from "./check-decisions.js";
+import { type HeadProfile, profileHeads } from "./head-profile.js";
+import { Predictions } from "./layer-probe.js";
+import { samplesByLength } from "./profile-samples.js";
+import { type FrontPoint, spanFront } from "./span-front.js";
+import { blockSizeSchema, defaultSpans, sinksSchema } from "./span-options.js";
+import { spanBudgets, spanPlan } from "./span-plan.js";
+import { spanRules } from "./span-rules.js";
+import { textLikelihood } from "./text-likelihood.js";
+
+/** Options of the plugin `moa-span`. */
+export interface MoaSpanOptions {
+  /** First tokens that every head keeps; default 4. */
+  readonly sinks?: number;
+  /** Tokens per block, of which spans are whole numbers; default 16. */
+  readonly blockSize?: number;
+  /** Different rules that the heads of a layer may have: 1, 2, or 0 for any number; default 2. */
+  readonly rulesPerLayer?: 0 | 1 | 2;
+  /** Positions of each text that are looked at; default 256. */
+  readonly rows?: number;
+  /** What positions of prompts count together, where those of responses count 1; default 0.25. */
+  readonly promptWeight?: number;
+  /**
+   * What a loss is worth: measured per `layer`, per KV `head`, or not at all (`none`); default: per head where there are no more
+   * than 64 of them.
+   */
+  readonly sensitivity?: "layer" | "head" | "none";
+  /** Texts of the shortest length that worth is measured on; default 2. */
+  readonly probeTexts?: number;
+  /** Heads that are limited alone at the end, to compare their losses with those predicted; default 20. */
+  readonly checks?: number;
+  /** Choices of the front that are compared by likelihood; default 6. */
+  readonly candidates?: number;
+}
+
+declare module "@coppice/core" {
+  interface AttentionPlugins {
+    "moa-span": MoaSpanOptions;
+  }
+}
+
+/** Up to as many KV heads each is measured by itself. */
+const fewHeads = 64;
+
+const count = (least: number, most: number) =>
+  v.pipe(v.number(), v.safeInteger(), v.minValue(least), v.maxValue(most));
+
+/**
+ * A span rule for every KV head (MoA, arXiv 2406.14909) without gradients: what every rule changes of the layer's output, in one
+ * pass per text (see `profileHeads`), times what a change of that layer or head is worth; the choices of least loss within the
+ * density at every length (see `solveSpans`), over a grid of weights of the lengths; and of those the one with the likeliest
+ * responses at a length that was not profiled.
+ */
+export const moaSpan = definePlugin({
+  kind: "attention",
+  name: "moa-span",
+  contract: 1,
+  summary: "Chooses how far every head looks by what it would lose, without gradients (MoA).",
+  reference: "https://arxiv.org/abs/2406.14909",
+  options: v.strictObject({
+    sinks: v.exactOptional(sinksSchema, defaultSpans.sinks),
+    blockSize: v.exactOptional(blockSizeSchema, defaultSpans.blockSize),
+    rulesPerLayer: v.exactOptional(v.picklist([0, 1, 2]), 2),
+    rows: v.exactOptional(count(8, 4096), 256),
+    promptWeight: v.exactOptional(v.pipe(v.number(), v.minValue(0), v.maxValue(100)), 0.25),
+    sensitivity: v.exactOptional(v.picklist(["layer", "head", "none"])),
+    probeTexts: v.exactOptional(count(1, 64), 2),
+    checks: v.exactOptional(count(0, 1000), 20),
+    candidates: v.exactOptional(count(1, 64), 6),
+  }),
+  create: (options): AttentionMethod => ({
+    needs: { runner: true, weights: true, samples: true },
+    plan: (request) => moaSpanPlan(request, options),
+  }),
+});
+
+type Options = Required<Omit<MoaSpanOptions, "sensitivity">> & Pick<MoaSpanOptions, "sensitivity">;
+
+async function moaSpanPlan(request: AttentionPlanRequest, options: Options): Promise<AttentionPlan> {
+  const { model, lengths, density, signal, emitter } = request;
+  const { sinks, blockSize, rulesPerLayer, candidates } = options;
+  const { runner, weights } = providedFor("moa-span", request);
+  const grid = { blockSize, sinks };
+  const rules = spanRules({ ...grid, lengths, longest: model.contextLength });
+  const budgets = spanBudgets(model, { ...grid, rules }, { lengths, density });
+  const samples = samplesByLength(request.samples, lengths);
+  const common = { ...(signal && { signal }), ...(emitter && { emitter }) };
+  const heads = budgets.layers.reduce((sum, n) => sum + n, 0);
+  const per = options.sensitivity ?? (heads <= fewHeads ? "head" : "layer");
+  const profile = await profileHeads({
+    ...{ model, runner, weights, samples, rules, ...grid, ...common },
+    rows: options.rows,
+    promptWeight: options.promptWeight,
+    ...(per !== "none" && { probe: { per, samples: options.probeTexts } }),
+  });
+  const limit = rulesPerLayer === 0 ? {} : { rulesPerLayer };
+  const front = spanFront({ ...budgets, ...limit }, profile.losses, signal);
+  const validation = request.validation ?? [];
+  const planOf = (point: FrontPoint) => spanPlan(model, { ...grid, rules, choice: point.choice });
+  const judged: { point: FrontPoint; likelihood: number | null }[] = [];
+  for (const point of front.slice(0, candidates)) {
+    const plan = planOf(point);
+    const likelihood =
+      validation.length > 0 ? (await textLikelihood(runner, validation, { plan, signal })).loss : null;
+    judged.push({ point, likelihood });
+    emitter?.notify("progress", {
+      stage: "comparing plans",
+      done: judged.length,
+      total: Math.min(candidates, front.length),
+      unit: "plans",
+    });
+  }
+  const best = judged.reduce(
+    (a, b) => ((b.likelihood ?? 0) < (a.likelihood ?? 0) ? b : a),
+    judged[0] as (typeof judged)[number],
+  );
+  const { point } = best;
+  const predictions = await Predictions.start(
+    { runner, ...(signal && { signal }) },
+    samples[0]?.slice(0, options.probeTexts) ?? [],
+  );
+  const check = await checkDecisions({
+    ...{ model, ...grid, rules, choice: point.choice, predictions, count: options.checks },
+    losses: profile.losses[0] as Float64Array,
+    ...(signal && { signal }),
+  });
+  return spanPlan(model, {
+    ...grid,
+    rules,
+    choice: point.choice,
+    report: {
+      method: "moa-span",
+      density,
+      lengths,
+      predicted: predictedLosses(profile, point, rules.length),
+      solver: { loss: point.loss, bound: point.bound, optimal: point.optimal },
+      front: judged.map(({ point: { weights: w, losses, loss, bound }, likelihood }) => ({
+        ...{ weights: w, losses, loss, bound },
+        responseLoss: likelihood,
+      })),
+      ...check,
+      ...(validation.length > 0 && {
+        validation: {
+          length: Math.max(...validation.map(({ tokens }) => tokens.length)),
+          dense: await textLikelihood(runner, validation, { signal }),
+          plan: await textLikelihood(runner, validation, { plan: planOf(point), signal }),
+        },
+      }),
+    },
+  });
+}
+
+/** [K][H], what every head loses by the rule that it got. */
+function predictedLosses({ losses }: HeadProfile, { choice }: FrontPoint, rules: number): number[][] {
+  return losses.map((own) => Array.from(choice, (rule, head) => own[head * rules + rule] as number));
+}
+
+/** @throws COPPICE_USAGE when something that the method needs is missing */
+export function providedFor(
+  method: string,
+  { runner, weights }: AttentionPlanRequest,
+): { readonly runner: Runner; readonly weights: WeightReader } {
+  if (runner && weights) return { runner, weights };
+  throw new CoppiceError("COPPICE_USAGE", `${method} needs a runner and the weights of the model`);
+}
