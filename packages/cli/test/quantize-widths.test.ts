@@ -130,6 +130,7 @@ describe("quantize with a budget", () => {
     ["a budget without data", ["--average-bits", "3"], "has to be measured on text"],
     ["two budgets", ["--average-bits", "3", "--bytes", "1MB"], "either --average-bits or --bytes"],
     ["--bits beside a budget", ["--average-bits", "3", "--bits", "4"], "--bits"],
+    ["a head that stays beside a budget", ["--average-bits", "3", "--head-bits", "keep"], "needs --bits"],
     ["a plan file without a budget", ["--plan-out", join(work, "x.json")], "--plan-out needs --average-bits"],
     ["a size below that of all else", ["--bytes", "1000", "--data", task], "nothing fits 1000 bytes"],
     [

@@ -1,4 +1,4 @@
-import { existsSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
 import { coppiceHere, coppiceJson } from "./cli.js";
@@ -11,7 +11,7 @@ const task = writeTask(join(work, "task.jsonl"), 4);
 describe("quantize", () => {
   it("writes a checkpoint that the other commands read", async () => {
     const out = join(work, "q4");
-    const args = ["quantize", model, "--bits", "4", "--group", "16", "--head-bits", "8", "--out", out];
+    const args = ["quantize", model, "--bits", "4", "--group", "16", "--out", out];
     const written = await coppiceJson(args);
     expect(written).toMatchObject({ out, method: "rtn" });
     expect(written["bytesAfter"]).toBeLessThan(0.4 * (written["bytesBefore"] as number));
@@ -27,6 +27,31 @@ describe("quantize", () => {
       code: 2,
       stderr: expect.stringContaining("is quantized already"),
     });
+  });
+
+  it("gives the head 8 bits, and what was asked for instead, where it is the embedding too", async () => {
+    const ends = async (source: string, ...args: string[]) => {
+      const out = join(work, `ends-${source.length}-${args.join("")}`);
+      const written = await coppiceJson(["quantize", source, "--group", "16", ...args, "--out", out]);
+      const matrices = written["matrices"] as { module: string; format: { bits: number } }[];
+      const found = matrices.filter(({ module }) => /embed|head/.test(module));
+      return found.map(({ module, format }) => [module.replace(/.*\./, ""), format.bits]);
+    };
+    expect(await ends(model)).toEqual([["lm_head", 8]]);
+    expect(await ends(model, "--head-bits", "keep")).toEqual([]);
+    const tied = copyModel(join(work, "tied-model"), "qwen3_moe");
+    const config = JSON.parse(readFileSync(join(tied, "config.json"), "utf8"));
+    writeFileSync(join(tied, "config.json"), JSON.stringify({ ...config, tie_word_embeddings: true }));
+    expect(await ends(tied)).toEqual([["embed_tokens", 8]]);
+    expect(await ends(tied, "--head-bits", "keep")).toEqual([]);
+    expect(await ends(tied, "--embedding-bits", "4")).toEqual([["embed_tokens", 4]]);
+    const out = join(work, "two");
+    const both = ["--head-bits", "8", "--embedding-bits", "4"];
+    expect(await coppiceHere(["quantize", tied, "--group", "16", ...both, "--out", out])).toMatchObject({
+      code: 2,
+      stderr: expect.stringContaining("embedding and head in one"),
+    });
+    expect(existsSync(out)).toBe(false);
   });
 
   it.each(["gptq", "awq"])("learns from data by %s, and says what it knew too little of", async (method) => {

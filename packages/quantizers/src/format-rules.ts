@@ -5,18 +5,37 @@ import { type ModelMatrix, moduleOf } from "./model-matrices.js";
 export type FormatOf = (matrix: ModelMatrix) => QuantizedFormat | undefined;
 
 export interface UniformFormat extends QuantizedFormat {
-  /** Bits of the head; absent: it stays as it is. */
-  readonly head?: QuantizedFormat["bits"];
-  /** Bits of the embedding, and of a head that is tied to it; absent: it stays as it is. */
+  /**
+   * Bits of the head, also of one that is tied to the embedding; "keep": it stays as it is. Default 8, whatever the others have:
+   * predictions stay the same, and a head of floats is a quarter of what decoding takes at 4 bits.
+   */
+  readonly head?: QuantizedFormat["bits"] | "keep";
+  /** Bits of the embedding; absent: it stays as it is, unless the head is tied to it. */
   readonly embedding?: QuantizedFormat["bits"];
 }
 
-/** One format for all matrices of the layers, and on request for the ends of the model. */
+/** Bits of heads that nothing is said about. */
+const headBits = 8;
+
+/**
+ * One format for all matrices of the layers, and bits of their own for the ends of the model.
+ * @throws COPPICE_USAGE from the returned function when a tied matrix should have two formats
+ */
 export function uniformFormat({ head, embedding, ...format }: UniformFormat): FormatOf {
-  return ({ role }) => {
-    if (role !== "head" && role !== "embedding") return format;
-    const bits = role === "head" ? head : embedding;
-    return bits === undefined ? undefined : { ...format, bits };
+  const withBits = (bits: QuantizedFormat["bits"] | "keep" | undefined) =>
+    bits === undefined || bits === "keep" ? undefined : { ...format, bits };
+  return ({ role, tied, weight }) => {
+    if (role === "head") return withBits(head ?? headBits);
+    if (role !== "embedding") return format;
+    if (!tied) return withBits(embedding);
+    if (head !== undefined && embedding !== undefined && head !== embedding) {
+      throw new CoppiceError(
+        "COPPICE_USAGE",
+        `${weight.name} is embedding and head in one: it cannot have ${embedding} bits and ${head === "keep" ? "stay as it is" : `${head} bits`}`,
+        { hint: "give bits for one of them", details: { tensor: weight.name } },
+      );
+    }
+    return withBits(embedding ?? head ?? headBits);
   };
 }
 

@@ -25,12 +25,14 @@ export interface ModelMatrix {
   readonly expert?: number;
   /** True for a shared expert. */
   readonly shared?: true;
+  /** True for an embedding that is the head as well. */
+  readonly tied?: true;
 }
 
 /** All matrices that can be quantized, layer by layer; a tied head is the embedding, which is listed once. */
 export function modelMatrices(model: MoeModel): ModelMatrix[] {
   const { embedding, head, layers, tied } = model;
-  const all: ModelMatrix[] = [{ role: "embedding", weight: embedding }];
+  const all: ModelMatrix[] = [{ role: "embedding", weight: embedding, ...(tied && { tied }) }];
   for (const { index, attention, feedForward } of layers) {
     for (const [role, { weight }] of attentionMatrices(attention)) all.push({ role, weight, layer: index });
     if (feedForward.kind === "dense") all.push(...mlpMatrices(feedForward.mlp, { layer: index }));

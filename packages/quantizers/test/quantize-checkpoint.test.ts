@@ -11,10 +11,12 @@ import {
 } from "@coppice/core";
 import {
   type FormatOf,
+  type ModelMatrix,
   modelMatrices,
   type QuantizeCheckpointOptions,
   quantizeCheckpoint,
   rtn,
+  type UniformFormat,
   uniformFormat,
 } from "@coppice/quantizers";
 import { describe, expect, it } from "vitest";
@@ -78,6 +80,24 @@ describe("quantizeCheckpoint", () => {
       expect(ignore.every((module) => module.endsWith(".gate"))).toBe(true);
     });
   }
+
+  it("gives the head 8 bits unless told otherwise, also one that is tied to the embedding", () => {
+    const weight = {} as TensorRef;
+    const bits = (ends: Pick<UniformFormat, "head" | "embedding">) => {
+      const format = uniformFormat({ bits: 4, groupSize: 16, symmetric: true, ...ends });
+      const of = (matrix: Pick<ModelMatrix, "role" | "tied">) => format({ weight, ...matrix })?.bits;
+      return [of({ role: "up" }), of({ role: "head" }), of({ role: "embedding" })].concat(
+        of({ role: "embedding", tied: true }),
+      );
+    };
+    expect(bits({})).toEqual([4, 8, undefined, 8]);
+    expect(bits({ head: "keep" })).toEqual([4, undefined, undefined, undefined]);
+    expect(bits({ head: 4 })).toEqual([4, 4, undefined, 4]);
+    expect(bits({ embedding: 2 })).toEqual([4, 8, 2, 2]);
+    expect(bits({ head: 4, embedding: 4 })).toEqual([4, 4, 4, 4]);
+    expect(() => bits({ head: "keep", embedding: 4 })).toThrow("embedding and head in one");
+    expect(() => bits({ head: 8, embedding: 4 })).toThrow("cannot have 4 bits and 8 bits");
+  });
 
   it("gives experts of one layer their own bits", async () => {
     await using checkpoint = await open("mixtral");

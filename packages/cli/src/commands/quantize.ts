@@ -82,8 +82,18 @@ export function quantizeCommand(context: CliContext): CommandUnknownOpts {
       new Option("--sensitivity <file>", "what an earlier --plan-out wrote: choose again without measuring"),
     )
     .addOption(new Option("--plan-out <file>", "write the choice, and what it goes by, as JSON"))
-    .addOption(bitsOption("--head-bits <n>", "bits of the head; default: it stays as it is"))
-    .addOption(bitsOption("--embedding-bits <n>", "bits of the embedding; default: it stays as it is"))
+    .addOption(
+      new Option(
+        "--head-bits <n>",
+        "bits of the head, or keep: it stays as it is; default with --bits: 8",
+      ).argParser(oneOf([...quantizedBits, "keep"] as const)),
+    )
+    .addOption(
+      bitsOption(
+        "--embedding-bits <n>",
+        "bits of the embedding; default with --bits: it stays as it is, unless it is the head as well",
+      ),
+    )
     .addOption(new Option("--method <name>", "quantizer plugin: rtn, hqq, gptq, awq").default("rtn"))
     .addOption(new Option("--set <key=value>", "option of the method; repeatable").argParser(settings))
     .addOption(
@@ -101,7 +111,7 @@ export function quantizeCommand(context: CliContext): CommandUnknownOpts {
         "coppice quantize ./model --bits 4 --group 32 --out ./model-q4",
         "coppice quantize ./model --bits 4 --method gptq --data task.jsonl --out ./model-q4",
         "coppice quantize ./model --bits 8 --method hqq --asymmetric --out ./model-q8",
-        "coppice quantize ./model --bits 2 --group 16 --head-bits 8 --embedding-bits 8 --out ./model-q2",
+        "coppice quantize ./model --bits 2 --group 16 --embedding-bits 8 --out ./model-q2",
         "coppice quantize ./model --average-bits 3 --data task.jsonl --plan-out widths.json --out ./model-q3",
         "coppice quantize ./model --bytes 10MB --widths 0,2,4,8 --sensitivity widths.json --out ./model-10mb",
       ),
@@ -190,8 +200,8 @@ function widths(text: string): (QuantizedBits | 0)[] {
   throw new InvalidArgumentError(`expected one or more of ${quantizedBits.join(", ")}, and 0 besides.`);
 }
 
-/** Parses one of these numbers. */
-function oneOf<N extends number>(known: readonly N[]): (text: string) => N {
+/** Parses one of these numbers or words. */
+function oneOf<N extends number | string>(known: readonly N[]): (text: string) => N {
   return (text) => {
     const found = known.find((value) => String(value) === text.trim());
     if (found === undefined) throw new InvalidArgumentError(`expected one of ${known.join(", ")}.`);

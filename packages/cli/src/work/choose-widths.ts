@@ -34,7 +34,7 @@ export interface WidthOptions extends MeasureOptions {
   readonly preset?: "mc-moe";
   readonly group: number;
   readonly asymmetric?: true;
-  readonly headBits?: QuantizedBits;
+  readonly headBits?: QuantizedBits | "keep";
   readonly embeddingBits?: QuantizedBits;
 }
 
@@ -54,7 +54,13 @@ export async function chooseWidths(
   context: CliContext,
 ): Promise<ChosenWidths> {
   const { model } = opened.checkpoint;
-  const { averageBits, preset, widths, leastBits } = options;
+  const { averageBits, preset, widths, leastBits, headBits } = options;
+  if (headBits === "keep") {
+    throw new CoppiceError(
+      "COPPICE_USAGE",
+      "--head-bits keep needs --bits: the bits of all matrices are chosen together",
+    );
+  }
   if (preset && (averageBits === undefined || widths.includes(0))) {
     throw new CoppiceError(
       "COPPICE_USAGE",
@@ -70,7 +76,7 @@ export async function chooseWidths(
   const budget = budgetOf(opened, [...sizes.keys()], bytes, options);
   const formats = quantizedBits.map((bits) => widthFormat(bits, options));
   const sensitivity = await widthSensitivity({ opened, quantizer, matrices, formats }, options, context);
-  const common = { model, sensitivity: withAllowed(sensitivity, options), bytes };
+  const common = { model, sensitivity: withAllowed(sensitivity, model.tied, options), bytes };
   const found =
     preset && averageBits !== undefined
       ? allocateMcMoe({ ...common, average: averageBits, widths, others: leastBits })
@@ -110,10 +116,11 @@ function budgetOf(
 }
 
 /** Without the widths that the user left out. */
-function withAllowed(sensitivity: Sensitivity, options: WidthOptions): Sensitivity {
+function withAllowed(sensitivity: Sensitivity, tied: boolean, options: WidthOptions): Sensitivity {
   const { widths, headBits, embeddingBits } = options;
+  const ends = { head: headBits, embedding: embeddingBits ?? (tied ? headBits : undefined) };
   const isAllowed = ({ role }: MatrixLoss, bits: number) => {
-    const own = role === "head" ? headBits : role === "embedding" ? embeddingBits : undefined;
+    const own = role === "head" || role === "embedding" ? ends[role] : undefined;
     return own === undefined ? (widths as readonly number[]).includes(bits) : bits === own;
   };
   const matrices = sensitivity.matrices.map((matrix) => ({
