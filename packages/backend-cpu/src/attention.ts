@@ -1,7 +1,8 @@
-import type { DecoderLayer } from "@coppice/core";
-import { type AttentionShape, attentionGraph, paddedShape, rotaryDimensions } from "@coppice/onnx";
+import type { DecoderLayer, HeadSpan, LayerSpans } from "@coppice/core";
+import { type AttentionShape, attentionGraph, paddedShape, pastNames, rotaryDimensions } from "@coppice/onnx";
 import type { Tensor } from "onnxruntime-node";
-import type { LayerCache } from "./kv-cache.js";
+import type { LayerCache } from "./cache-group.js";
+import { pastInputs, receivedByPosition } from "./past-inputs.js";
 import type { RotaryTables } from "./rotary-table.js";
 import type { Feeds, Runtime, Sessions } from "./sessions.js";
 import type { UnitInputs } from "./unit-inputs.js";
@@ -17,6 +18,8 @@ export interface AttentionRequest {
   readonly length: number;
   readonly rotary: RotaryTables;
   readonly cache: LayerCache | undefined;
+  /** What a plan lets its KV heads see; undefined: what the model does. */
+  readonly spans: LayerSpans | undefined;
   /** Rows whose result is wanted; absent: all. */
   readonly selected: Int32Array | undefined;
   /** Whether the attention that positions receive is wanted. */
@@ -34,24 +37,30 @@ export interface Attended {
 }
 
 export async function runAttention(
-  { Tensor }: Runtime,
+  runtime: Runtime,
   sessions: Sessions,
   request: AttentionRequest,
 ): Promise<Attended> {
+  const { Tensor } = runtime;
   const { layer, hidden, weights, router, unit, cache, selected } = request;
   const shape = paddedShape(layer, hidden.dims[1] as number);
+  const earlier =
+    cache && unit.behind ? pastInputs(runtime, unit, cache.groups, layer.attention, shape) : undefined;
+  const starting = earlier ? undefined : startInputs(runtime, request, shape);
   const feeds: Record<string, Tensor> = {
     hidden,
     ...weights,
     ...router,
     ...unit.feeds,
-    ...positionFeeds(request, shape),
+    ...positionFeeds(request, shape, earlier !== undefined),
+    ...starting?.feeds,
+    ...earlier?.feeds,
   };
-  const masked = feeds.mask !== undefined;
   const options = {
     cache: cache !== undefined,
+    ...(earlier && { past: earlier.past }),
     select: selected !== undefined,
-    masked,
+    masked: starting?.masked ?? false,
     ...(request.received && { received: true as const }),
   };
   if (request.received) feeds.queries = unit.queries();
@@ -61,35 +70,64 @@ export async function runAttention(
     feeds.unpad = new Tensor("int32", padded, [padded.length]);
     feeds.select = new Tensor("int32", selected, [selected.length]);
   }
-  if (cache) {
-    feeds.pastKey = cache.key;
-    feeds.pastValue = cache.value;
-  }
-  const { normed, residual, logits, received } = await sessions.run(
+  const results = await sessions.run(
     `attention ${JSON.stringify({ ...shape, ...options })}`,
     () => attentionGraph(shape, options),
     feeds,
-    // The very arrays that hold the past: the operator then writes behind it instead of copying it elsewhere.
-    cache && { presentKey: cache.key, presentValue: cache.value },
   );
-  return { normed: normed as Tensor, residual: residual as Tensor, logits, received };
+  const { normed, residual, logits, received, newKey, newValue } = results;
+  cache?.append(unit.pieces, newKey as Tensor, newValue as Tensor);
+  const byGroup = () => cache?.groups.map((_, g) => results[pastNames.received(g)] as Tensor) ?? [];
+  return {
+    normed: normed as Tensor,
+    residual: residual as Tensor,
+    logits,
+    received:
+      request.received && cache && earlier
+        ? receivedByPosition(runtime, unit, cache.groups, earlier, byGroup())
+        : received,
+  };
+}
+
+/** What sequences that start here do not see besides what the operator hides by itself. */
+function startInputs(
+  { Tensor }: Runtime,
+  { layer: { attention }, unit, spans }: AttentionRequest,
+  shape: AttentionShape,
+): { readonly masked: boolean | "heads"; readonly feeds: Feeds } {
+  const chunk = attention.kind === "gqa" ? attention.chunk : undefined;
+  const hides = (span: HeadSpan | undefined) => span && span.sinks + span.window < unit.longest;
+  if (!spans?.some(hides)) {
+    const mask = chunk === undefined ? undefined : unit.chunkMask(chunk);
+    return { masked: mask !== undefined, feeds: mask ? { mask } : {} };
+  }
+  const distinct = [...new Map(spans.map((span) => [JSON.stringify(span), span])).values()];
+  const mask = unit.startMask(distinct);
+  if (distinct.length === 1) return { masked: true, feeds: { mask } };
+  const share = shape.heads / spans.length;
+  const maskOf = Int32Array.from({ length: shape.heads }, (_, head) => {
+    const own = spans[Math.floor(head / share)];
+    return distinct.findIndex((span) => span?.window === own?.window);
+  });
+  return { masked: "heads", feeds: { mask, maskOf: new Tensor("int32", maskOf, [maskOf.length]) } };
 }
 
 /** What depends on the positions of the rows. */
-function positionFeeds({ layer, unit, length, rotary }: AttentionRequest, shape: AttentionShape): Feeds {
+function positionFeeds(
+  { layer, unit, length, rotary }: AttentionRequest,
+  shape: AttentionShape,
+  behind: boolean,
+): Feeds {
   const { attention } = layer;
   if (attention.kind === "other") return {};
   const tables =
     attention.rotary &&
     rotary.of(attention.rotary, rotaryDimensions(attention, shape)).tables(unit.positions, length);
-  const inOperator = shape.kind === "gqa" && shape.rotation === "operator";
-  const chunk = attention.kind === "gqa" ? attention.chunk : undefined;
+  const inOperator = !behind && shape.kind === "gqa" && shape.rotation === "operator";
   const temperature = attention.kind === "gqa" ? attention.temperature : undefined;
-  const mask = chunk === undefined ? undefined : unit.chunkMask(chunk);
   return {
     ...tables,
     ...(tables && !inOperator && { positions: unit.rowPositions() }),
     ...(temperature && { temperature: unit.temperature(temperature) }),
-    ...(mask && { mask }),
   };
 }

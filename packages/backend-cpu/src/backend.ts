@@ -6,6 +6,7 @@ import {
   type SupportedKinds,
   throwIfAborted,
 } from "@coppice/core";
+import { attentionCapabilities } from "./capabilities.js";
 import { CpuRunner } from "./runner.js";
 import { loadRuntime } from "./sessions.js";
 import { readWeights } from "./weights.js";
@@ -18,7 +19,7 @@ export interface CpuSettings {
 export function createCpuBackend(settings: CpuSettings): Backend {
   return {
     name: "cpu",
-    capabilities: { blocking: true, sharesWeights: false },
+    capabilities: { blocking: true, sharesWeights: false, attention: attentionCapabilities },
     async load(request: LoadRequest) {
       const { model, weights, signal } = request;
       throwIfAborted(signal, "loading a model");

@@ -1,12 +1,15 @@
 import {
+  type CheckedAttention,
   type CheckedRunRequest,
   CoppiceError,
+  checkRunAttention,
   checkRunRequest,
   type DecoderLayer,
   type KvCache,
   type LayerMemory,
   type LayerRange,
   type MoeModel,
+  type RunAttention,
   type Runner,
   type RunRequest,
   type RunResult,
@@ -15,8 +18,10 @@ import {
 import type { Tensor } from "onnxruntime-node";
 import type { Attended } from "./attention.js";
 import type { CpuSettings } from "./backend.js";
+import { attentionCapabilities } from "./capabilities.js";
 import { runFeedForward } from "./feed-forward.js";
 import { allocateOutputs, type HeadOutputs, runHead } from "./head.js";
+import { type PlanSpans, planSpans } from "./head-groups.js";
 import { CpuCache } from "./kv-cache.js";
 import { CpuMemory, type UnitMemory } from "./layer-memory.js";
 import { MergeCache } from "./merge-cache.js";
@@ -113,9 +118,11 @@ export class CpuRunner implements Runner {
     this.#loaded = { weights, planner: new LayerPlanner(runtime, model, weights, merges) };
   }
 
-  createCache(sequences: number): KvCache {
+  createCache(sequences: number, attention?: RunAttention): KvCache {
     this.#live();
-    return new CpuCache(this, sequences);
+    const lengths = new Array<number>(sequences).fill(this.model.contextLength);
+    const checked = attention && checkRunAttention(this.model, attention, lengths, attentionCapabilities);
+    return new CpuCache(this, spansOf(checked, sequences));
   }
 
   createMemory(): LayerMemory {
@@ -127,7 +134,7 @@ export class CpuRunner implements Runner {
     const { planner } = this.#live();
     const { signal, plan, tap, sequences } = request;
     throwIfAborted(signal, "starting a run");
-    const checked = checkRunRequest(this.model, request, this.#range);
+    const checked = checkRunRequest(this.model, request, this.#range, attentionCapabilities);
     const cache = this.#ownCache(request.cache);
     const { hiddenSize, vocabSize } = this.model;
     const { rows, targets } = checked;
@@ -153,11 +160,23 @@ export class CpuRunner implements Runner {
     const limits = { ...this.#limits, scores: this.#limits.scores / (spares ? 2 : 1) };
     const units = cache
       ? splitCached(this.#runtime, this.model, needed, limits, cache)
-      : splitSequences(this.#runtime, this.model, needed, limits, tap !== undefined);
-    let first = 0;
-    for (const bundle of bundleUnits(units, spares)) {
-      await this.#runBundle(bundle, first, work);
-      first += bundle.length;
+      : splitSequences(
+          this.#runtime,
+          this.model,
+          needed,
+          limits,
+          tap !== undefined,
+          spansOf(checked.attention, sequences.length),
+        );
+    try {
+      let first = 0;
+      for (const bundle of bundleUnits(units, spares)) {
+        await this.#runBundle(bundle, first, work);
+        first += bundle.length;
+      }
+    } catch (error) {
+      cache?.rollBack();
+      throw error;
     }
     cache?.commit(sequences);
     const { boundaries, outputs, tokenLayers, expertTokens } = work;
@@ -244,6 +263,7 @@ export class CpuRunner implements Runner {
         length: unit.length,
         rotary: this.#rotary,
         cache,
+        spans: unit.spans?.layers[index],
         selected,
         received: spare > 0,
       });
@@ -321,6 +341,12 @@ export class CpuRunner implements Runner {
     if (this.#loaded) return this.#loaded;
     throw new CoppiceError("COPPICE_BACKEND_DISPOSED", "the runner was disposed");
   }
+}
+
+/** What heads see in each sequence; undefined: what the model says. */
+function spansOf(attention: CheckedAttention | undefined, sequences: number): (PlanSpans | undefined)[] {
+  const { plan, lengths = [] } = attention?.plan ? attention : {};
+  return Array.from({ length: sequences }, (_, s) => plan && planSpans(plan, lengths[s] as number));
 }
 
 /** Layer behind which nothing that was asked for is computed. */

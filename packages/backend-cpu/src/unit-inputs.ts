@@ -1,6 +1,7 @@
-import type { GroupedQueryAttentionSpec } from "@coppice/core";
+import type { GroupedQueryAttentionSpec, LayerSpans } from "@coppice/core";
 import type { Tensor } from "onnxruntime-node";
 import type { PackedRows } from "./packed-rows.js";
+import { chunkMask, type PastMaskRequest, pastMask, startMask } from "./past-masks.js";
 import type { Feeds, Runtime } from "./sessions.js";
 import type { Piece } from "./units.js";
 
@@ -8,10 +9,14 @@ import type { Piece } from "./units.js";
 export class UnitInputs {
   /** Those of every layer. */
   readonly feeds: Feeds;
+  readonly pieces: readonly Piece[];
+  /** S, the new tokens of the piece with the most. */
+  readonly longest: number;
   /** Tokens that the longest sequence has by now, its past included. */
   readonly positions: number;
+  /** Its sequences have a past; otherwise all of them start here. */
+  readonly behind: boolean;
   readonly #runtime: Runtime;
-  readonly #pieces: readonly Piece[];
   readonly #packed: PackedRows;
   readonly #made = new Map<string, Tensor>();
 
@@ -19,15 +24,19 @@ export class UnitInputs {
     const { pad, unpad, longest } = packed;
     const { Tensor } = runtime;
     const lengths = Int32Array.from(pieces, ({ begin, end, past }) => past + end - begin - 1);
+    this.pieces = pieces;
+    this.longest = longest;
     this.positions = Math.max(...lengths) + 1;
+    this.behind = pieces.some(({ past }) => past > 0);
     this.feeds = {
       pad: new Tensor("int32", pad, [pieces.length, longest]),
       unpad: new Tensor("int32", unpad, [unpad.length]),
-      lengths: new Tensor("int32", lengths, [pieces.length]),
-      total: new Tensor("int32", Int32Array.of(this.positions), []),
+      ...(!this.behind && {
+        lengths: new Tensor("int32", lengths, [pieces.length]),
+        total: new Tensor("int32", Int32Array.of(this.positions), []),
+      }),
     };
     this.#runtime = runtime;
-    this.#pieces = pieces;
     this.#packed = packed;
   }
 
@@ -50,22 +59,30 @@ export class UnitInputs {
     });
   }
 
-  /** [pieces, 1, S, positions], -Infinity between chunks of `size` positions; undefined when all lie in the first. */
+  /** [pieces, 1, S, S], -Infinity between chunks of `size` positions; undefined when all lie in the first. */
   chunkMask(size: number): Tensor | undefined {
     if (this.positions <= size) return undefined;
     return this.#once(`mask ${size}`, () => {
-      const { longest } = this.#packed;
-      const keys = this.positions;
-      const mask = new Float32Array(this.#pieces.length * longest * keys);
-      for (const [p, { begin, end, past }] of this.#pieces.entries()) {
-        for (let i = 0; i < end - begin; i++) {
-          const row = (p * longest + i) * keys;
-          const first = size * Math.floor((past + i) / size);
-          mask.fill(Number.NEGATIVE_INFINITY, row, row + first);
-          if (first + size < keys) mask.fill(Number.NEGATIVE_INFINITY, row + first + size, row + keys);
-        }
-      }
-      return new this.#runtime.Tensor("float32", mask, [this.#pieces.length, 1, longest, keys]);
+      const mask = chunkMask(size, this.longest);
+      const masks = new Float32Array(this.pieces.length * mask.length);
+      for (const p of this.pieces.keys()) masks.set(mask, p * mask.length);
+      return this.#mask(masks, [this.pieces.length, 1, this.longest, this.longest]);
+    });
+  }
+
+  /** [1, spans, S, S], what spans hide from the tokens of sequences that start here. */
+  startMask(spans: LayerSpans): Tensor {
+    return this.#once(`start ${JSON.stringify(spans)}`, () =>
+      this.#mask(startMask(spans, this.longest), [1, spans.length, this.longest, this.longest]),
+    );
+  }
+
+  /** [pieces, 1 or heads, S, places and S], what is hidden from tokens behind a past. */
+  pastMask(request: Omit<PastMaskRequest, "pieces" | "longest">): Tensor {
+    const { group, ...sizes } = request;
+    return this.#once(`past ${JSON.stringify({ ...sizes, span: group.span, own: group.own })}`, () => {
+      const { values, dims } = pastMask({ ...request, pieces: this.pieces, longest: this.longest });
+      return this.#mask(values, dims);
     });
   }
 
@@ -73,20 +90,24 @@ export class UnitInputs {
   queries(): Tensor {
     return this.#once("queries", () => {
       const { longest } = this.#packed;
-      const real = new Uint8Array(this.#pieces.length * longest);
-      for (const [p, { begin, end }] of this.#pieces.entries()) {
+      const real = new Uint8Array(this.pieces.length * longest);
+      for (const [p, { begin, end }] of this.pieces.entries()) {
         real.fill(1, p * longest, p * longest + end - begin);
       }
-      return new this.#runtime.Tensor("bool", real, [this.#pieces.length, 1, longest, 1]);
+      return new this.#runtime.Tensor("bool", real, [this.pieces.length, 1, longest, 1]);
     });
   }
 
   #positionsOfRows(): Int32Array {
     // Tokens of a unit are counted piece by piece.
-    const ofToken = this.#pieces.flatMap(({ begin, end, past }) =>
+    const ofToken = this.pieces.flatMap(({ begin, end, past }) =>
       Array.from({ length: end - begin }, (_, i) => past + i),
     );
     return Int32Array.from(this.#packed.tokenOf, (token) => ofToken[token] as number);
+  }
+
+  #mask(values: Float32Array, dims: readonly number[]): Tensor {
+    return new this.#runtime.Tensor("float32", values, dims);
   }
 
   #once(key: string, make: () => Tensor): Tensor {

@@ -1,6 +1,8 @@
 import { type CheckedRunRequest, type MoeModel, rotaryRegime } from "@coppice/core";
 import { operatorHeads, paddedShape } from "@coppice/onnx";
-import { CacheGroup, type CpuCache, type LayerCache } from "./kv-cache.js";
+import { CacheGroup, type LayerCache } from "./cache-group.js";
+import type { PlanSpans } from "./head-groups.js";
+import type { CpuCache } from "./kv-cache.js";
 import type { Runtime } from "./sessions.js";
 
 /** Tokens `begin` to `end` of a sequence of the request, after `past` tokens that a cache holds. */
@@ -16,6 +18,8 @@ export interface Unit {
   readonly pieces: readonly Piece[];
   /** Tokens of the longest of its sequences in all, those of later units included; all are of one rotary regime. */
   readonly length: number;
+  /** What heads see in all of its sequences; absent: what the model says. */
+  readonly spans?: PlanSpans | undefined;
   /** Where keys and values of a layer are kept, when they are. */
   readonly cache?: (layer: number) => LayerCache;
   /** The next unit goes on with the same sequence. */
@@ -37,6 +41,8 @@ const unitBytes = 2 ** 28;
 const everyBytes = 2 ** 27;
 /** More tokens at once gain nothing once every expert has some hundreds. */
 const mostTokens = 4096;
+/** Tokens at once of a sequence whose heads do not see all of it: they attend to what the cache keeps, and to each other. */
+const spanTokens = 512;
 
 export function unitLimits(model: MoeModel): UnitLimits {
   const { hiddenSize } = model;
@@ -76,8 +82,10 @@ function rotaryRegimes({ layers }: MoeModel): (length: number) => string {
 }
 
 /**
- * Splits a request without a cache into units of whole sequences of one rotary regime, shortest first unless
- * `keepOrder`, so that few tokens are padding. A sequence too long for one unit becomes several, tied together by a cache of their own.
+ * Splits a request without a cache into units of whole sequences of one rotary regime and the same spans, shortest first
+ * unless `keepOrder`, so that few tokens are padding. A sequence too long for one unit becomes several, tied together by a cache
+ * of their own.
+ * @param spans of each sequence
  */
 export function* splitSequences(
   runtime: Runtime,
@@ -85,6 +93,7 @@ export function* splitSequences(
   { starts, from, to }: CheckedRunRequest,
   limits: UnitLimits,
   keepOrder: boolean,
+  spans: readonly (PlanSpans | undefined)[],
 ): Generator<Unit> {
   const count = starts.length - 1;
   const length = (s: number) => (starts[s + 1] as number) - (starts[s] as number);
@@ -93,23 +102,27 @@ export function* splitSequences(
   const regimeOf = rotaryRegimes(model);
   let pieces: Piece[] = [];
   let longest = 0;
+  let common: PlanSpans | undefined;
   const flush = function* (): Generator<Unit> {
-    if (pieces.length > 0) yield { pieces, length: longest };
+    if (pieces.length > 0) yield { pieces, length: longest, spans: common };
     pieces = [];
     longest = 0;
   };
   for (const sequence of order) {
     const end = length(sequence);
-    if (!fits(1, end, limits)) {
+    const own = spans[sequence];
+    if (!fits(1, end, limits) || (own && end > spanTokens)) {
       yield* flush();
-      const group = new CacheGroup(runtime, model, { from, to }, sequence, 1);
+      const group = new CacheGroup(runtime, model, { from, to }, sequence, 1, own);
       yield* chunks(group, sequence, end, 0, limits);
       continue;
     }
     const next = Math.max(longest, end);
-    const joins = pieces.length === 0 || regimeOf(end) === regimeOf(longest);
+    const alike = own?.key === common?.key && regimeOf(end) === regimeOf(longest);
+    const joins = pieces.length === 0 || alike;
     if (!joins || !fits(pieces.length + 1, next, limits)) yield* flush();
     longest = Math.max(longest, end);
+    common = own;
     pieces.push({ sequence, begin: 0, end, past: 0 });
   }
   yield* flush();
@@ -125,24 +138,25 @@ export function* splitCached(
 ): Generator<Unit> {
   const length = (s: number) => (starts[s + 1] as number) - (starts[s] as number);
   const regimeOf = rotaryRegimes(model);
-  const groups = cache.groups(() => makeGroups(runtime, model, starts.length - 1, length, limits));
+  const groups = cache.groups(() => makeGroups(runtime, model, cache.spans, length, limits));
   for (const group of groups) {
     const sequences = Array.from({ length: group.count }, (_, i) => group.first + i);
     const past = (s: number) => cache.lengths[s] as number;
     const longest = Math.max(...sequences.map((s) => past(s) + length(s)));
+    group.reserve(longest);
     // The attention operator takes several sequences at once only from their start or one token at a time.
     const together = sequences.every((s) => past(s) === 0)
-      ? fits(group.count, longest, limits)
+      ? fits(group.count, longest, limits) && !(group.spans && longest > spanTokens)
       : sequences.every((s) => past(s) > 0 && length(s) === 1);
     const alike = sequences.every((s) => regimeOf(past(s) + length(s)) === regimeOf(longest));
     if (!together || !alike) {
       for (const s of sequences) yield* chunks(group, s, length(s), past(s), limits);
       continue;
     }
-    group.reserve(longest);
     yield {
       pieces: sequences.map((s) => ({ sequence: s, begin: 0, end: length(s), past: past(s) })),
       length: longest,
+      spans: group.spans,
       cache: (layer) => group.layer(layer),
     };
   }
@@ -157,12 +171,14 @@ function* chunks(
   limits: UnitLimits,
 ): Generator<Unit> {
   group.reserve(past + length);
-  const size = Math.max(1, Math.min(limits.tokens, Math.floor(limits.scores / (past + length))));
+  const most = Math.min(limits.tokens, group.spans ? spanTokens : limits.tokens);
+  const size = Math.max(1, Math.min(most, Math.floor(limits.scores / (past + length))));
   for (let begin = 0; begin < length; begin += size) {
     const end = Math.min(begin + size, length);
     yield {
       pieces: [{ sequence, begin, end, past: past + begin }],
       length: past + length,
+      spans: group.spans,
       cache: (layer) => group.layer(layer, sequence - group.first),
       ...(end < length && { continued: true }),
     };
@@ -172,7 +188,7 @@ function* chunks(
 function makeGroups(
   runtime: Runtime,
   model: MoeModel,
-  count: number,
+  spans: readonly (PlanSpans | undefined)[],
   length: (sequence: number) => number,
   limits: UnitLimits,
 ): CacheGroup[] {
@@ -180,16 +196,19 @@ function makeGroups(
   const all = { from: 0, to: model.layers.length };
   let first = 0;
   let longest = 0;
-  for (let s = 0; s < count; s++) {
+  const flush = (end: number) =>
+    groups.push(new CacheGroup(runtime, model, all, first, end - first, spans[first]));
+  for (let s = 0; s < spans.length; s++) {
     const next = Math.max(longest, length(s));
-    if (s > first && !fits(s - first + 1, next, limits)) {
-      groups.push(new CacheGroup(runtime, model, all, first, s - first));
+    const alike = spans[s]?.key === spans[first]?.key;
+    if (s > first && !(alike && fits(s - first + 1, next, limits))) {
+      flush(s);
       first = s;
       longest = 0;
     }
     longest = Math.max(longest, length(s));
   }
-  groups.push(new CacheGroup(runtime, model, all, first, count - first));
+  flush(spans.length);
   return groups;
 }
 

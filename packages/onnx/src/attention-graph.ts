@@ -1,19 +1,22 @@
 import { attentionOperator, type OperatorInputs } from "./attention-operator.js";
+import { type AttentionPast, attendPast, headsFirst, sumReceived } from "./attention-past.js";
 import { type AttentionShape, operatorHeads } from "./attention-shape.js";
 import { type Graph, GraphBuilder, type Value } from "./graph-builder.js";
 import { groupedQueryInputs } from "./grouped-query.js";
 import { cutHeads, type TokenRows } from "./heads.js";
 import { latentInputs } from "./latent.js";
 import { addAndNorm, norm } from "./norms.js";
-import { inputWeights } from "./part-weights.js";
+import { inputWeights, type PartWeights } from "./part-weights.js";
 
 export interface AttentionGraphOptions {
-  /** Take earlier keys and values (`pastKey`, `pastValue`) and give the extended ones. */
+  /** Give the keys and values of the new tokens. */
   readonly cache: boolean;
+  /** Earlier keys and values; absent: all sequences start here. */
+  readonly past?: AttentionPast;
   /** Give only some rows of the result: the input `select` names their rows in `hidden`. */
   readonly select: boolean;
-  /** Take `mask`, which is added to the scores. */
-  readonly masked: boolean;
+  /** Without a past: take `mask`, which is added to the scores; `heads`: heads have different ones. */
+  readonly masked: boolean | "heads";
   /** Give the attention that every position receives as well; takes `queries`. */
   readonly received?: true;
 }
@@ -23,27 +26,36 @@ export interface AttentionGraphOptions {
  * residual, norm, router. Weights are inputs, so that one session serves all layers of a shape.
  *
  * N rows of hidden states belong to B sequences, padded to S tokens only around the attention operator itself;
- * several padded tokens may name the same row. P positions of past lie right-padded in the cache. A head of the
- * operator has `size` dimensions (`operatorHeads`).
+ * several padded tokens may name the same row. A head of the operator has `size` dimensions (`operatorHeads`).
  *
  * Inputs: `hidden` [N, hidden]; `attentionNorm`, `feedForwardNorm` [hidden] and where the norms have them
  * `attentionNormBias`, `feedForwardNormBias`; those of `groupedQueryInputs` or `latentInputs`; `output` [hidden, heads
  * dimensions of a value] and `outputBias`; `router` [E, hidden] and `routerBias` [E]; `pad` int32 [B, S], the row of
- * every padded token; `unpad` int32 [R], the padded token of every result row; `select` int32 [R]; `lengths` int32
- * [B], past and present tokens of each sequence less one; `total` int32 [], the most tokens of a sequence; `cos`, `sin`
- * [M, rotaryDimensions / 2] with M >= total; `sinks` [heads]; `mask` [B, 1, S, total]; `queries` bool
- * [B, 1, S, 1], false for padding; with a cache `pastKey`, `pastValue` [B, kvHeads, P, size].
+ * every padded token; `unpad` int32 [R], the padded token of every result row; `select` int32 [R]; `cos`, `sin`
+ * [M, rotaryDimensions / 2] with M above all positions; `positions` int32 [N], where positions turn row by row, as they
+ * always do behind a past; `sinks` [heads]; `queries` bool [B, 1, S, 1], false for padding.
+ *
+ * Without a past: `lengths` int32 [B], tokens of each sequence less one; `total` int32 [], the most of a sequence; `mask`
+ * [B or 1, 1, S, S], or for different heads [B or 1, masks, S, S] and `maskOf` int32 [heads], the mask of each.
+ *
+ * Behind a past, for every group g of KV heads (`pastNames`): `pastKey0`, `pastValue0` [B, its KV heads, P, size] in any
+ * order of positions; `mask0` [B or 1, its query heads or 1, S, P + S]; `heads0` int32, which KV heads it has, and `order` int32
+ * [kvHeads], the place of each behind one another, when there are several groups. By the operator, `lengths0` int32 [B], filled
+ * places of the past and new tokens less one, and `total0`, the most of them: the filled places come first, and new tokens
+ * directly behind them. By products, which see all places that no mask hides, `sizes0` int64: P, S, and 1 where there are sinks.
  *
  * Outputs: `normed` [R, hidden], what the feed-forward block reads; `residual` [R, hidden], what is added to its
- * result; `logits` [R, E]; on request `received` [B, total], the attention probabilities of every position summed over
- * heads and `queries`, with anything behind the last position of a sequence; with a cache `presentKey`, `presentValue` [B, kvHeads, max(P, total), size].
+ * result; `logits` [R, E]; with a cache `newKey`, `newValue` [B, kvHeads, S, size], positions turned into keys; on request
+ * `received` [B, S], the attention probabilities of every position summed over heads and `queries`, with anything behind
+ * the last position of a sequence. Behind a past `received0` [B, P + S] for every group instead, and by products another
+ * column where there are sinks.
  *
- * Operators: ONNX Runtime's GroupQueryAttention (causal; `mask`, windows and sinks are inputs and attributes of it),
+ * Operators: ONNX Runtime's GroupQueryAttention (causal; masks, windows and sinks are inputs and attributes of it),
  * SimplifiedLayerNormalization (root mean square) and SkipSimplifiedLayerNormalization.
  */
 export function attentionGraph(shape: AttentionShape, options: AttentionGraphOptions): Graph {
   const { hidden, heads } = shape;
-  const { kvHeads, size } = operatorHeads(shape);
+  const { size } = operatorHeads(shape);
   const graph = new GraphBuilder("attention");
   const weights = inputWeights(graph);
   const rows = options.select ? "R" : "N";
@@ -52,32 +64,10 @@ export function attentionGraph(shape: AttentionShape, options: AttentionGraphOpt
   const pad = graph.input("pad", ["B", "S"], "int32");
   // Several padded tokens may name the same row.
   const tokens: TokenRows = (value) => graph.node("Gather", [value, pad], { attributes: { axis: 0 } });
-  const tables = (): [Value, Value] => {
-    const size = ["M", shape.rotaryDimensions / 2];
-    return [graph.input("cos", size), graph.input("sin", size)];
-  };
-  let turns: readonly [Value, Value] = ["", ""];
-  let inputs: OperatorInputs;
-  if (shape.kind === "mla") {
-    inputs = latentInputs(graph, weights, shape, normed, tokens, ofRows(graph, tables()));
-  } else if (shape.rotation === "operator") {
-    turns = tables();
-    inputs = groupedQueryInputs(graph, weights, shape, normed, tokens, undefined);
-  } else {
-    const rotation = shape.rotaryDimensions > 0 ? ofRows(graph, tables()) : undefined;
-    inputs = groupedQueryInputs(graph, weights, shape, normed, tokens, rotation);
-  }
-
-  const past = (name: string) => (options.cache ? graph.input(name, ["B", kvHeads, "P", size]) : "");
-  const [pastKey, pastValue] = [past("pastKey"), past("pastValue")];
-  const lengths = graph.input("lengths", ["B"], "int32");
-  const total = graph.input("total", [], "int32");
-  const mask = options.masked ? graph.input("mask", ["B", 1, "S", "T"]) : "";
-  const sinks = shape.kind === "gqa" && shape.sinks ? graph.input("sinks", [heads]) : "";
-  const [cos, sin] = turns;
-  const state = { pastKey, pastValue, lengths, total, cos, sin, mask, sinks };
-  attentionOperator(graph, shape, inputs, state, attentionOutputs(options));
-  const flat = graph.node("Reshape", ["attended", graph.int64([-1, heads * size])]);
+  const heard = options.past
+    ? behindPast(graph, weights, shape, options.past, options, normed, tokens)
+    : fromStart(graph, weights, shape, options, normed, tokens);
+  const flat = graph.node("Reshape", [heard, graph.int64([-1, heads * size])]);
   const unpad = graph.input("unpad", [rows], "int32");
   const gathered = graph.node("Gather", [flat, unpad], { attributes: { axis: 0 } });
   const valueDim = shape.kind === "gqa" ? shape.headDim : shape.valueDim;
@@ -97,24 +87,89 @@ export function attentionGraph(shape: AttentionShape, options: AttentionGraphOpt
     weights.linear("normed", "router", ["E", hidden], { bias, output: "logits" });
     graph.output("logits", [rows, "E"]);
   }
-  if (options.received) {
-    // Chosen and not multiplied: the operator leaves padding as it finds it, with values that may be no numbers.
-    const queries = graph.input("queries", ["B", 1, "S", 1], "bool");
-    const real = graph.node("Where", [queries, "probabilities", graph.float32(0)]);
-    graph.nodes("ReduceSum", [real, graph.int64([1, 2])], ["received"], { attributes: { keepdims: 0 } });
-    graph.output("received", ["B", "T"]);
-  }
-  if (options.cache) {
-    graph.output("presentKey", ["B", kvHeads, "Q", size]);
-    graph.output("presentValue", ["B", kvHeads, "Q", size]);
-  }
   return graph.build();
 }
 
-function attentionOutputs({ cache, received }: AttentionGraphOptions): readonly string[] {
+/** [B, S, heads size], what sequences attend to that start here. */
+function fromStart(
+  graph: GraphBuilder,
+  weights: PartWeights,
+  shape: AttentionShape,
+  { cache, masked, received }: AttentionGraphOptions,
+  normed: Value,
+  tokens: TokenRows,
+): Value {
+  const inOperator = shape.kind === "gqa" && shape.rotation === "operator";
+  const turns = inOperator ? tables(graph, shape) : (["", ""] as const);
+  const operands = operatorInputs(graph, weights, shape, normed, tokens, { inOperator, together: true });
+  const lengths = graph.input("lengths", ["B"], "int32");
+  const total = graph.input("total", [], "int32");
+  const sinks = shape.kind === "gqa" && shape.sinks ? graph.input("sinks", [shape.heads]) : "";
+  let mask = masked ? graph.input("mask", ["masked sequences", "masks", "S", "T"]) : "";
+  if (masked === "heads") {
+    const of = graph.input("maskOf", [shape.heads], "int32");
+    mask = graph.node("Gather", [mask, of], { attributes: { axis: 1 } });
+  }
   // Without a cache the operator is spared writing keys and values a second time, up to half of its time.
-  const present = cache ? ["presentKey", "presentValue"] : [];
-  return received ? ["attended", ...(cache ? present : ["", ""]), "probabilities"] : ["attended", ...present];
+  const present = cache ? ["newKey", "newValue"] : [];
+  const outputs = received
+    ? ["attended", ...(cache ? present : ["", ""]), "probabilities"]
+    : ["attended", ...present];
+  const state = { lengths, total, cos: turns[0], sin: turns[1], mask, sinks };
+  attentionOperator(graph, shape, operands, state, outputs);
+  if (cache) newOutputs(graph, shape);
+  if (received)
+    sumReceived(graph, "probabilities", graph.input("queries", ["B", 1, "S", 1], "bool"), "received");
+  return "attended";
+}
+
+/** [B, S, heads size], what tokens attend to behind a past. */
+function behindPast(
+  graph: GraphBuilder,
+  weights: PartWeights,
+  shape: AttentionShape,
+  past: AttentionPast,
+  { cache, received }: AttentionGraphOptions,
+  normed: Value,
+  tokens: TokenRows,
+): Value {
+  const { kvHeads, size } = operatorHeads(shape);
+  const places = { inOperator: false, together: false };
+  const operands = operatorInputs(graph, weights, shape, normed, tokens, places);
+  if (cache) {
+    headsFirst(graph, operands.key, kvHeads, size, "newKey");
+    headsFirst(graph, operands.value, kvHeads, size, "newValue");
+    newOutputs(graph, shape);
+  }
+  return attendPast(graph, shape, past, operands, received === true);
+}
+
+/** @param places whether the operator rotates, and whether it takes queries, keys and values in one where it can */
+function operatorInputs(
+  graph: GraphBuilder,
+  weights: PartWeights,
+  shape: AttentionShape,
+  normed: Value,
+  tokens: TokenRows,
+  { inOperator, together }: { readonly inOperator: boolean; readonly together: boolean },
+): OperatorInputs {
+  if (shape.kind === "mla") {
+    return latentInputs(graph, weights, shape, normed, tokens, ofRows(graph, tables(graph, shape)));
+  }
+  const rotation =
+    !inOperator && shape.rotaryDimensions > 0 ? ofRows(graph, tables(graph, shape)) : undefined;
+  return groupedQueryInputs(graph, weights, shape, normed, tokens, rotation, together);
+}
+
+function newOutputs(graph: GraphBuilder, shape: AttentionShape): void {
+  const { kvHeads, size } = operatorHeads(shape);
+  graph.output("newKey", ["B", kvHeads, "S", size]);
+  graph.output("newValue", ["B", kvHeads, "S", size]);
+}
+
+function tables(graph: GraphBuilder, shape: AttentionShape): readonly [Value, Value] {
+  const size = ["M", shape.rotaryDimensions / 2];
+  return [graph.input("cos", size), graph.input("sin", size)];
 }
 
 /** Cosines and sines of every row, [N, 1, rotaryDimensions / 2], by the input `positions` int32 [N]. */

@@ -13,8 +13,8 @@ export interface OperatorInputs {
 /** What else the attention operator takes; `""` or absent: nothing. */
 export interface OperatorState {
   /** [B, kvHeads, P, size] */
-  readonly pastKey: Value;
-  readonly pastValue: Value;
+  readonly pastKey?: Value;
+  readonly pastValue?: Value;
   /** int32 [B], past and present tokens of each sequence less one. */
   readonly lengths: Value;
   /** int32 [], the most tokens of a sequence. */
@@ -22,7 +22,7 @@ export interface OperatorState {
   /** [M, rotaryDimensions / 2] with M >= total; empty: the operator does not rotate. */
   readonly cos: Value;
   readonly sin: Value;
-  /** [B, 1, S, total], added to the scores. */
+  /** [B or 1, heads or 1, S, total], added to the scores. */
   readonly mask?: Value;
   /** [heads] */
   readonly sinks?: Value;
@@ -35,6 +35,7 @@ const afterSoftmax = 2;
  * ONNX Runtime's GroupQueryAttention: causal, with windows and sinks as attributes and inputs of it.
  * @param outputs names of [B, S, heads size], and where wanted of the extended keys and values and the probabilities;
  * `""` leaves one out
+ * @param kvHeads those of the inputs, where they are not all that the shape has
  */
 export function attentionOperator(
   graph: GraphBuilder,
@@ -42,14 +43,15 @@ export function attentionOperator(
   { query, key, value }: OperatorInputs,
   state: OperatorState,
   outputs: readonly Value[],
+  kvHeads = operatorHeads(shape).kvHeads,
 ): void {
-  const { pastKey, pastValue, lengths, total, cos, sin, mask = "", sinks = "" } = state;
+  const { pastKey = "", pastValue = "", lengths, total, cos, sin, mask = "", sinks = "" } = state;
   const all = [query, key, value, pastKey, pastValue, lengths, total, cos, sin, "", mask, sinks];
   graph.nodes("GroupQueryAttention", all.slice(0, all.findLastIndex((name) => name !== "") + 1), outputs, {
     domain: "com.microsoft",
     attributes: {
       num_heads: shape.heads,
-      kv_num_heads: operatorHeads(shape).kvHeads,
+      kv_num_heads: kvHeads,
       scale: { float: shape.scale },
       do_rotary: cos === "" ? 0 : 1,
       rotary_interleaved: 0,

@@ -11,6 +11,7 @@ import type { PartWeights } from "./part-weights.js";
  * Inputs: `qkv` [(heads + 2 kvHeads) headDim, hidden] (query, key and value weights one below the other) and
  * `qkvBias`; `queryNorm`, `keyNorm`, [headDim] or over a projection [heads headDim], and their biases; `temperature`
  * [N, 1], the factor of every row's query.
+ * @param together whether queries may be given with keys and values behind them
  */
 export function groupedQueryInputs(
   graph: GraphBuilder,
@@ -19,6 +20,7 @@ export function groupedQueryInputs(
   normed: Value,
   tokens: TokenRows,
   rotation: readonly [Value, Value] | undefined,
+  together = true,
 ): OperatorInputs {
   const { hidden, heads, kvHeads, headDim, queryNorm, keyNorm, clip } = shape;
   const { size } = operatorHeads(shape);
@@ -26,7 +28,7 @@ export function groupedQueryInputs(
   const qkv = weights.linear(normed, "qkv", [width, hidden], { bias: shape.inputBias });
   const limited = (value: Value) =>
     clip === undefined ? value : graph.node("Clip", [value, graph.float32(-clip), graph.float32(clip)]);
-  if (!queryNorm && !keyNorm && !shape.temperature && !rotation && size === headDim) {
+  if (together && !queryNorm && !keyNorm && !shape.temperature && !rotation && size === headDim) {
     return { query: tokens(limited(qkv), width), key: "", value: "" };
   }
   const sizes = graph.int64([heads * headDim, kvHeads * headDim, kvHeads * headDim]);

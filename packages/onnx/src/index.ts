@@ -1,4 +1,5 @@
 export * from "./attention-graph.js";
+export { type AttentionPast, type PastGroup, pastNames } from "./attention-past.js";
 export * from "./attention-shape.js";
 export * from "./decoder-graph.js";
 export type { DecoderInputOptions, PaddingPlace } from "./decoder-inputs.js";

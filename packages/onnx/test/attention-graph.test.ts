@@ -1,4 +1,4 @@
-import { type AttentionShape, attentionGraph, operatorHeads } from "@coppice/onnx";
+import { type AttentionShape, attentionGraph, operatorHeads, pastNames } from "@coppice/onnx";
 import { Tensor } from "onnxruntime-node";
 import { describe, expect, test } from "vitest";
 import { type Matrix, product, slowAttention, type Weights } from "./formulas.js";
@@ -250,39 +250,98 @@ describe("the attention graph", () => {
     },
   );
 
-  test.each(["plain", "no rotation, heads of odd size", "latent attention", "sinks and a window"])(
-    "%s: tokens one after the other, behind a cache",
-    async (name) => {
-      const shape = variants[name] as AttentionShape;
-      const weights = weightsOf(shape);
-      const hidden = random(longest, shape.hidden);
-      const { kvHeads, size } = operatorHeads(shape);
-      const graph = attentionGraph(shape, { ...packed, cache: true, received: true });
-      const around = { lengths: [longest], temperature, chunk: longest };
-      const expected = slowAttention(shape, weights, hidden, around);
-      const received = new Array<number>(longest).fill(0);
-      const empty = () => tensor([new Array<number>(kvHeads * 8 * size).fill(0)], [1, kvHeads, 8, size]);
-      let [pastKey, pastValue] = [empty(), empty()];
-      for (let t = 0; t < longest; t++) {
-        const found = await run(graph, {
-          ...placeFeeds(shape),
-          ...feedsOf(weights),
-          hidden: tensor(hidden.slice(t, t + 1)),
-          positions: int32([t]),
-          pad: int32([0], [1, 1]),
-          unpad: int32([0]),
-          lengths: int32([t]),
-          total: int32([t + 1], []),
-          queries: bools([true], [1, 1, 1, 1]),
-          pastKey,
-          pastValue,
-        });
-        expectClose(found.residual, [expected.residual[t] as number[]]);
-        const shares = found.received?.data as Float32Array;
-        for (const [i, share] of shares.entries()) received[i] = (received[i] as number) + share;
-        [pastKey, pastValue] = [found.presentKey as Tensor, found.presentValue as Tensor];
-      }
-      for (const [i, share] of expected.received.entries()) expect(received[i]).toBeCloseTo(share, 5);
-    },
+  const behind = ["plain", "no rotation, heads of odd size", "latent attention", "sinks and a window"];
+  const forms = (["operator", "products"] as const).flatMap((by) =>
+    behind.flatMap((name) => [1, 2].map((groups) => ({ name, by, groups }))),
   );
+  test.each(forms)("$name: tokens behind a past in $groups groups, by $by", async ({ name, by, groups }) => {
+    const shape = variants[name] as AttentionShape;
+    const weights = weightsOf(shape);
+    const hidden = random(longest, shape.hidden);
+    const { kvHeads, size } = operatorHeads(shape);
+    const share = shape.heads / kvHeads;
+    const around = { lengths: [longest], temperature, chunk: longest };
+    const expected = slowAttention(shape, weights, hidden, around);
+    const received = new Array<number>(longest).fill(0);
+    // The last KV head first, so that their order is not that of the model.
+    const order = Array.from({ length: kvHeads }, (_, head) => (groups === 1 ? head : kvHeads - 1 - head));
+    const heads = groups === 1 ? [order] : [order.slice(0, 1), order.slice(1)];
+    const past = { by, groups: heads.map((of) => ({ kvHeads: of.length, masked: true })) };
+    const first = attentionGraph(shape, { ...packed, cache: true, received: true });
+    const graph = attentionGraph(shape, { ...packed, cache: true, past, received: true });
+    const places = 8;
+    const arrays = heads.map((of) =>
+      [0, 1].map(() => new Float32Array(of.length * places * size).fill(by === "products" ? 5 : 0)),
+    );
+    const window = shape.window ?? longest;
+    let done = 0;
+    for (const count of [2, 1, 3, 1]) {
+      // Behind a past, places count from the last one down, and from the first one where the operator looks there only.
+      const placeOf = (position: number) => (by === "products" ? places - 1 - position : position);
+      const before = by === "products" ? places : done;
+      const columns = before + count;
+      const feeds: Record<string, Tensor> = {
+        ...placeFeeds(shape),
+        ...feedsOf(weights),
+        hidden: tensor(hidden.slice(done, done + count)),
+        positions: int32(Array.from({ length: count }, (_, i) => done + i)),
+        temperature: tensor(Array.from({ length: count }, (_, i) => [temperature(done + i)])),
+        pad: int32([...Array(count).keys()], [1, count]),
+        unpad: int32([...Array(count).keys()]),
+        queries: bools(Array(count).fill(true), [1, 1, count, 1]),
+        ...(done === 0 && { lengths: int32([count - 1]), total: int32([count], []) }),
+      };
+      for (const [g, of] of done > 0 ? heads.entries() : []) {
+        const seen = (i: number, j: number) => j <= i && j > i - window;
+        const mask = Array.from({ length: share * of.length * count }, (_, row) => {
+          const query = done + (row % count);
+          const values = new Array<number>(columns).fill(Number.NEGATIVE_INFINITY);
+          for (let j = 0; j < done + count; j++) {
+            if (seen(query, j)) values[j < done ? placeOf(j) : before + j - done] = 0;
+          }
+          return values;
+        });
+        const [key, value] = arrays[g] as [Float32Array, Float32Array];
+        const dims = [1, of.length, places, size];
+        feeds[pastNames.key(g)] = new Tensor("float32", key, dims);
+        feeds[pastNames.value(g)] = new Tensor("float32", value, dims);
+        feeds[pastNames.mask(g)] = tensor(mask, [1, share * of.length, count, columns]);
+        if (groups > 1) feeds[pastNames.heads(g)] = int32(of);
+        if (by === "operator") {
+          feeds[pastNames.lengths(g)] = int32([columns - 1]);
+          feeds[pastNames.total(g)] = int32([columns], []);
+        } else {
+          const sizes = [before, count, ...(shape.kind === "gqa" && shape.sinks ? [1] : [])];
+          feeds[pastNames.sizes(g)] = new Tensor("int64", BigInt64Array.from(sizes, BigInt), [sizes.length]);
+        }
+      }
+      if (done > 0 && groups > 1) feeds.order = int32(order.map((_, head) => order.indexOf(head)));
+      const found = await run(done === 0 ? first : graph, feeds);
+      expectClose(found.residual, expected.residual.slice(done, done + count));
+      if (done === 0) {
+        for (let i = 0; i < count; i++) received[i] = found.received?.data[i] as number;
+      }
+      for (const [g, of] of heads.entries()) {
+        const shares = found[pastNames.received(g)]?.data as Float32Array | undefined;
+        for (let j = 0; shares && j < done + count; j++) {
+          const column = j < done ? placeOf(j) : before + j - done;
+          received[j] = (received[j] as number) + (shares[column] as number);
+        }
+        for (const [part, output] of ["newKey", "newValue"].entries()) {
+          const rows = found[output]?.data as Float32Array;
+          for (const [h, head] of of.entries()) {
+            for (let i = 0; i < count; i++) {
+              const from = (head * count + i) * size;
+              arrays[g]?.[part]?.set(
+                rows.subarray(from, from + size),
+                (h * places + placeOf(done + i)) * size,
+              );
+            }
+          }
+        }
+      }
+      done += count;
+    }
+    for (const [i, share] of expected.received.entries()) expect(received[i]).toBeCloseTo(share, 5);
+  });
 });
