@@ -1,0 +1,210 @@
+import { type KernelSource, reads, writes } from "./kernel.js";
+import { range } from "./tiled-code.js";
+
+export interface AttentionOptions {
+  readonly keyDim: number;
+  readonly valueDim: number;
+  readonly sinks: boolean;
+}
+
+export const attentionKey = ({ keyDim, valueDim, sinks }: AttentionOptions) =>
+  `${keyDim} ${valueDim} ${Number(sinks)}`;
+
+/** Queries of a workgroup. */
+export const queryTile = 32;
+const keyTile = 64;
+/** Vectors of 4 dimensions of queries and keys that lie in workgroup memory at once. */
+const depth = 4;
+const threads = 128;
+
+/** WGSL of `fn <name>_at(row, v) -> vec4f`: dimensions 4 v to 4 v + 3 of a row, 0 beyond its end. */
+export function rowVector(name: string, size: number): string {
+  return size % 4 === 0
+    ? `fn ${name}_at(row: u32, v: u32) -> vec4f { return ${name}[row * ${size / 4}u + v]; }`
+    : `fn ${name}_at(row: u32, v: u32) -> vec4f {
+  var value = vec4f(0.0);
+  for (var i = 0u; i < 4u; i++) { if (4u * v + i < ${size}u) { value[i] = ${name}[row * ${size}u + 4u * v + i]; } }
+  return value;
+}`;
+}
+
+export const rowType = (size: number) => (size % 4 === 0 ? "array<vec4f>" : "array<f32>");
+
+/** WGSL of the first position that a position sees. */
+export const firstSeenCode = `fn first_seen(position: u32) -> u32 {
+  var first = 0u;
+  if (p.window > 0u && position + 1u > p.window) { first = position + 1u - p.window; }
+  if (p.chunk > 0u) { first = max(first, position - position % p.chunk); }
+  return first;
+}`;
+
+/**
+ * A tile of 32 queries of one head against tiles of 64 keys, from the first that any of them sees to the last. Scores of a tile
+ * are summed in registers, 4 queries by 4 keys a thread; softmax runs along with maximum and sum per query; the output stays in
+ * registers, 4 queries by some vectors of 4 dimensions a thread.
+ */
+export function prefillSource({ keyDim, valueDim, sinks }: AttentionOptions): KernelSource {
+  const keyVectors = Math.ceil(keyDim / 4);
+  const valueVectors = Math.ceil(valueDim / 4);
+  const own = Math.ceil(valueVectors / 16);
+  const rows = range(4);
+  const columns = range(own);
+  const code = `
+const NONE = -3.4028234e38;
+var<workgroup> q_tile: array<vec4f, ${queryTile * depth}>;
+var<workgroup> k_tile: array<vec4f, ${keyTile * depth}>;
+var<workgroup> weights: array<vec4f, ${(queryTile * keyTile) / 4}>;
+var<workgroup> part: array<f32, ${threads}>;
+var<workgroup> most: array<f32, ${queryTile}>;
+var<workgroup> total: array<f32, ${queryTile}>;
+var<workgroup> shrink: array<f32, ${queryTile}>;
+${rowVector("queries", keyDim)}
+${rowVector("keys", keyDim)}
+${rowVector("values", valueDim)}
+${firstSeenCode}
+fn masked(score: f32, position: u32, key: u32) -> f32 {
+  return select(NONE, score * p.scale, key <= position && key >= first_seen(position));
+}
+@compute @workgroup_size(16, 8)
+fn main(
+  @builtin(workgroup_id) group: vec3u,
+  @builtin(local_invocation_id) thread: vec3u,
+  @builtin(local_invocation_index) t: u32,
+) {
+  let tile = tiles[group.x];
+  let head = group.y;
+  let kv_heads = p.heads / p.group;
+  let kv_head = head / p.group;
+  let count = tile.y;
+  let position = tile.z;
+  let end = position + count;
+  if (t < ${queryTile}u) {
+    most[t] = ${sinks ? "sinks[head]" : "NONE"};
+    total[t] = ${sinks ? "1.0" : "0.0"};
+  }
+${rows.flatMap((i) => columns.map((c) => `  var o_${i}_${c} = vec4f(0.0);`)).join("\n")}
+  for (var k0 = first_seen(position); k0 < end; k0 += ${keyTile}u) {
+${rows.map((i) => `    var s_${i} = vec4f(0.0);`).join("\n")}
+    for (var d0 = 0u; d0 < ${keyVectors}u; d0 += ${depth}u) {
+      for (var i = t; i < ${queryTile * depth}u; i += ${threads}u) {
+        let row = i / ${depth}u;
+        let v = d0 + i % ${depth}u;
+        var value = vec4f(0.0);
+        if (row < count && v < ${keyVectors}u) { value = queries_at((tile.x + row) * p.heads + head, v); }
+        q_tile[(i % ${depth}u) * ${queryTile}u + row] = value;
+      }
+      for (var i = t; i < ${keyTile * depth}u; i += ${threads}u) {
+        let key = i / ${depth}u;
+        let v = d0 + i % ${depth}u;
+        var value = vec4f(0.0);
+        if (k0 + key < end && v < ${keyVectors}u) { value = keys_at((tile.w + k0 + key) * kv_heads + kv_head, v); }
+        // Keys 4 n to 4 n + 3 belong to one thread; apart by 16, neighbours read neighbouring banks.
+        k_tile[(i % ${depth}u) * ${keyTile}u + (key % 4u) * 16u + key / 4u] = value;
+      }
+      workgroupBarrier();
+      for (var d = 0u; d < ${depth}u; d++) {
+${rows.map((i) => `        let q_${i} = q_tile[d * ${queryTile}u + thread.y + ${8 * i}u];`).join("\n")}
+${rows
+  .map((j) =>
+    [
+      `        let k_${j} = k_tile[d * ${keyTile}u + ${16 * j}u + thread.x];`,
+      ...rows.map((i) => `        s_${i}[${j}] += dot(q_${i}, k_${j});`),
+    ].join("\n"),
+  )
+  .join("\n")}
+      }
+      workgroupBarrier();
+    }
+${rows
+  .map(
+    (i) => `    {
+      let row = thread.y + ${8 * i}u;
+      let at = position + row;
+      let key = k0 + 4u * thread.x;
+      weights[row * 16u + thread.x] = vec4f(
+        masked(s_${i}.x, at, key), masked(s_${i}.y, at, key + 1u),
+        masked(s_${i}.z, at, key + 2u), masked(s_${i}.w, at, key + 3u));
+    }`,
+  )
+  .join("\n")}
+    workgroupBarrier();
+    // Four threads per query, 16 keys each.
+    let row = t / 4u;
+    var high = NONE;
+    for (var i = 0u; i < 4u; i++) {
+      let w = weights[row * 16u + 4u * (t % 4u) + i];
+      high = max(high, max(max(w.x, w.y), max(w.z, w.w)));
+    }
+    part[t] = high;
+    workgroupBarrier();
+    let before = most[row];
+    let now = max(max(before, part[4u * row]), max(part[4u * row + 1u], max(part[4u * row + 2u], part[4u * row + 3u])));
+    workgroupBarrier();
+    var sum = 0.0;
+    for (var i = 0u; i < 4u; i++) {
+      let at = row * 16u + 4u * (t % 4u) + i;
+      let w = weights[at];
+      let e = select(exp(w - now), vec4f(0.0), w == vec4f(NONE));
+      weights[at] = e;
+      sum += e.x + e.y + e.z + e.w;
+    }
+    part[t] = sum;
+    workgroupBarrier();
+    if (t % 4u == 0u) {
+      let factor = select(exp(before - now), 0.0, before == NONE);
+      total[row] = total[row] * factor + part[t] + part[t + 1u] + part[t + 2u] + part[t + 3u];
+      most[row] = now;
+      shrink[row] = factor;
+    }
+    workgroupBarrier();
+${rows.map((i) => `    let shrink_${i} = shrink[thread.y + ${8 * i}u];`).join("\n")}
+${rows.flatMap((i) => columns.map((c) => `    o_${i}_${c} *= shrink_${i};`)).join("\n")}
+    for (var k4 = 0u; k4 < ${keyTile / 4}u; k4++) {
+      if (k0 + 4u * k4 >= end) { break; }
+${rows.map((i) => `      let w_${i} = weights[(thread.y + ${8 * i}u) * 16u + k4];`).join("\n")}
+      for (var j = 0u; j < 4u; j++) {
+        let key = min(k0 + 4u * k4 + j, end - 1u);
+        let value_row = (tile.w + key) * kv_heads + kv_head;
+${columns
+  .map(
+    (c) => `        if (thread.x + ${16 * c}u < ${valueVectors}u) {
+          let v = values_at(value_row, thread.x + ${16 * c}u);
+${rows.map((i) => `          o_${i}_${c} += w_${i}[j] * v;`).join("\n")}
+        }`,
+  )
+  .join("\n")}
+      }
+    }
+    workgroupBarrier();
+  }
+${rows
+  .map(
+    (i) => `  if (thread.y + ${8 * i}u < count) {
+    let row = thread.y + ${8 * i}u;
+    let out = ((tile.x + row) * p.heads + head) * ${valueDim}u;
+${columns
+  .map(
+    (c) => `    for (var j = 0u; j < 4u; j++) {
+      let d = 4u * (thread.x + ${16 * c}u) + j;
+      if (d < ${valueDim}u) { y[out + d] = o_${i}_${c}[j] / total[row]; }
+    }`,
+  )
+  .join("\n")}
+  }`,
+  )
+  .join("\n")}
+}`;
+  return {
+    name: "attention-prefill",
+    params: { heads: "u32", group: "u32", scale: "f32", window: "u32", chunk: "u32" },
+    bindings: [
+      reads("queries", rowType(keyDim)),
+      reads("keys", rowType(keyDim)),
+      reads("values", rowType(valueDim)),
+      ...(sinks ? [reads("sinks", "array<f32>")] : []),
+      reads("tiles", "array<vec4u>"),
+      writes("y", "array<f32>"),
+    ],
+    code,
+  };
+}

@@ -1,0 +1,67 @@
+import { type LayerPlan, type RouterSpec, routeTokens } from "@coppice/core";
+import { routeChoices, slotGroups } from "../route-choices.js";
+import { type KernelCheck, randomValues, withBuffers, worstDifference } from "./kernel-check.js";
+
+/** Routing of some tokens against `routeTokens` of core. @param columns as in `routeTokens` */
+export function checkRouting(
+  router: Omit<RouterSpec, "weight">,
+  { experts, columns = experts, plan }: { experts: number; columns?: number; plan?: LayerPlan },
+): KernelCheck {
+  const spec: RouterSpec = { ...router, weight: routerWeight(experts) };
+  const { correction: _, ...shown } = router;
+  return {
+    kernel: "routing",
+    key: `routing ${experts} ${columns} ${JSON.stringify({ ...shown, plan })} ${router.correction !== undefined}`,
+    tolerance: 1e-5,
+    run: (gpu) =>
+      withBuffers(gpu, async ({ upload, empty }) => {
+        const tokens = 9;
+        const logits = randomValues(tokens * columns, 1).map((value) => 4 * value);
+        const slotCount = plan?.routerMap?.length ?? columns;
+        const correction = router.correction && randomValues(slotCount, 2);
+        const spared = Uint32Array.from({ length: tokens }, (_, token) => token % 2);
+        const groups = slotGroups(spec, slotCount, plan);
+        const map = plan?.routerMap && Float32Array.from(plan.routerMap.flat());
+        const expected = routeTokens(logits, tokens, spec, {
+          plan,
+          correction,
+          spared: Uint8Array.from(spared),
+        });
+        const slots = empty(tokens * expected.topK);
+        const gates = empty(tokens * expected.topK);
+        const topK = routeChoices(gpu, {
+          router: spec,
+          plan,
+          logits: upload(logits),
+          tokens,
+          columns,
+          map: map && upload(map),
+          correction: correction && upload(correction),
+          groupOf: groups && upload(groups),
+          spared: upload(spared),
+          slots,
+          gates,
+        });
+        if (topK !== expected.topK) return Number.NaN;
+        const bytes = 4 * tokens * topK;
+        const [a, b] = await gpu.read([
+          { buffer: slots, bytes },
+          { buffer: gates, bytes },
+        ]);
+        return Math.max(
+          worstDifference(new Int32Array(a as ArrayBuffer), expected.slots),
+          worstDifference(new Float32Array(b as ArrayBuffer), expected.gates),
+        );
+      }),
+  };
+}
+
+/** A description of router rows whose values nobody reads. */
+const routerWeight = (experts: number): RouterSpec["weight"] => ({
+  name: "router",
+  dtype: "F32",
+  shape: [experts, 1],
+  file: "",
+  begin: 0,
+  end: 0,
+});

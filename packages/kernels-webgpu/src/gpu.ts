@@ -1,0 +1,228 @@
+import { CoppiceError } from "@coppice/core";
+import { Commands } from "./commands.js";
+import { GpuBuffer } from "./gpu-buffer.js";
+import { compileKernel, type Kernel, type KernelSource, paramBytes } from "./kernel.js";
+
+/** Flags of GPUBufferUsage, a global that Node lacks. */
+const usage = { mapRead: 1, copySource: 4, copyTarget: 8, uniform: 64, storage: 128, queryResolve: 512 };
+const mapRead = 1; // GPUMapMode.READ
+
+export interface GpuOptions {
+  /**
+   * Most bytes of one buffer that a kernel binds; larger matrices are split.
+   * @default what the device allows
+   */
+  readonly maxBindingBytes?: number;
+}
+
+/**
+ * A device with its compiled kernels and its buffers. Kernels are compiled once and kept with the device; buffers are counted,
+ * so that a program can see that it gave everything back.
+ */
+export class Gpu {
+  readonly device: GPUDevice;
+  /** Most bytes of one buffer that a kernel binds. */
+  readonly maxBindingBytes: number;
+  readonly commands: Commands;
+  readonly #kernels = new Map<string, Kernel>();
+  readonly #alive = new Set<GpuBuffer>();
+  readonly #uniforms: GPUBuffer;
+  #staging: GPUBuffer | undefined;
+  #bytes = 0;
+  #failure: CoppiceError | undefined;
+
+  constructor(device: GPUDevice, { maxBindingBytes }: GpuOptions = {}) {
+    this.device = device;
+    const { maxStorageBufferBindingSize, maxBufferSize } = device.limits;
+    const most = Math.min(maxStorageBufferBindingSize, maxBufferSize, maxBindingBytes ?? Infinity);
+    this.maxBindingBytes = Math.floor(most / 256) * 256;
+    this.#uniforms = device.createBuffer({
+      size: 1024 * paramBytes,
+      usage: usage.uniform | usage.copyTarget,
+    });
+    this.commands = new Commands(this, this.#uniforms);
+    device.addEventListener("uncapturederror", (event) => {
+      event.preventDefault();
+      this.#failure ??= failed(`the device refused a command: ${event.error.message}`);
+    });
+    void device.lost.then(({ reason, message }) => {
+      this.#failure = failed(
+        `the device was lost (${reason}): ${message}`,
+        "load the model again; it opens the device anew",
+      );
+    });
+  }
+
+  /** Buffers that are not disposed, and their bytes. */
+  get memory(): { readonly buffers: number; readonly bytes: number } {
+    return { buffers: this.#alive.size, bytes: this.#bytes };
+  }
+
+  has(feature: GPUFeatureName): boolean {
+    return this.device.features.has(feature);
+  }
+
+  /** A buffer of zeros. @throws COPPICE_BACKEND_FAILED when the device cannot bind one as large */
+  buffer(bytes: number, label: string): GpuBuffer {
+    const size = Math.max(16, Math.ceil(bytes / 16) * 16);
+    if (size > this.maxBindingBytes) {
+      throw failed(
+        `${label} would take ${size} bytes in one buffer; the device binds at most ${this.maxBindingBytes}`,
+        "run fewer tokens at once",
+      );
+    }
+    const handle = this.device.createBuffer({
+      label,
+      size,
+      usage: usage.storage | usage.copySource | usage.copyTarget,
+    });
+    const buffer = new GpuBuffer(handle, size, (done) => this.#release(done));
+    this.#alive.add(buffer);
+    this.#bytes += size;
+    return buffer;
+  }
+
+  /** A buffer with these values. */
+  upload(values: Float32Array | Uint32Array | Int32Array | Uint8Array, label: string): GpuBuffer {
+    const buffer = this.buffer(values.byteLength, label);
+    this.write(buffer, values);
+    return buffer;
+  }
+
+  /** Writes values from `byte` on; commands that are recorded later see them. */
+  write(buffer: GpuBuffer, values: Float32Array | Uint32Array | Int32Array | Uint8Array, byte = 0): void {
+    if (values.byteLength === 0) return;
+    const { queue } = this.device;
+    const { byteOffset, byteLength } = values;
+    const whole = byteLength - (byteLength % 4);
+    const source = values.buffer as ArrayBuffer;
+    if (whole > 0) queue.writeBuffer(buffer.handle, byte, source, byteOffset, whole);
+    if (whole === byteLength) return;
+    const rest = new Uint8Array(4);
+    rest.set(new Uint8Array(source, byteOffset + whole, byteLength - whole));
+    queue.writeBuffer(buffer.handle, byte + whole, rest);
+  }
+
+  /** A kernel, compiled when `key` is new. */
+  kernel<P extends string>(key: string, source: () => KernelSource<P>): Kernel<P> {
+    const known = this.#kernels.get(key);
+    if (known) return known as Kernel<P>;
+    const kernel = compileKernel(this.device, this.#kernels.size, source());
+    this.#kernels.set(key, kernel as Kernel);
+    return kernel;
+  }
+
+  /**
+   * Submits what was recorded and reads bytes of buffers back, all in one transfer.
+   * @throws COPPICE_BACKEND_FAILED when the device failed or was lost
+   */
+  async read(parts: readonly { buffer: GpuBuffer; byte?: number; bytes: number }[]): Promise<ArrayBuffer[]> {
+    const total = parts.reduce((sum, { bytes }) => sum + bytes, 0);
+    if (!this.#staging || this.#staging.size < total) {
+      this.#staging?.destroy();
+      this.#staging = this.device.createBuffer({
+        size: Math.max(4096, 2 ** Math.ceil(Math.log2(total))),
+        usage: usage.mapRead | usage.copyTarget,
+      });
+    }
+    const staging = this.#staging;
+    let at = 0;
+    for (const { buffer, byte = 0, bytes } of parts) {
+      this.commands.copy(buffer, byte, staging, at, bytes);
+      at += bytes;
+    }
+    this.commands.submit();
+    this.throwIfFailed();
+    try {
+      await staging.mapAsync(mapRead, 0, total);
+    } catch (cause) {
+      this.throwIfFailed();
+      throw new CoppiceError("COPPICE_BACKEND_FAILED", "results could not be read from the device", {
+        cause,
+      });
+    }
+    const mapped = staging.getMappedRange(0, total);
+    at = 0;
+    const out = parts.map(({ bytes }) => {
+      const part = mapped.slice(at, at + bytes);
+      at += bytes;
+      return part;
+    });
+    staging.unmap();
+    this.throwIfFailed();
+    return out;
+  }
+
+  /** The first `count` values of a buffer. */
+  async readFloats(buffer: GpuBuffer, count: number, from = 0): Promise<Float32Array> {
+    const [bytes] = await this.read([{ buffer, byte: 4 * from, bytes: 4 * count }]);
+    return new Float32Array(bytes as ArrayBuffer);
+  }
+
+  /** Waits until everything that was recorded is done. */
+  async idle(): Promise<void> {
+    this.commands.submit();
+    await this.device.queue.onSubmittedWorkDone();
+    this.throwIfFailed();
+  }
+
+  /** Nanoseconds that the recorded work took on the device; undefined where it has no timestamps. */
+  async time(record: () => void): Promise<number | undefined> {
+    if (!this.has("timestamp-query")) {
+      record();
+      await this.idle();
+      return undefined;
+    }
+    const querySet = this.device.createQuerySet({ type: "timestamp", count: 2 });
+    const resolved = this.device.createBuffer({ size: 16, usage: usage.queryResolve | usage.copySource });
+    const target = this.buffer(16, "timestamps");
+    this.commands.submit();
+    this.commands.timePass(querySet);
+    record();
+    this.commands.encode((encoder) => {
+      encoder.resolveQuerySet(querySet, 0, 2, resolved, 0);
+      encoder.copyBufferToBuffer(resolved, 0, target.handle, 0, 16);
+    });
+    const [bytes] = await this.read([{ buffer: target, bytes: 16 }]);
+    const [start = 0n, end = 0n] = new BigUint64Array(bytes as ArrayBuffer);
+    target.dispose();
+    resolved.destroy();
+    querySet.destroy();
+    return Number(end - start);
+  }
+
+  /** @throws COPPICE_BACKEND_FAILED when a command was refused, or the device lost */
+  throwIfFailed(): void {
+    if (this.#failure) throw this.#failure;
+  }
+
+  /** True when the device was lost or refused a command: it is not to be used again. */
+  get broken(): boolean {
+    return this.#failure !== undefined;
+  }
+
+  /** Frees all buffers and kernels. The device itself belongs to who made it. */
+  dispose(): void {
+    for (const buffer of this.#alive) buffer.dispose();
+    this.#staging?.destroy();
+    this.#uniforms.destroy();
+    this.#kernels.clear();
+  }
+
+  #release(buffer: GpuBuffer): void {
+    // What was recorded may still use it.
+    this.commands.submit();
+    this.#alive.delete(buffer);
+    this.#bytes -= buffer.bytes;
+    const part = `${buffer.id},`;
+    for (const { groups } of this.#kernels.values()) {
+      for (const key of groups.keys())
+        if (key.startsWith(part) || key.includes(`,${part}`)) groups.delete(key);
+    }
+    buffer.handle.destroy();
+  }
+}
+
+function failed(message: string, hint?: string): CoppiceError {
+  return new CoppiceError("COPPICE_BACKEND_FAILED", message, hint === undefined ? {} : { hint });
+}

@@ -1,0 +1,78 @@
+import { type Choices, groupedTile, type SortedChoices } from "./expert-matmul.js";
+import type { Gpu } from "./gpu.js";
+import type { GpuBuffer } from "./gpu-buffer.js";
+import { type KernelSource, reads, writes } from "./kernel.js";
+
+/** Slots that the counters in workgroup memory have room for; 16 KiB are what every device has. */
+export const slotLimit = 1024;
+const threads = 256;
+
+/** Bytes of the buffers of `SortedChoices` for so many choices. */
+export function sortedBytes(choices: number, slotCount: number): { order: number; tiles: number } {
+  return { order: 4 * choices, tiles: 16 * (1 + mostTiles(choices, slotCount)) };
+}
+
+function mostTiles(choices: number, slotCount: number): number {
+  return Math.floor(choices / groupedTile) + Math.min(choices, slotCount);
+}
+
+/**
+ * Sorts choices by slot and cuts each slot's into tiles, in one workgroup: counting, sums over the counts, placing. The order
+ * within a slot is left open; nothing depends on it, because every choice has a row of its own.
+ * @param counts [1] u32, grows by the number of choices that run
+ */
+export function sortChoices(
+  gpu: Gpu,
+  { tokens, topK, slots, places, slotCount }: Choices,
+  { order, tiles }: Pick<SortedChoices, "order" | "tiles">,
+  counts: GpuBuffer,
+): SortedChoices {
+  const choices = tokens * topK;
+  const kernel = gpu.kernel("sort-choices", () => source);
+  gpu.commands.dispatch(kernel, [slots, places, order, tiles, counts], { choices, slots: slotCount }, 1);
+  return { order, tiles, most: mostTiles(choices, slotCount) };
+}
+
+const source: KernelSource<"choices" | "slots"> = {
+  name: "sort-choices",
+  params: { choices: "u32", slots: "u32" },
+  bindings: [
+    reads("slots", "array<i32>"),
+    reads("places", "array<u32>"),
+    writes("order", "array<u32>"),
+    writes("tiles", "array<vec4u>"),
+    writes("counts", "array<u32>"),
+  ],
+  code: `
+var<workgroup> next: array<atomic<u32>, ${slotLimit}>;
+var<workgroup> starts: array<u32, ${slotLimit + 1}>;
+@compute @workgroup_size(${threads})
+fn main(@builtin(local_invocation_index) t: u32) {
+  // Workgroup memory begins as zeros.
+  for (var i = t; i < p.choices; i += ${threads}u) {
+    if (slots[i] >= 0) { atomicAdd(&next[slots[i]], 1u); }
+  }
+  workgroupBarrier();
+  if (t == 0u) {
+    var sum = 0u;
+    var tile = 0u;
+    for (var slot = 0u; slot < p.slots; slot++) {
+      let count = atomicLoad(&next[slot]);
+      starts[slot] = sum;
+      for (var done = 0u; done < count; done += ${groupedTile}u) {
+        tile++;
+        tiles[tile] = vec4u(places[slot], sum + done, min(${groupedTile}u, count - done), 0u);
+      }
+      sum += count;
+    }
+    tiles[0] = vec4u(tile, 0u, 0u, 0u);
+    counts[0] += sum;
+  }
+  workgroupBarrier();
+  for (var slot = t; slot < p.slots; slot += ${threads}u) { atomicStore(&next[slot], starts[slot]); }
+  workgroupBarrier();
+  for (var i = t; i < p.choices; i += ${threads}u) {
+    if (slots[i] >= 0) { order[atomicAdd(&next[slots[i]], 1u)] = i; }
+  }
+}`,
+};

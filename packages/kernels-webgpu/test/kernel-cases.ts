@@ -1,0 +1,151 @@
+import type { LayerPlan, RouterSpec } from "@coppice/core";
+import {
+  checkAttention,
+  checkElementwise,
+  checkEmbedding,
+  checkExperts,
+  checkMatmul,
+  checkNorm,
+  checkRotary,
+  checkRouting,
+  checkTargets,
+  checkUnfold,
+  type KernelCheck,
+  type WeightFormat,
+} from "@coppice/kernels-webgpu";
+
+const formats: readonly WeightFormat[] = [
+  { kind: "f32" },
+  { kind: "bf16" },
+  { kind: "f16" },
+  { kind: "quantized", bits: 8, groupSize: 16, zeros: true },
+  { kind: "quantized", bits: 4, groupSize: 32, zeros: true },
+  { kind: "quantized", bits: 4, groupSize: 16, zeros: false },
+  { kind: "quantized", bits: 2, groupSize: 16, zeros: true },
+];
+const f32: WeightFormat = { kind: "f32" };
+
+const matmuls: KernelCheck[] = [
+  ...formats.flatMap((format) => [
+    checkMatmul({ format, rows: 1, columns: 96, outputs: 37, bias: true }),
+    checkMatmul({ format, rows: 70, columns: 96, outputs: 37, bias: false }),
+    checkEmbedding(format, 11, 32),
+  ]),
+  // Rows that end within a vector, and every number of rows that share a reading of the weights.
+  ...[1, 2, 3, 7, 8, 9].map((rows) => checkMatmul({ format: f32, rows, columns: 22, outputs: 65, bias: true })),
+  ...[5, 12, 30].map((columns) => checkMatmul({ format: { kind: "bf16" }, rows: 4, columns, outputs: 9, bias: true })),
+  checkMatmul({ format: f32, rows: 515, columns: 20, outputs: 520, bias: true }),
+  checkEmbedding({ kind: "bf16" }, 7, 10),
+];
+
+const experts: KernelCheck[] = formats.flatMap((format) =>
+  [true, false].map((sorted) =>
+    checkExperts({
+      format,
+      tokens: sorted ? 40 : 5,
+      topK: 3,
+      experts: 5,
+      columns: 64,
+      outputs: 33,
+      bias: false,
+      activation: { kind: "silu" },
+      scaled: false,
+      perChoice: false,
+      sorted,
+    }),
+  ),
+);
+for (const sorted of [true, false]) {
+  const shape = { format: f32, tokens: 90, topK: 2, experts: 4, columns: 10, outputs: 70, sorted } as const;
+  experts.push(
+    checkExperts({
+      ...shape,
+      bias: true,
+      activation: { kind: "clamped-swiglu", limit: 0.8, alpha: 1.7 },
+      scaled: true,
+      perChoice: false,
+    }),
+    checkExperts({ ...shape, bias: true, activation: { kind: "relu2" }, scaled: false, perChoice: false }),
+    checkExperts({ ...shape, bias: true, activation: undefined, scaled: false, perChoice: true }),
+  );
+}
+
+const base = { topK: 3 } as const;
+const normalize = { power: 1 } as const;
+const mark: NonNullable<RouterSpec["correction"]> = {
+  name: "correction",
+  dtype: "F32",
+  shape: [0],
+  file: "",
+  begin: 0,
+  end: 0,
+};
+const kept = (slots: readonly number[], more: Partial<LayerPlan> = {}): LayerPlan => ({ layer: 0, experts: slots, ...more });
+
+/** Every order, and of each part every form, alone and with others. */
+const routings: KernelCheck[] = [
+  ...(["softmax-topk", "sigmoid-topk", "topk-softmax", "topk-sigmoid"] as const).flatMap((order) => [
+    checkRouting({ ...base, order }, { experts: 9 }),
+    checkRouting({ ...base, order, normalize, scale: 1.5 }, { experts: 130 }),
+    checkRouting({ ...base, order, skip: { rule: "ratio", threshold: 0.5 } }, { experts: 9 }),
+    checkRouting({ ...base, order, normalize, skip: { rule: "top-p", threshold: 0.6 } }, { experts: 9 }),
+  ]),
+  checkRouting({ topK: 2, order: "sparsemixer", jitter: 0.1 }, { experts: 9 }),
+  checkRouting({ topK: 2, order: "sparsemixer", jitter: 0.3, skip: { rule: "ratio", threshold: 0.9 } }, { experts: 9 }),
+  checkRouting({ ...base, order: "softmax-topk", normalize: { power: 2 } }, { experts: 9 }),
+  checkRouting({ ...base, order: "softmax-topk", normalize: { power: 1, least: 0.6, epsilon: 0.1 } }, { experts: 9 }),
+  checkRouting({ ...base, order: "sigmoid-topk", correction: mark, normalize }, { experts: 9 }),
+  ...(["max", "top2"] as const).flatMap((score) => [
+    checkRouting(
+      { topK: 4, order: "sigmoid-topk", correction: mark, normalize, scale: 2.5, groups: { count: 4, keep: 2, score } },
+      { experts: 32 },
+    ),
+    // One group is gone, one has a single expert, and the best two may hold fewer than k.
+    checkRouting(
+      { topK: 4, order: "softmax-topk", groups: { count: 4, keep: 2, score } },
+      { experts: 16, columns: 6, plan: kept([0, 1, 2, 9, 12, 14]) },
+    ),
+  ]),
+  checkRouting(
+    { ...base, order: "softmax-topk", normalize },
+    {
+      experts: 6,
+      columns: 6,
+      plan: kept([1, 4, 5], {
+        routerMap: [
+          [0.2, 1, 0, 0, -0.3, 0],
+          [0, 0, 0.5, 0.1, 1, 0],
+          [-1, 0.4, 0, 0, 0, 0.9],
+        ],
+        topK: 2,
+      }),
+    },
+  ),
+];
+
+const shape = { heads: 4, kvHeads: 2, keyDim: 8, valueDim: 8, scale: 0.4, window: 0, chunk: 0 };
+const sequences = [
+  { tokens: 37, past: 0 },
+  { tokens: 1, past: 140 },
+  { tokens: 5, past: 60 },
+];
+const attention: KernelCheck[] = (["prefill", "split", "received"] as const).flatMap((way) => [
+  checkAttention({ shape, sinks: false, sequences, way }),
+  checkAttention({ shape: { ...shape, window: 9 }, sinks: true, sequences, way }),
+  checkAttention({ shape: { ...shape, chunk: 16, kvHeads: 1 }, sinks: false, sequences, way }),
+  // Latent attention: sizes of keys and values that differ and are no multiples of 4.
+  checkAttention({ shape: { ...shape, kvHeads: 4, keyDim: 14, valueDim: 5 }, sinks: false, sequences, way }),
+  checkAttention({ shape: { ...shape, heads: 2, keyDim: 72, valueDim: 80, scale: 0.1 }, sinks: false, sequences, way }),
+]);
+
+const rows: KernelCheck[] = [
+  ...(["rms", "layer"] as const).flatMap((kind) => [checkNorm(kind, 5), checkNorm(kind, 200), checkNorm(kind, 70, true)]),
+  ...[true, false].flatMap((interleaved) => [checkRotary(interleaved, 2), checkRotary(interleaved, 8)]),
+  checkUnfold(),
+  checkElementwise(),
+  checkTargets(5),
+  checkTargets(1000),
+];
+
+/** Every kernel, each against a formula in float64. */
+export const kernelCases: readonly KernelCheck[] = [...matmuls, ...experts, ...routings, ...attention, ...rows];
