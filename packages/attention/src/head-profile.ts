@@ -77,8 +77,14 @@ export async function profileHeads(request: ProfileRequest): Promise<HeadProfile
     }
     const own = layer as LimitableLayer;
     const read = await readProfileWeights(own.attention, own.attentionNorm, weights);
-    const work = { request, layer: own, read, first: place };
-    const probed = probe && (await probe.measure(own, place));
+    const { heads: all, kvHeads, headDim } = own.attention;
+    const width = (all / kvHeads) * headDim;
+    const grams = Array.from({ length: kvHeads }, (_, head) =>
+      outputGram(read.output, all * headDim, head * width, width),
+    );
+    const work = { request, layer: own, read, grams };
+    const hidden = texts[0]?.map((text) => text.hidden) ?? [];
+    const probed = probe && (await probe.measure(own, place, hidden));
     for (const [k, group] of texts.entries()) {
       for (const text of group) {
         throwIfAborted(signal, `profiling attention of layer ${layer.index}`);
@@ -101,13 +107,13 @@ interface LayerWork {
   readonly request: ProfileRequest;
   readonly layer: LimitableLayer;
   readonly read: ProfileWeights;
-  /** The layer's first KV head among all. */
-  readonly first: number;
+  /** [kvHeads][G * headDim, G * headDim], see `spanErrors`. */
+  readonly grams: readonly Float64Array[];
 }
 
 /** Relative errors of all rules on one text, [kvHeads, R]; the text moves on to the next layer. */
 async function textErrors(
-  { request, layer, read }: LayerWork,
+  { request, layer, read, grams }: LayerWork,
   text: Text,
   probed: ProbedLayer | undefined,
 ): Promise<Float64Array> {
@@ -144,7 +150,7 @@ async function textErrors(
         }),
       },
       { sinks: request.sinks, windows },
-      outputGram(read.output, heads * headDim, head * width, width),
+      grams[head] as Float64Array,
     );
     positions.forEach((_, row) => {
       whole.set(outputs.subarray(row * width, (row + 1) * width), row * heads * headDim + head * width);

@@ -13,7 +13,13 @@ import { soleHeadsPlan } from "./sole-heads-plan.js";
 /** Shares of the context that a probed layer or head still sees. */
 export const probeShares = [1 / 8, 1 / 4] as const;
 /** Predictions of each text that are compared. */
-const comparedPositions = 48;
+export const comparedPositions = 48;
+
+/** Inputs of a layer, [tokens, hidden] of every text; absent for the first layer. */
+export interface ResumeAt {
+  readonly layer: number;
+  readonly hidden: readonly (Float32Array | undefined)[];
+}
 
 /** Predictions of some texts as they are, to compare others with. */
 export class Predictions {
@@ -38,13 +44,20 @@ export class Predictions {
     return predictions;
   }
 
-  /** Mean KL divergence of the predictions with limited attention, in nats per position. */
-  async loss(plan: AttentionPlan): Promise<number> {
+  /**
+   * Mean KL divergence of the predictions with limited attention, in nats per position.
+   * @param resume where only this layer and those behind it are limited
+   */
+  async loss(plan: AttentionPlan, resume?: ResumeAt): Promise<number> {
     const { vocabSize } = this.#request.runner.model;
     let sum = 0;
     for (const [s, sample] of this.samples.entries()) {
       const own = this.#logits[s] as Float32Array;
-      const other = await this.#predict(sample, plan);
+      const hidden = resume?.hidden[s];
+      const other = await this.#predict(sample, {
+        plan,
+        ...(resume && hidden && { from: resume.layer, hidden }),
+      });
       let total = 0;
       for (let at = 0; at < own.length; at += vocabSize)
         total += divergence(own.subarray(at, at + vocabSize), other.subarray(at, at + vocabSize));
@@ -53,13 +66,17 @@ export class Predictions {
     return sum / this.samples.length;
   }
 
-  async #predict({ tokens, responseFrom }: AttentionSample, plan?: AttentionPlan): Promise<Float32Array> {
+  async #predict(
+    { tokens, responseFrom }: AttentionSample,
+    { plan, from, hidden }: { plan?: AttentionPlan; from?: number; hidden?: Float32Array } = {},
+  ): Promise<Float32Array> {
     const { runner, signal } = this.#request;
-    const from = Math.max(0, responseFrom - 1);
+    const first = Math.max(0, responseFrom - 1);
     const { logits } = await runner.run({
       sequences: [tokens],
-      positions: [Int32Array.from(spread(from, tokens.length - 1, comparedPositions))],
+      positions: [Int32Array.from(spread(first, tokens.length - 1, comparedPositions))],
       ...(plan && { attention: { plan } }),
+      ...(from !== undefined && hidden && { from, hidden }),
       ...(signal && { signal }),
     });
     if (logits) return logits;
@@ -98,7 +115,15 @@ export class LayerProbe {
     return new LayerProbe(request, await Predictions.start(request, texts), per);
   }
 
-  async measure({ index, attention: { kvHeads } }: LimitableLayer, first: number): Promise<ProbedLayer> {
+  /**
+   * @param first the layer's first KV head among all
+   * @param hidden inputs of the layer, of every text of the shortest length
+   */
+  async measure(
+    { index, attention: { kvHeads } }: LimitableLayer,
+    first: number,
+    hidden: ResumeAt["hidden"],
+  ): Promise<ProbedLayer> {
     const rules = probeShares.map((beta): SpanRule => ({ alpha: 0, beta }));
     const all = Array.from({ length: kvHeads }, (_, head) => head);
     const units = this.#per === "layer" ? [all] : all.map((head) => [head]);
@@ -107,9 +132,8 @@ export class LayerProbe {
       const own: number[] = [];
       for (const rule of rules) {
         const { model, blockSize, sinks } = this.#request;
-        own.push(
-          await this.#predictions.loss(soleHeadsPlan(model, { blockSize, sinks, layer: index, heads, rule })),
-        );
+        const plan = soleHeadsPlan(model, { blockSize, sinks, layer: index, heads, rule });
+        own.push(await this.#predictions.loss(plan, { layer: index, hidden }));
       }
       losses.push(own);
     }

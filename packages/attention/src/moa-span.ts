@@ -1,7 +1,9 @@
 import {
+  type AttentionEstimate,
   type AttentionMethod,
   type AttentionPlan,
   type AttentionPlanRequest,
+  type AttentionSample,
   CoppiceError,
   definePlugin,
   type Runner,
@@ -11,6 +13,7 @@ import * as v from "valibot";
 import { checkDecisions } from "./check-decisions.js";
 import { type HeadProfile, profileHeads } from "./head-profile.js";
 import { Predictions } from "./layer-probe.js";
+import { profileEstimate } from "./moa-estimate.js";
 import { samplesByLength } from "./profile-samples.js";
 import { type FrontPoint, spanFront } from "./span-front.js";
 import { blockSizeSchema, defaultSpans, sinksSchema } from "./span-options.js";
@@ -81,50 +84,49 @@ export const moaSpan = definePlugin({
   create: (options): AttentionMethod => ({
     needs: { runner: true, weights: true, samples: true },
     plan: (request) => moaSpanPlan(request, options),
+    estimate: (request) => estimate(request, options),
   }),
 });
 
 type Options = Required<Omit<MoaSpanOptions, "sensitivity">> & Pick<MoaSpanOptions, "sensitivity">;
 
-async function moaSpanPlan(request: AttentionPlanRequest, options: Options): Promise<AttentionPlan> {
-  const { model, lengths, density, signal, emitter } = request;
-  const { sinks, blockSize, rulesPerLayer, candidates } = options;
-  const { runner, weights } = providedFor("moa-span", request);
-  const grid = { blockSize, sinks };
+/** What is known before any work. */
+function prepare(request: AttentionPlanRequest, options: Options) {
+  const { model, lengths, density } = request;
+  const grid = { blockSize: options.blockSize, sinks: options.sinks };
   const rules = spanRules({ ...grid, lengths, longest: model.contextLength });
   const budgets = spanBudgets(model, { ...grid, rules }, { lengths, density });
-  const samples = samplesByLength(request.samples, lengths);
-  const common = { ...(signal && { signal }), ...(emitter && { emitter }) };
   const heads = budgets.layers.reduce((sum, n) => sum + n, 0);
-  const per = options.sensitivity ?? (heads <= fewHeads ? "head" : "layer");
+  const per = options.sensitivity ?? (heads <= fewHeads ? ("head" as const) : ("layer" as const));
+  return { grid, rules, budgets, heads, per, samples: samplesByLength(request.samples, lengths) };
+}
+
+function estimate(request: AttentionPlanRequest, options: Options): AttentionEstimate {
+  const { rules, budgets, heads, per } = prepare(request, options);
+  const units = { head: heads, layer: budgets.layers.length, none: 0 };
+  return profileEstimate(request, { ...options, rules: rules.length, probeUnits: units[per] });
+}
+
+async function moaSpanPlan(request: AttentionPlanRequest, options: Options): Promise<AttentionPlan> {
+  const { model, lengths, density, signal, emitter } = request;
+  const { runner, weights } = providedFor("moa-span", request);
+  const { grid, rules, budgets, per, samples } = prepare(request, options);
+  const common = { ...(signal && { signal }), ...(emitter && { emitter }) };
   const profile = await profileHeads({
     ...{ model, runner, weights, samples, rules, ...grid, ...common },
     rows: options.rows,
     promptWeight: options.promptWeight,
     ...(per !== "none" && { probe: { per, samples: options.probeTexts } }),
   });
-  const limit = rulesPerLayer === 0 ? {} : { rulesPerLayer };
+  const limit = options.rulesPerLayer === 0 ? {} : { rulesPerLayer: options.rulesPerLayer };
   const front = spanFront({ ...budgets, ...limit }, profile.losses, signal);
-  const validation = request.validation ?? [];
-  const planOf = (point: FrontPoint) => spanPlan(model, { ...grid, rules, choice: point.choice });
-  const judged: { point: FrontPoint; likelihood: number | null }[] = [];
-  for (const point of front.slice(0, candidates)) {
-    const plan = planOf(point);
-    const likelihood =
-      validation.length > 0 ? (await textLikelihood(runner, validation, { plan, signal })).loss : null;
-    judged.push({ point, likelihood });
-    emitter?.notify("progress", {
-      stage: "comparing plans",
-      done: judged.length,
-      total: Math.min(candidates, front.length),
-      unit: "plans",
-    });
-  }
-  const best = judged.reduce(
-    (a, b) => ((b.likelihood ?? 0) < (a.likelihood ?? 0) ? b : a),
-    judged[0] as (typeof judged)[number],
-  );
-  const { point } = best;
+  const planOf = ({ choice }: FrontPoint) => spanPlan(model, { ...grid, rules, choice });
+  const { validation = [] } = request;
+  const judged = await judgeFront(front.slice(0, options.candidates), validation, planOf, {
+    runner,
+    ...common,
+  });
+  const [{ point }] = judged as [Judged];
   const predictions = await Predictions.start(
     { runner, ...(signal && { signal }) },
     samples[0]?.slice(0, options.probeTexts) ?? [],
@@ -134,30 +136,53 @@ async function moaSpanPlan(request: AttentionPlanRequest, options: Options): Pro
     losses: profile.losses[0] as Float64Array,
     ...(signal && { signal }),
   });
-  return spanPlan(model, {
-    ...grid,
-    rules,
-    choice: point.choice,
-    report: {
-      method: "moa-span",
-      density,
-      lengths,
-      predicted: predictedLosses(profile, point, rules.length),
-      solver: { loss: point.loss, bound: point.bound, optimal: point.optimal },
-      front: judged.map(({ point: { weights: w, losses, loss, bound }, likelihood }) => ({
-        ...{ weights: w, losses, loss, bound },
-        responseLoss: likelihood,
-      })),
-      ...check,
-      ...(validation.length > 0 && {
-        validation: {
-          length: Math.max(...validation.map(({ tokens }) => tokens.length)),
-          dense: await textLikelihood(runner, validation, { signal }),
-          plan: await textLikelihood(runner, validation, { plan: planOf(point), signal }),
-        },
-      }),
-    },
-  });
+  const report = {
+    method: "moa-span",
+    density,
+    lengths,
+    predicted: predictedLosses(profile, point, rules.length),
+    solver: { loss: point.loss, bound: point.bound, optimal: point.optimal },
+    front: judged.map(({ point: { weights, losses, loss, bound }, responseLoss }) => ({
+      ...{ weights, losses, loss, bound, responseLoss },
+    })),
+    ...check,
+    ...(validation.length > 0 && {
+      validation: {
+        length: Math.max(...validation.map(({ tokens }) => tokens.length)),
+        dense: await textLikelihood(runner, validation, { signal }),
+        plan: await textLikelihood(runner, validation, { plan: planOf(point), signal }),
+      },
+    }),
+  };
+  return spanPlan(model, { ...grid, rules, choice: point.choice, report });
+}
+
+interface Judged {
+  readonly point: FrontPoint;
+  /** Mean negative log likelihood of responses; null without texts to tell by. */
+  readonly responseLoss: number | null;
+}
+
+/** The best first. */
+async function judgeFront(
+  points: readonly FrontPoint[],
+  validation: readonly AttentionSample[],
+  planOf: (point: FrontPoint) => AttentionPlan,
+  { runner, emitter, signal }: Pick<AttentionPlanRequest, "emitter" | "signal"> & { runner: Runner },
+): Promise<Judged[]> {
+  if (validation.length === 0) return points.map((point) => ({ point, responseLoss: null }));
+  const judged: { point: FrontPoint; responseLoss: number }[] = [];
+  for (const point of points) {
+    const { loss } = await textLikelihood(runner, validation, { plan: planOf(point), signal });
+    judged.push({ point, responseLoss: loss });
+    emitter?.notify("progress", {
+      stage: "comparing plans",
+      done: judged.length,
+      total: points.length,
+      unit: "plans",
+    });
+  }
+  return judged.sort((a, b) => a.responseLoss - b.responseLoss);
 }
 
 /** [K][H], what every head loses by the rule that it got. */

@@ -20,8 +20,19 @@ export interface AttentionMethod {
    * @throws COPPICE_ATTENTION_BUDGET, COPPICE_ATTENTION_LENGTH, COPPICE_ATTENTION_UNSUPPORTED
    */
   plan?(request: AttentionPlanRequest): Promise<AttentionPlan>;
+  /** What `plan` will take, told before it does; absent: next to nothing. Same errors. */
+  estimate?(request: AttentionPlanRequest): AttentionEstimate;
   /** A new masker, for one cache or one run. */
   masker?(): AttentionMasker;
+}
+
+export interface AttentionEstimate {
+  /** Memory besides the runner's. */
+  readonly bytes: number;
+  /** Layers that the runner computes, counted for every token. */
+  readonly tokenLayers: number;
+  /** Multiplications besides the runner's, on one core. */
+  readonly multiplications: number;
 }
 
 export interface AttentionPlanRequest {
