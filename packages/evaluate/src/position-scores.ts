@@ -86,7 +86,7 @@ export async function evaluatePositions(options: EvaluatePositionsOptions): Prom
       emitter.notify("progress", { stage: "evaluating", done, total, unit: "samples", etaMs });
     },
   });
-  return combinePositions(windows, [sums]);
+  return combinePositions([sums]);
 }
 
 /** A position task for one model and tokenizer. Plain data. */
@@ -124,6 +124,10 @@ export function encodePositions(
 
 /** Of some windows, the sums of their log-probabilities per part. */
 export interface PositionSums {
+  /** Tokens of a window. */
+  readonly length: number;
+  /** [part], scored tokens of a window. */
+  readonly counts: readonly number[];
   /** Indices of the windows. */
   readonly windows: readonly number[];
   /** [window][part] */
@@ -172,7 +176,13 @@ export async function scorePositions(options: ScorePositionsOptions): Promise<Po
     indices.push(...samples);
     onSamples?.(samples.length);
   }
-  return { windows: indices, sums };
+  // Every window has tokens at the same positions.
+  const counts = new Array<number>(windows.parts).fill(0);
+  for (const position of windows.task.samples[0]?.sequences[0]?.positions ?? []) {
+    const part = partOf(position, windows);
+    counts[part] = (counts[part] as number) + 1;
+  }
+  return { length: windows.length, counts, windows: indices, sums };
 }
 
 /** The part that holds the token behind `position`. */
@@ -180,35 +190,28 @@ function partOf(position: number, { parts, length }: EncodedPositions): number {
   return Math.floor(((position + 1) * parts) / length);
 }
 
-/** Puts the sums of several shards together. */
-export function combinePositions(windows: EncodedPositions, shards: readonly PositionSums[]): PositionScores {
-  const { length, parts } = windows;
+/** Puts the sums of several shards of the same windows together. */
+export function combinePositions(shards: readonly [PositionSums, ...PositionSums[]]): PositionScores {
+  const { length, counts } = shards[0];
   const all: Float64Array[] = [];
   for (const shard of shards) {
     shard.windows.forEach((window, i) => {
       all[window] = shard.sums[i] as Float64Array;
     });
   }
-  // Every window has tokens at the same positions.
-  const counts = new Float64Array(parts);
-  for (const position of windows.task.samples[0]?.sequences[0]?.positions ?? []) {
-    const part = partOf(position, windows);
-    counts[part] = (counts[part] as number) + 1;
-  }
   const perplexity = (means: readonly number[]): Interval => {
     const { value, low, high } = bootstrapMean(means);
     return { value: Math.exp(-value), low: Math.exp(-high), high: Math.exp(-low) };
   };
-  const sum = (values: Float64Array) => values.reduce((total, value) => total + value, 0);
-  const positions = Array.from({ length: parts }, (_, part): PositionScore => {
-    const count = counts[part] as number;
-    return {
-      from: Math.ceil((part * length) / parts),
-      to: Math.ceil(((part + 1) * length) / parts),
+  const sum = (values: Iterable<number>) => Array.from(values).reduce((total, value) => total + value, 0);
+  const positions = counts.map(
+    (count, part): PositionScore => ({
+      from: Math.ceil((part * length) / counts.length),
+      to: Math.ceil(((part + 1) * length) / counts.length),
       tokens: count * all.length,
       ...perplexity(all.map((window) => (window[part] as number) / count)),
-    };
-  });
+    }),
+  );
   return {
     length,
     windows: all.length,

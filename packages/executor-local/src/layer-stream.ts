@@ -1,5 +1,5 @@
 import type { CollectedStatistics, StreamEstimate } from "@coppice/calibrate";
-import type { BackendSource } from "./backend-source.js";
+import type { BackendSource } from "./plugin-source.js";
 import { type StatisticsOptions, taskCollection, taskData } from "./pool-statistics.js";
 import { WorkerHost } from "./worker-host.js";
 import type { Isolation } from "./worker-port.js";

@@ -1,18 +1,20 @@
 import type { CollectedStatistics } from "@coppice/calibrate";
 import { checkWholeNumber, type Executor, type MoeModel, type Plan } from "@coppice/core";
 import {
+  combinePositions,
   combineScores,
   type Generated,
   type GenerateOptions,
+  type PositionScores,
   type TaskScore,
   type WrittenSamples,
 } from "@coppice/evaluate";
-import type { BackendSource } from "./backend-source.js";
 import { defaultWorkers } from "./default-workers.js";
 import { all, progressOf } from "./on-hosts.js";
+import type { AttentionSource, BackendSource } from "./plugin-source.js";
 import { type PoolSamplesOptions, writeOnHosts } from "./pool-samples.js";
 import { collectOnHosts, type PoolStatisticsOptions } from "./pool-statistics.js";
-import type { PoolTaskOptions } from "./pool-task.js";
+import type { PoolPositionOptions, PoolTaskOptions } from "./pool-task.js";
 import { createScorer, type ScorerOptions } from "./scorer.js";
 import { WorkerHost } from "./worker-host.js";
 import type { Isolation } from "./worker-port.js";
@@ -28,6 +30,11 @@ export interface ModelPoolOptions {
   readonly signal?: AbortSignal;
 }
 
+/** As those of `generate`; attention as workers can open it. */
+export type PoolGenerateOptions = Omit<GenerateOptions, "attention"> & {
+  readonly attention?: AttentionSource;
+};
+
 /**
  * A model that is loaded in several workers, so that the calling thread stays free. Results do not depend on the
  * number of workers, to the last bit. Every method throws COPPICE_ABORTED at once when its signal is aborted,
@@ -41,14 +48,20 @@ export interface ModelPool extends AsyncDisposable {
   scorer(options: ScorerOptions): Promise<Executor>;
   /** `evaluateTask` of `@coppice/evaluate`, samples shared out to the workers. */
   evaluateTask(
-    options: PoolTaskOptions & { readonly metric?: string; readonly plan?: Plan },
+    options: PoolTaskOptions & {
+      readonly metric?: string;
+      readonly plan?: Plan;
+      readonly attention?: AttentionSource;
+    },
   ): Promise<TaskScore>;
+  /** `evaluatePositions` of `@coppice/evaluate`, windows shared out to the workers. */
+  evaluatePositions(options: PoolPositionOptions): Promise<PositionScores>;
   /** `collectStatistics` of `@coppice/calibrate` on the samples. */
   collectStatistics(options: PoolStatisticsOptions): Promise<CollectedStatistics>;
   /** `writeSamples` of `@coppice/evaluate`, groups of texts shared out to the workers. */
   writeSamples(options: PoolSamplesOptions): Promise<WrittenSamples>;
   /** `generate` of `@coppice/evaluate`, on one worker. */
-  generate(prompt: string | Int32Array, options?: GenerateOptions): Promise<Generated>;
+  generate(prompt: string | Int32Array, options?: PoolGenerateOptions): Promise<Generated>;
   /** Logits, [sequence][position], at the last position or at all. */
   logits(
     sequences: readonly Int32Array[],
@@ -112,6 +125,14 @@ export async function createModelPool(options: ModelPoolOptions): Promise<ModelP
         total,
         shards.map(({ scores }) => scores),
       );
+    },
+
+    async evaluatePositions({ signal: stop, emitter, ...params }) {
+      const onEvent = progressOf(emitter, "evaluating", "samples");
+      const shards = await all(hosts, stop, (host, index, signal) =>
+        host.call("scorePositions", { ...params, shard: shard(index) }, { signal, onEvent }),
+      );
+      return combinePositions(shards as [(typeof shards)[number], ...typeof shards]);
     },
 
     collectStatistics: (request) => collectOnHosts(hosts, request),

@@ -1,5 +1,6 @@
-import type { RunEmitter } from "@coppice/core";
-import type { Task } from "@coppice/evaluate";
+import type { Plan, RunEmitter } from "@coppice/core";
+import type { PositionTask, Task } from "@coppice/evaluate";
+import type { AttentionSource } from "./plugin-source.js";
 
 export interface PoolTaskOptions {
   readonly task: Task;
@@ -7,6 +8,16 @@ export interface PoolTaskOptions {
   readonly limit?: number;
   /** Prompts in the checkpoint's chat template. Default false. */
   readonly chat?: boolean;
+  readonly signal?: AbortSignal;
+  /** Gets `progress`. */
+  readonly emitter?: RunEmitter;
+}
+
+export interface PoolPositionOptions extends PositionTask {
+  /** Default: the model as it is. */
+  readonly plan?: Plan;
+  /** Default: as the model is. */
+  readonly attention?: AttentionSource;
   readonly signal?: AbortSignal;
   /** Gets `progress`. */
   readonly emitter?: RunEmitter;

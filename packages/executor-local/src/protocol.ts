@@ -12,11 +12,13 @@ import type {
   GenerateOptions,
   Metric,
   Objective,
+  PositionSums,
+  PositionTask,
   SampleScores,
   Task,
   WrittenSamples,
 } from "@coppice/evaluate";
-import type { BackendSource } from "./backend-source.js";
+import type { AttentionSource, BackendSource } from "./plugin-source.js";
 
 /** Which part of a task's micro-batches a worker owns. */
 export interface Shard {
@@ -62,8 +64,12 @@ export interface WorkerMethods {
     result: PlanScores & { work: WorkCounters };
   };
   scoreTask: {
-    params: TaskParams & { metric?: string; plan?: Plan; shard: Shard };
+    params: TaskParams & { metric?: string; plan?: Plan; attention?: AttentionSource; shard: Shard };
     result: { metric: Metric; total: number; scores: SampleScores };
+  };
+  scorePositions: {
+    params: PositionTask & { plan?: Plan; attention?: AttentionSource; shard: Shard };
+    result: PositionSums;
   };
   /** The samples as token ids. */
   calibrationData: { params: CalibrationData; result: Int32Array[] };
@@ -79,7 +85,10 @@ export interface WorkerMethods {
     result: CollectedStatistics;
   };
   generate: {
-    params: { prompt: string | Int32Array; options: Omit<GenerateOptions, "onToken" | "signal"> };
+    params: {
+      prompt: string | Int32Array;
+      options: Omit<GenerateOptions, "onToken" | "signal" | "attention"> & { attention?: AttentionSource };
+    };
     result: Generated;
   };
   /** One array per wanted position. */

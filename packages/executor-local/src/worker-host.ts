@@ -172,6 +172,7 @@ const words: Readonly<Record<Method, string>> = {
   disposeScorer: "forget samples",
   evaluate: "evaluate a plan",
   scoreTask: "evaluate a task",
+  scorePositions: "evaluate a text",
   calibrationData: "read the data",
   continuePrompts: "continue prompts",
   encodeTask: "read the samples",

@@ -2,7 +2,7 @@ import { collectByLayers, collectParts } from "@coppice/calibrate";
 import { openWorkFolder } from "@coppice/calibrate/node";
 import { type LoadedCheckpoint, loadModel } from "@coppice/checkpoint";
 import { openFolder } from "@coppice/checkpoint/node";
-import { type Backend, CoppiceError, RunEmitter, type Runner } from "@coppice/core";
+import { type Backend, CoppiceError, type RunAttention, RunEmitter, type Runner } from "@coppice/core";
 import {
   calibrationSequences,
   checkObjective,
@@ -11,6 +11,7 @@ import {
   defaultObjective,
   type EncodedTask,
   type Evaluator,
+  encodePositions,
   encodeTask,
   generate,
   loadTokenizer,
@@ -18,12 +19,13 @@ import {
   noTokenizer,
   partBatches,
   prepareTask,
+  scorePositions,
   scoreSamples,
   shardBatches,
   type Tokenizer,
   writeGroup,
 } from "@coppice/evaluate";
-import { createBackend } from "./backend-source.js";
+import { type AttentionSource, createPlugin, openAttention } from "./plugin-source.js";
 import type { CalibrationData, Method, TaskParams, WorkerEvent, WorkerMethods } from "./protocol.js";
 
 interface CallContext {
@@ -50,7 +52,7 @@ export class WorkerSession {
 
   readonly #handlers: Handlers = {
     open: async ({ model: path, backend: source }, { signal }) => {
-      const backend = await createBackend(source);
+      const backend = await createPlugin("backend", source);
       const checkpoint = await loadModel(await openFolder(path), { signal });
       const { model, weights } = checkpoint;
       try {
@@ -94,7 +96,7 @@ export class WorkerSession {
       return { ...scores, work: evaluator.work() };
     },
 
-    scoreTask: async ({ metric: name, plan, shard, ...source }, { signal, onEvent }) => {
+    scoreTask: async ({ metric: name, plan, attention, shard, ...source }, { signal, onEvent }) => {
       const { checkpoint, runner } = this.#model;
       const tokenizer = await this.#loadTokenizer();
       const { task, metric } = prepareTask(checkpoint.model, {
@@ -109,11 +111,27 @@ export class WorkerSession {
         task,
         metric,
         plan,
+        attention: await optionalAttention(attention),
         batches: shardBatches(microBatches(task), shard.count)[shard.index] ?? [],
         signal,
         onSamples: (count) => onEvent({ type: "done", count, total }),
       });
       return { metric, total, scores };
+    },
+
+    scorePositions: async ({ plan, attention, shard, ...source }, { signal, onEvent }) => {
+      const { checkpoint, runner } = this.#model;
+      const windows = encodePositions(checkpoint.model, await this.#loadTokenizer(), source);
+      const total = windows.task.samples.length;
+      return scorePositions({
+        runner,
+        windows,
+        plan,
+        attention: await optionalAttention(attention),
+        batches: shardBatches(microBatches(windows.task), shard.count)[shard.index] ?? [],
+        signal,
+        onSamples: (count) => onEvent({ type: "done", count, total }),
+      });
     },
 
     calibrationData: async (data) => this.#calibrationData(data, this.#model.checkpoint),
@@ -144,7 +162,7 @@ export class WorkerSession {
     },
 
     collectByLayers: async ({ model: path, backend: source, ...params }, { signal, onEvent }) => {
-      const backend = await createBackend(source);
+      const backend = await createPlugin("backend", source);
       await using checkpoint = await loadModel(await openFolder(path), { signal });
       const emitter = new RunEmitter();
       emitter.on("progress", (progress) => onEvent({ type: "progress", progress }));
@@ -164,12 +182,15 @@ export class WorkerSession {
       });
     },
 
-    generate: async ({ prompt, options }, { signal, onEvent }) =>
-      generate(this.#model.runner, await this.#tokenizerFor(prompt), prompt, {
+    generate: async ({ prompt, options: { attention: source, ...options } }, { signal, onEvent }) => {
+      const attention = await optionalAttention(source);
+      return generate(this.#model.runner, await this.#tokenizerFor(prompt), prompt, {
         ...options,
         signal,
         onToken: (token, text) => onEvent({ type: "token", token, text }),
-      }),
+        ...(attention && { attention }),
+      });
+    },
 
     logits: async ({ sequence, all, plan }, { signal }) => {
       const { checkpoint, runner } = this.#model;
@@ -228,6 +249,10 @@ export class WorkerSession {
   }
 }
 
+async function optionalAttention(source: AttentionSource | undefined) {
+  return source && openAttention(source);
+}
+
 function yieldingBackend(backend: Backend): Backend {
   return { ...backend, load: async (request) => yielding(await backend.load(request)) };
 }
@@ -240,7 +265,7 @@ function yielding(runner: Runner): Runner {
       await new Promise((resolve) => setImmediate(resolve));
       return runner.run(request);
     },
-    createCache: (sequences) => runner.createCache(sequences),
+    createCache: (sequences, attention?: RunAttention) => runner.createCache(sequences, attention),
     ...(runner.createMemory && { createMemory: runner.createMemory.bind(runner) }),
     dispose: () => runner.dispose(),
     [Symbol.asyncDispose]: () => runner.dispose(),
