@@ -1,4 +1,11 @@
-import { CoppiceError, type Plan, parsePlan, throwIfAborted } from "@coppice/core";
+import {
+  type AttentionPlan,
+  CoppiceError,
+  type Plan,
+  parseAttentionPlan,
+  parsePlan,
+  throwIfAborted,
+} from "@coppice/core";
 import { readSmallFile } from "./folder.js";
 import { replaceJsonValues } from "./json-edit.js";
 import type { JsonObject } from "./json-object.js";
@@ -21,6 +28,8 @@ export interface OutputOptions {
   readonly layout?: OutputLayout;
   /** Kept in `coppice.json` under `metadata`; must survive JSON. */
   readonly metadata?: JsonObject;
+  /** How far heads see, kept in `coppice.json`; default: what the loaded checkpoint brings along. */
+  readonly attention?: AttentionPlan;
 }
 
 /** The files of an output checkpoint, known before any is written. */
@@ -49,7 +58,8 @@ export interface OutputSummary {
  * that; else the plan is refused, or written in the runtime layout (`layout: "runtime"`), which also keeps skip rules.
  *
  * Memory does not depend on the size of the checkpoint. The target is complete or absent.
- * @throws COPPICE_PLAN_INVALID, COPPICE_PLAN_MODEL, COPPICE_PLAN_KEEP, COPPICE_PLAN_GROUPS, COPPICE_PLAN_EXPORT,
+ * @throws COPPICE_PLAN_INVALID, COPPICE_PLAN_MODEL, COPPICE_PLAN_KEEP, COPPICE_PLAN_GROUPS, COPPICE_PLAN_EXPORT, the
+ * COPPICE_ATTENTION errors,
  * COPPICE_FORMAT_SHAPE, COPPICE_FORMAT_MISSING_TENSOR, COPPICE_FORMAT_DTYPE, COPPICE_FORMAT_TRUNCATED before anything is written;
  * COPPICE_FORMAT_NAN, COPPICE_IO_EXISTS, COPPICE_IO_NO_SPACE, COPPICE_IO_READ, COPPICE_IO_WRITE, COPPICE_ABORTED
  */
@@ -81,6 +91,7 @@ async function layOut(
 ): Promise<{ files: OutputFile[]; summary: OutputSummary }> {
   const { model } = loaded;
   const { maxShardBytes = defaultShardBytes, metadata, layout = "stock", signal } = options;
+  const attention = options.attention ? parseAttentionPlan(options.attention, model) : loaded.attention;
   throwIfAborted(signal, "laying out the checkpoint");
   if (!(maxShardBytes >= 1)) {
     throw new CoppiceError("COPPICE_USAGE", `maxShardBytes is ${maxShardBytes}, expected at least 1`);
@@ -91,7 +102,7 @@ async function layOut(
   const files = [
     ...packShards(tensors, maxShardBytes),
     await rewriteConfig(loaded, shape, signal),
-    textFile(provenanceFileName, provenanceText(createProvenance(model, checked, metadata))),
+    textFile(provenanceFileName, provenanceText(createProvenance(model, checked, attention, metadata))),
     ...(await companionFiles(loaded, [provenanceFileName])),
   ];
   throwIfAborted(signal, "laying out the checkpoint");

@@ -26,6 +26,8 @@ export interface FormatLimits {
    * 450 MB. No runtime of JavaScript has strings much longer than that.
    */
   readonly provenanceBytes: number;
+  /** Bytes of a larger coppice.json that are read when a checkpoint is opened, to find what stands before the plan. */
+  readonly originBytes: number;
   /** Entries of a checkpoint folder. */
   readonly folderEntries: number;
 }
@@ -41,5 +43,6 @@ export const defaultLimits: FormatLimits = {
   shards: 10_000,
   configBytes: 16_000_000,
   provenanceBytes: 500_000_000,
+  originBytes: 4_000_000,
   folderEntries: 100_000,
 };

@@ -1,4 +1,10 @@
-import type { MoeModel, TensorRef, WeightReader } from "@coppice/core";
+import {
+  type AttentionPlan,
+  type MoeModel,
+  parseAttentionPlan,
+  type TensorRef,
+  type WeightReader,
+} from "@coppice/core";
 import { ConfigReader } from "./config.js";
 import { type Described, describeModel } from "./families/describe.js";
 import { type Candidate, type Detected, findCandidates, unknownFamily } from "./families/detect.js";
@@ -8,6 +14,7 @@ import { fingerprintModel } from "./fingerprint.js";
 import { type CheckpointFolder, readSmallFile } from "./folder.js";
 import { type JsonObject, parseJsonObject } from "./json-object.js";
 import { defaultLimits, type FormatLimits } from "./limits.js";
+import { readOrigin } from "./output/provenance.js";
 import { withSkipRules } from "./skip-rules.js";
 import { SourceCache } from "./source-cache.js";
 import { openTensorFiles, type TensorFiles } from "./tensor-files.js";
@@ -35,6 +42,8 @@ export interface LoadedCheckpoint extends AsyncDisposable {
   readonly mtpLayers: number;
   /** `quant_method` of config.json; undefined when it announces no quantization. */
   readonly quantization: string | undefined;
+  /** How far the heads of this checkpoint see, where its `coppice.json` says so. */
+  readonly attention: AttentionPlan | undefined;
   /** Closes the files and the folder. Reads that are under way may fail. */
   close(): Promise<void>;
 }
@@ -57,7 +66,7 @@ export interface LoadOptions {
  * await using checkpoint = await loadModel(await openFolder("Mixtral-8x7B-v0.1"));
  * const router = await checkpoint.weights.read(checkpoint.tensors.get("model.norm.weight")!);
  * ```
- * @throws the COPPICE_FORMAT and COPPICE_FAMILY errors, COPPICE_IO_READ, COPPICE_ABORTED
+ * @throws the COPPICE_FORMAT, COPPICE_FAMILY and COPPICE_ATTENTION errors, COPPICE_IO_READ, COPPICE_ABORTED
  */
 export async function loadModel(
   folder: CheckpointFolder,
@@ -85,8 +94,10 @@ export async function loadModel(
     const model = withSkipRules(described.model, root);
     const fingerprint =
       files.incomplete.length > 0 ? "" : await fingerprintModel(model, files.tensors, sources, signal);
+    const origin = await readOrigin(folder, sources, { signal });
+    const complete = { ...model, fingerprint, ...(origin && { derivedFrom: origin.derivedFrom }) };
     return {
-      model: { ...model, fingerprint },
+      model: complete,
       config,
       weights: createWeightReader(sources),
       tensors: files.tensors,
@@ -103,6 +114,7 @@ export async function loadModel(
       edits: described.edits,
       mtpLayers: described.mtp.length,
       quantization: described.quantization,
+      attention: origin?.attention === undefined ? undefined : parseAttentionPlan(origin.attention, complete),
       close,
       [Symbol.asyncDispose]: close,
     };

@@ -19,6 +19,7 @@ import {
   type TensorRef,
   type WeightReader,
 } from "@coppice/core";
+import { lineage } from "./output/provenance.js";
 
 /** A model of some experts of another one, for a backend to load. */
 export interface PartialModel extends Pick<LoadRequest, "model" | "weights"> {
@@ -57,7 +58,7 @@ export function partialModel(model: MoeModel, weights: WeightReader, plan: Plan)
     return { ...layer, feedForward: keepExperts(layer.feedForward, entry, gathered) };
   });
   return {
-    model: { ...model, fingerprint: planKey(canonical, model), layers },
+    model: { ...model, fingerprint: planKey(canonical, model), derivedFrom: lineage(model), layers },
     weights: gatheringReader(weights, gathered),
     experts,
   };

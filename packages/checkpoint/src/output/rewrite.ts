@@ -1,5 +1,6 @@
 import {
   CoppiceError,
+  createPlan,
   type DType,
   dtypeBytes,
   elementCount,
@@ -13,6 +14,13 @@ import type { LoadedCheckpoint } from "../load.js";
 import { checkComplete, companionFiles, textFile } from "./companion-files.js";
 import type { ConfigChanges } from "./config-changes.js";
 import { bytesContent, rangeContent } from "./content.js";
+import {
+  createProvenance,
+  lineage,
+  provenanceFileName,
+  provenanceText,
+  readProvenance,
+} from "./provenance.js";
 import { defaultShardBytes, layOutShards } from "./shards.js";
 import type { ByteSink, CheckpointTarget, TargetTransaction } from "./target.js";
 import { fillSink, type OutputFile, outputFile, type WriteOptions } from "./write-files.js";
@@ -48,7 +56,7 @@ export interface RewriteSummary {
 /**
  * Writes a checkpoint with other tensors than the loaded one: some copied byte by byte, the others computed by `produce`
  * in whatever order it likes, so that none but the tensor at hand is in memory. Small files are copied, config.json gets
- * the changes. The target is complete or absent.
+ * the changes, `coppice.json` the loaded checkpoint among those that this one is derived from. The target is complete or absent.
  * @throws COPPICE_FORMAT_TRUNCATED, COPPICE_IO_EXISTS, COPPICE_IO_NO_SPACE, COPPICE_IO_READ, COPPICE_IO_WRITE,
  * COPPICE_ABORTED, and whatever `produce` throws
  */
@@ -67,7 +75,8 @@ export async function rewriteCheckpoint(
   const small = [
     ...(index ? [index] : []),
     textFile("config.json", config ? replaceJsonValues(text, config.replace, config.insert) : text),
-    ...(await companionFiles(loaded, [])),
+    textFile(provenanceFileName, await rewrittenProvenance(loaded, signal)),
+    ...(await companionFiles(loaded, [provenanceFileName])),
   ];
   const tensorBytes = tensors.reduce((sum, tensor) => sum + bytesOf(tensor), 0);
   const files = [
@@ -94,6 +103,19 @@ export async function rewriteCheckpoint(
   }
   options.emitter?.notify("artifact", { kind: "checkpoint", path: target.label });
   return { files, bytes: total, tensorBytes };
+}
+
+/** What `coppice.json` said before, one checkpoint further on. */
+async function rewrittenProvenance(
+  { model, folder }: LoadedCheckpoint,
+  signal: AbortSignal | undefined,
+): Promise<string> {
+  const before = await readProvenance(folder, signal ? { signal } : {});
+  return provenanceText(
+    before
+      ? { ...before, derivedFrom: lineage(model) }
+      : createProvenance(model, createPlan(model), undefined),
+  );
 }
 
 /** The files of a checkpoint while its tensors are computed. */
