@@ -62,6 +62,10 @@ export const commands: Readonly<Record<string, Entry>> = {
     summary: "search which experts to keep and how to merge them",
     load: async () => (await import("./commands/search.js")).searchCommand,
   },
+  attention: {
+    summary: "decide how far back every head looks, and show such plans",
+    load: async () => (await import("./commands/attention.js")).attentionCommand,
+  },
   profile: {
     summary: "keep experts per task, and find the task of a prompt",
     load: async () => (await import("./commands/profile.js")).profileCommand,

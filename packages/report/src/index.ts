@@ -1,4 +1,5 @@
 export { formatBytes, formatCount, formatDifference, formatScore, formatShare } from "./format.js";
+export { type AttentionLength, type AttentionReport, renderAttention } from "./render-attention.js";
 export { renderReport } from "./render-report.js";
 export {
   type Estimate,
