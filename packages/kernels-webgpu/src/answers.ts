@@ -20,7 +20,7 @@ export function scoreTargets(
 ): void {
   const kernel = gpu.kernel("score-targets", () => ({
     name: "score-targets",
-    params: { rows: "u32", vocab: "u32", from: "u32" },
+    params: { rows: "u32", vocab: "u32", start: "u32" },
     bindings: [
       reads("logits", "array<f32>"),
       reads("targets", "array<u32>"),
@@ -34,9 +34,9 @@ ${reduceCode("add_all", "sum", threads)}
 ${mainOf(threads)} {
   let row = ${groupIndex};
   if (row >= p.rows) { return; }
-  let start = row * p.vocab;
-  var best = start + min(t, p.vocab - 1u);
-  for (var i = start + t; i < start + p.vocab; i += ${threads}u) { if (logits[i] > logits[best]) { best = i; } }
+  let begin = row * p.vocab;
+  var best = begin + min(t, p.vocab - 1u);
+  for (var i = begin + t; i < begin + p.vocab; i += ${threads}u) { if (logits[i] > logits[best]) { best = i; } }
   best_value[t] = logits[best];
   best_id[t] = best;
   for (var step = ${threads / 2}u; step > 0u; step /= 2u) {
@@ -52,13 +52,18 @@ ${mainOf(threads)} {
   workgroupBarrier();
   let most = best_value[0];
   var part = 0.0;
-  for (var i = start + t; i < start + p.vocab; i += ${threads}u) { part += exp(logits[i] - most); }
+  for (var i = begin + t; i < begin + p.vocab; i += ${threads}u) { part += exp(logits[i] - most); }
   let sum = add_all(t, part);
   if (t == 0u) {
-    log_probs[p.from + row] = logits[start + targets[p.from + row]] - most - log(sum);
-    argmax[p.from + row] = best_id[0] - start;
+    log_probs[p.start + row] = logits[begin + targets[p.start + row]] - most - log(sum);
+    argmax[p.start + row] = best_id[0] - begin;
   }
 }`,
   }));
-  gpu.commands.dispatch(kernel, [logits, targets, logProbs, argmax], { rows, vocab, from }, ...spread(rows));
+  gpu.commands.dispatch(
+    kernel,
+    [logits, targets, logProbs, argmax],
+    { rows, vocab, start: from },
+    ...spread(rows),
+  );
 }

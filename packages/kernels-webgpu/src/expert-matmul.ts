@@ -4,7 +4,7 @@ import type { Gpu } from "./gpu.js";
 import type { GpuBuffer } from "./gpu-buffer.js";
 import { type GpuMatrix, partBuffers } from "./gpu-matrix.js";
 import { rowsKey, rowsOutputs, rowsSource } from "./rows-code.js";
-import { tiledKey, tiledSource } from "./tiled-code.js";
+import { type Tile, tileColumns, tiledKey, tiledSource } from "./tiled-code.js";
 
 /** Which expert every choice of every token goes to; a choice is `token * topK + rank`. */
 export interface Choices {
@@ -29,6 +29,8 @@ export interface SortedChoices {
   readonly tiles: GpuBuffer;
   /** Most tiles that there can be. */
   readonly most: number;
+  /** Rows of a tile. */
+  readonly tile: Tile;
 }
 
 export interface ExpertMatmulCall {
@@ -47,39 +49,32 @@ export interface ExpertMatmulCall {
   readonly half?: boolean;
 }
 
-/** Matrices of some experts: `up`, and `gate` for gated activations, in equal parts. */
+/** Matrices of some experts, one block each; for gated activations, rows of up and gate in turn. */
 export interface ExpertStack {
-  readonly up: GpuMatrix;
-  readonly gate?: GpuMatrix | undefined;
+  readonly matrix: GpuMatrix;
   /** [blocks, rows] */
-  readonly upBias?: GpuBuffer | undefined;
-  readonly gateBias?: GpuBuffer | undefined;
+  readonly bias?: GpuBuffer | undefined;
 }
-
-/** Rows of a tile of sorted choices. */
-export const groupedTile = 64;
 
 /** For every choice, the projection of its expert; `stacks` may differ in their formats. */
 export function expertMatmul(gpu: Gpu, call: ExpertMatmulCall): void {
   const { choices, x, perChoice, stacks, activation, scaled = false, y, half = false } = call;
   const { tokens, topK, slots, gates, places, sorted } = choices;
   const kind: ActivationKind = activation?.kind ?? "none";
-  const gated = isGated(kind);
   let first = 0;
-  for (const { up, gate, upBias, gateBias } of stacks) {
-    const { format, rows, columns } = up;
-    const bias = upBias !== undefined;
-    const shared = { format, bias, activation: kind, scaled, vectors: columns % 4 === 0 };
-    const tiledOptions = { ...shared, grouped: true, half, tile: groupedTile } as const;
+  for (const { matrix, bias } of stacks) {
+    const { format, columns, parts, blocks } = matrix;
+    const rows = matrix.rows / (isGated(kind) ? 2 : 1);
+    const shared = { format, bias: bias !== undefined, activation: kind, scaled, vectors: columns % 4 === 0 };
+    const tile = sorted?.tile ?? 16;
+    const tiledOptions = { ...shared, grouped: true, half, tile };
     const rowsOptions = { ...shared, rows: 1, gathered: true } as const;
     const kernel = sorted
       ? gpu.kernel(tiledKey(tiledOptions), () => tiledSource(tiledOptions))
       : gpu.kernel(rowsKey(rowsOptions), () => rowsSource(rowsOptions));
-    const across = Math.ceil(rows / (sorted ? (gated ? groupedTile / 2 : groupedTile) : rowsOutputs));
-    const biases = bias ? [upBias, ...(gated ? [gateBias as GpuBuffer] : [])] : [];
-    up.parts.forEach((part, i) => {
-      const matrices = [part, ...(gated ? [(gate as GpuMatrix).parts[i] ?? part] : [])].flatMap(partBuffers);
-      const where = sorted ? [sorted.order, sorted.tiles] : [slots, places];
+    const across = Math.ceil(rows / (sorted ? tileColumns(tile, isGated(kind)) : rowsOutputs));
+    const where = sorted ? [sorted.order, sorted.tiles] : [slots, places];
+    for (const part of parts) {
       const params = {
         m: tokens * topK,
         n: rows,
@@ -87,14 +82,22 @@ export function expertMatmul(gpu: Gpu, call: ExpertMatmulCall): void {
         divisor: perChoice ? 1 : topK,
         first: first + part.first,
         count: part.count,
-        column: 0,
+        // Where the biases of the part begin.
+        column: part.first * matrix.rows,
         stride: rows,
         factor: 1,
         ...activationParams(activation),
       };
-      const buffers = [x, ...matrices, ...biases, ...where, ...(scaled ? [gates] : []), y];
+      const buffers = [
+        x,
+        ...partBuffers(part),
+        ...(bias ? [bias] : []),
+        ...where,
+        ...(scaled ? [gates] : []),
+        y,
+      ];
       gpu.commands.dispatch(kernel, buffers, params, across, sorted ? sorted.most : tokens * topK);
-    });
-    first += up.blocks;
+    }
+    first += blocks;
   }
 }

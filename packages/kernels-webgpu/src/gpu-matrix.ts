@@ -21,10 +21,8 @@ export interface MatrixPart {
   readonly first: number;
   readonly count: number;
   readonly codes: GpuBuffer;
-  /** [rows, columns / groupSize]; of quantized matrices. */
+  /** [rows, columns / groupSize], of quantized matrices: scales, or pairs of scale and zero point. */
   readonly scales?: GpuBuffer;
-  /** One byte per group; of quantized matrices with zero points. */
-  readonly zeros?: GpuBuffer;
 }
 
 /**
@@ -58,8 +56,12 @@ export function rowBytes(format: WeightFormat, columns: number): number {
 
 /** Bytes that a matrix takes on the device. */
 export function matrixBytes(format: WeightFormat, rows: number, columns: number): number {
-  const perRow = format.kind === "quantized" ? (columns / format.groupSize) * (format.zeros ? 5 : 4) : 0;
-  return rows * (rowBytes(format, columns) + perRow);
+  return rows * (rowBytes(format, columns) + scaleBytes(format, columns));
+}
+
+/** Bytes of the scales of one row. */
+function scaleBytes(format: WeightFormat, columns: number): number {
+  return format.kind === "quantized" ? (columns / format.groupSize) * (format.zeros ? 8 : 4) : 0;
 }
 
 /** An empty matrix in as many parts as the device's binding limit asks for. */
@@ -68,7 +70,8 @@ export function createMatrix(
   { format, blocks, rows, columns }: Omit<GpuMatrix, "parts">,
   label: string,
 ): GpuMatrix {
-  const blockBytes = rows * rowBytes(format, columns);
+  const scales = scaleBytes(format, columns);
+  const blockBytes = rows * Math.max(rowBytes(format, columns), scales);
   const most = Math.floor(gpu.maxBindingBytes / blockBytes);
   if (most === 0) {
     throw new CoppiceError(
@@ -80,56 +83,65 @@ export function createMatrix(
   const parts: MatrixPart[] = [];
   for (let first = 0; first < blocks; first += most) {
     const count = Math.min(most, blocks - first);
-    const groups = format.kind === "quantized" ? (count * rows * columns) / format.groupSize : 0;
     parts.push({
       first,
       count,
-      codes: gpu.buffer(count * blockBytes, label),
-      ...(groups > 0 && { scales: gpu.buffer(4 * groups, `${label} scales`) }),
-      ...(format.kind === "quantized" &&
-        format.zeros && { zeros: gpu.buffer(groups, `${label} zero points`) }),
+      codes: gpu.buffer(count * rows * rowBytes(format, columns), label),
+      ...(scales > 0 && { scales: gpu.buffer(count * rows * scales, `${label} scales`) }),
     });
   }
   return { format, blocks, rows, columns, parts };
 }
 
 export function disposeMatrix({ parts }: GpuMatrix): void {
-  for (const { codes, scales, zeros } of parts) for (const one of [codes, scales, zeros]) one?.dispose();
+  for (const { codes, scales } of parts) for (const one of [codes, scales]) one?.dispose();
 }
 
 /**
- * Writes float32 values into blocks from `block` on. Values must be ones that the format holds: they are cut off to it, not rounded.
- * @param values whole blocks
+ * Writes float32 values into rows from `row` on, counted through all blocks. Values must be ones that the format holds: they are
+ * cut off to it, not rounded.
+ * @param values whole rows
  */
-export function writeBlocks(gpu: Gpu, matrix: GpuMatrix, block: number, values: Float32Array): void {
-  const { rows, columns, format, parts } = matrix;
-  const size = rows * columns;
-  for (const { first, count, codes } of parts) {
-    const from = Math.max(first, block);
-    const to = Math.min(first + count, block + values.length / size);
-    if (from >= to) continue;
-    const stretch = values.subarray((from - block) * size, (to - block) * size);
-    const byte = (from - first) * rows * rowBytes(format, columns);
-    gpu.write(codes, packRows(stretch, columns, format), byte);
-  }
+export function writeRows(gpu: Gpu, matrix: GpuMatrix, row: number, values: Float32Array): void {
+  const { columns, format } = matrix;
+  eachStretch(matrix, row, values.length / columns, ({ codes }, at, from, to) => {
+    const stretch = values.subarray(from * columns, to * columns);
+    gpu.write(codes, packRows(stretch, columns, format), at * rowBytes(format, columns));
+  });
 }
 
-/** Writes a quantized matrix into one block, or over all of them when they are its rows. */
-export function writeQuantized(gpu: Gpu, matrix: GpuMatrix, block: number, from: QuantizedMatrix): void {
-  const { rows, columns, format, parts } = matrix;
+/** Writes a quantized matrix into rows from `row` on, counted through all blocks. */
+export function writeQuantized(gpu: Gpu, matrix: GpuMatrix, row: number, from: QuantizedMatrix): void {
+  const { columns, format } = matrix;
   if (format.kind !== "quantized") throw new TypeError("the matrix does not hold codes");
   const groups = columns / format.groupSize;
+  const codeBytes = rowBytes(format, columns);
   const zeros = from.zeroPoints && unpackBits(from.zeroPoints, from.rows, groups, from.bits);
+  const middle = 2 ** (from.bits - 1);
+  const scales = format.zeros
+    ? Float32Array.from({ length: 2 * from.scales.length }, (_, i) =>
+        i % 2 === 0 ? (from.scales[i / 2] as number) : (zeros?.[(i - 1) / 2] ?? middle),
+      )
+    : from.scales;
+  const perRow = scales.length / from.rows;
+  eachStretch(matrix, row, from.rows, (part, at, start, end) => {
+    gpu.write(part.codes, from.codes.subarray(start * codeBytes, end * codeBytes), at * codeBytes);
+    gpu.write(part.scales as GpuBuffer, scales.subarray(start * perRow, end * perRow), 4 * at * perRow);
+  });
+}
+
+/** The parts that rows from `row` on lie in: the row of the part, and the first and last of the given rows. */
+function eachStretch(
+  { rows, parts }: GpuMatrix,
+  row: number,
+  count: number,
+  visit: (part: MatrixPart, at: number, from: number, to: number) => void,
+): void {
   for (const part of parts) {
-    const start = Math.max(part.first, block);
-    const end = Math.min(part.first + part.count, block + from.rows / rows);
-    if (start >= end) continue;
-    const cut = <T extends Float32Array | Uint8Array>(values: T, perRow: number) =>
-      values.subarray((start - block) * rows * perRow, (end - block) * rows * perRow) as T;
-    const at = (start - part.first) * rows;
-    gpu.write(part.codes, cut(from.codes, rowBytes(format, columns)), at * rowBytes(format, columns));
-    gpu.write(part.scales as GpuBuffer, cut(from.scales, groups), 4 * at * groups);
-    if (zeros) gpu.write(part.zeros as GpuBuffer, cut(zeros, groups), at * groups);
+    const first = part.first * rows;
+    const from = Math.max(first, row);
+    const to = Math.min(first + part.count * rows, row + count);
+    if (from < to) visit(part, from - first, from - row, to - row);
   }
 }
 
@@ -171,7 +183,7 @@ function float16(value: number): number {
   return sign | ((exponent + 15) << 10) | (mantissa >>> 13);
 }
 
-/** Bindings of a part under the names `<name>`, `<name>_scales` and `<name>_zeros`. */
+/** Bindings of a part under the names `<name>` and `<name>_scales`. */
 export function matrixBindings(name: string, format: WeightFormat): KernelBinding[] {
   switch (format.kind) {
     case "f32":
@@ -182,15 +194,13 @@ export function matrixBindings(name: string, format: WeightFormat): KernelBindin
     case "quantized":
       return [
         reads(name, format.bits === 8 ? "array<vec2u>" : "array<u32>"),
-        reads(`${name}_scales`, "array<f32>"),
-        ...(format.zeros ? [reads(`${name}_zeros`, "array<u32>")] : []),
+        reads(`${name}_scales`, format.zeros ? "array<vec2f>" : "array<f32>"),
       ];
   }
 }
 
 /** The buffers of a part in the order of its bindings. */
-export const partBuffers = ({ codes, scales, zeros }: MatrixPart) =>
-  [codes, scales, zeros].filter((one) => one !== undefined);
+export const partBuffers = ({ codes, scales }: MatrixPart) => (scales ? [codes, scales] : [codes]);
 
 /**
  * WGSL of `fn <name>_load(row, k8) -> array<vec4f, 2>`: the weights of columns 8 k8 to 8 k8 + 7 of a row of the part,
@@ -221,9 +231,11 @@ export function loadCode(name: string, format: WeightFormat, columns: string): s
 }`;
     case "quantized": {
       const { bits, groupSize, zeros } = format;
-      const zero = zeros
-        ? `f32((${name}_zeros[group / 4u] >> (8u * (group % 4u))) & 0xffu)`
-        : `${2 ** (bits - 1)}.0`;
+      const factors = zeros
+        ? `let scale = ${name}_scales[group].x;
+  let zero = ${name}_scales[group].y;`
+        : `let scale = ${name}_scales[group];
+  let zero = ${2 ** (bits - 1)}.0;`;
       const codes = {
         8: `let w = ${name}[at];
   let a = vec4f((vec4u(w.x) >> vec4u(0u, 8u, 16u, 24u)) & vec4u(255u));
@@ -237,8 +249,7 @@ export function loadCode(name: string, format: WeightFormat, columns: string): s
       }[bits];
       return `${head}
   let group = at / ${groupSize / 8}u;
-  let scale = ${name}_scales[group];
-  let zero = ${zero};
+  ${factors}
   ${codes}
   return array<vec4f, 2>((a - zero) * scale, (b - zero) * scale);
 }`;

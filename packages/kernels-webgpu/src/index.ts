@@ -36,8 +36,8 @@ export {
   matrixBytes,
   rowBytes,
   type WeightFormat,
-  writeBlocks,
   writeQuantized,
+  writeRows,
 } from "./gpu-matrix.js";
 export type { Kernel, KernelBinding, KernelSource, ParamType } from "./kernel.js";
 export * from "./matmul.js";

@@ -1,17 +1,22 @@
+import type { ActivationSpec } from "@coppice/core";
+import { type ActivationKind, activationParams, isGated } from "./activation-code.js";
 import type { Gpu } from "./gpu.js";
 import type { GpuBuffer } from "./gpu-buffer.js";
 import { type GpuMatrix, partBuffers } from "./gpu-matrix.js";
 import { rowsKey, rowsOutputs, rowsSource } from "./rows-code.js";
-import { tiledKey, tiledSource } from "./tiled-code.js";
+import { tileColumns, tiledKey, tiledSource } from "./tiled-code.js";
 
+/** `y = activation(x Wᵀ + bias) * factor`. */
 export interface MatmulCall {
   /** [rows, columns of the matrix] */
   readonly x: GpuBuffer;
   readonly rows: number;
-  /** One matrix in blocks of one row. */
+  /** Blocks of one row, or of one row of up and one of gate for gated activations: one block per column of y. */
   readonly weight: GpuMatrix;
-  /** [blocks] */
+  /** One value per row of the weight. */
   readonly bias?: GpuBuffer | undefined;
+  /** Absent: none. */
+  readonly activation?: ActivationSpec | undefined;
   /** [rows, blocks] */
   readonly y: GpuBuffer;
   /** On y. @default 1 */
@@ -23,20 +28,20 @@ export interface MatmulCall {
 /** Rows of x from which on tiles in workgroup memory pay. */
 export const fewRows = 8;
 
-/** y = (x Wᵀ + bias) * factor, in float32. */
+/** A projection, or the hidden units of an MLP, in float32. */
 export function matmul(gpu: Gpu, call: MatmulCall): void {
-  const { x, rows, weight, bias, y, factor = 1, half = false } = call;
+  const { x, rows, weight, bias, activation, y, factor = 1, half = false } = call;
   const { format, blocks, columns, parts } = weight;
+  const kind: ActivationKind = activation?.kind ?? "none";
   const shared = {
     format,
     bias: bias !== undefined,
-    activation: "none",
+    activation: kind,
     scaled: false,
     vectors: columns % 4 === 0,
-  } as const;
+  };
   const few = rows <= fewRows;
-  // Twice as many columns per thread pay once every multiprocessor has a tile of its own.
-  const tile = rows >= 512 && blocks >= 512 ? 128 : 64;
+  const tile = rows >= 512 && blocks >= 512 ? 128 : rows > 32 ? 64 : 16;
   const perGroup = rows > 4 ? 8 : rows > 2 ? 4 : rows === 2 ? 2 : 1;
   const rowsOptions = { ...shared, rows: perGroup, gathered: false } as const;
   const tiledOptions = { ...shared, grouped: false, half, tile } as const;
@@ -54,12 +59,11 @@ export function matmul(gpu: Gpu, call: MatmulCall): void {
       column: part.first,
       stride: blocks,
       factor,
-      limit: 0,
-      alpha: 0,
+      ...activationParams(activation),
     };
     const [across, down] = few
       ? [Math.ceil(part.count / rowsOutputs), 1]
-      : [Math.ceil(part.count / tile), Math.ceil(rows / tile)];
+      : [Math.ceil(part.count / tileColumns(tile, isGated(kind))), Math.ceil(rows / tile)];
     gpu.commands.dispatch(
       kernel,
       [x, ...partBuffers(part), ...(bias ? [bias] : []), y],

@@ -20,7 +20,7 @@ export interface NormCall {
   readonly stride?: number;
 }
 
-type Param = "rows" | "size" | "stride" | "target" | "epsilon";
+type Param = "rows" | "size" | "stride" | "next" | "epsilon";
 const threads = 64;
 
 /** `NormSpec` over rows; each sum is one of partial sums of 64 threads, float32. */
@@ -31,7 +31,7 @@ export function norm(gpu: Gpu, call: NormCall): void {
     normSource(kind, weight !== undefined, bias !== undefined, y === undefined),
   );
   const buffers = [...(y ? [x] : []), weight, bias, y ?? x].filter((one) => one !== undefined);
-  const params = { rows, size, stride, target: y ? size : stride, epsilon };
+  const params = { rows, size, stride, next: y ? size : stride, epsilon };
   gpu.commands.dispatch(kernel, buffers, params, ...spread(rows));
 }
 
@@ -45,7 +45,7 @@ function normSource(
   const value = `${weight ? "value * weight[i]" : "value"}${bias ? " + bias[i]" : ""}`;
   return {
     name: "norm",
-    params: { rows: "u32", size: "u32", stride: "u32", target: "u32", epsilon: "f32" },
+    params: { rows: "u32", size: "u32", stride: "u32", next: "u32", epsilon: "f32" },
     bindings: [
       ...(inPlace ? [] : [reads("x", "array<f32>")]),
       ...(weight ? [reads("weight", "array<f32>")] : []),
@@ -58,7 +58,7 @@ ${mainOf(threads)} {
   let row = ${groupIndex};
   if (row >= p.rows) { return; }
   let source = row * p.stride;
-  let target_row = row * p.target;
+  let out = row * p.next;
   var mean = 0.0;
 ${
   kind === "layer"
@@ -75,7 +75,7 @@ ${
   let factor = 1.0 / sqrt(add_all(t, squares) / f32(p.size) + p.epsilon);
   for (var i = t; i < p.size; i += ${threads}u) {
     let value = (${x}[source + i] - mean) * factor;
-    y[target_row + i] = ${value};
+    y[out + i] = ${value};
   }
 }`,
   };

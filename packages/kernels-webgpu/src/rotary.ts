@@ -92,11 +92,11 @@ export function unfoldLatent(gpu: Gpu, call: UnfoldCall): void {
   let size = p.nope + p.rotary + p.value;
   let head = i / size;
   let d = i % size;
-  let from = head * (p.nope + p.value);
-  if (d < p.nope) { keys[head * (p.nope + p.rotary) + d] = unfolded[from + d]; }
+  let source = head * (p.nope + p.value);
+  if (d < p.nope) { keys[head * (p.nope + p.rotary) + d] = unfolded[source + d]; }
   else if (d < p.nope + p.rotary) {
     keys[head * (p.nope + p.rotary) + d] = down[head / p.heads * (p.rank + p.rotary) + p.rank + d - p.nope];
-  } else { values[head * p.value + d - p.nope - p.rotary] = unfolded[from + d - p.rotary]; }
+  } else { values[head * p.value + d - p.nope - p.rotary] = unfolded[source + d - p.rotary]; }
 }`,
   }));
   const count = tokens * heads * (nopeDim + rotaryDim + valueDim);

@@ -39,19 +39,23 @@ const lanes = 32;
  * y = activation(x Wᵀ + bias) * factor for few rows of x, as decoding has them: weights are read once, 8 columns per thread
  * and neighbouring threads side by side, and the sums of an output are added in workgroup memory.
  *
- * Bindings: x, the matrix or matrices, their biases, slots, places (and gate weights) where rows are gathered, y.
+ * For gated activations, rows of W are those of up and gate in turn.
+ *
+ * Bindings: x, W, bias, slots, places (and gate weights) where rows are gathered, y.
  */
 export function rowsSource(options: RowsOptions): KernelSource<RowsParam> {
   const { format, bias, activation, rows, gathered, scaled, vectors } = options;
   const names = isGated(activation) ? ["up", "gate"] : ["up"];
   const threads = lanes * rowsOutputs;
-  const add = (name: string) =>
-    bias ? ` + ${name}_bias[${gathered ? "base" : "p.column"} + min(n, p.n - 1u)]` : "";
+  const add = (which: number) =>
+    bias
+      ? ` + bias[${gathered ? "p.column + weight_row" : `${names.length}u * p.column + weight_row`} + ${which}u]`
+      : "";
   const sums = names.flatMap((name) => range(rows).map((r) => ({ name, r })));
   const at = (i: number) => `${i * threads}u + t`;
   const code = `
 var<workgroup> sums: array<f32, ${threads * sums.length}>;
-${names.map((name) => loadCode(name, format, "((p.k + 7u) / 8u * 8u)")).join("\n")}
+${loadCode("w", format, "((p.k + 7u) / 8u * 8u)")}
 ${activationCode(activation)}
 fn load_x(row: u32, k4: u32) -> vec4f {
 ${
@@ -73,15 +77,15 @@ ${
   if (slot < 0) { return; }
   let expert = places[u32(slot)];
   if (expert < p.first || expert >= p.first + p.count) { return; }
-  let base = (expert - p.first) * p.n;
+  let base = (expert - p.first) * p.n * ${names.length}u;
   let first_row = choice;`
     : `  let base = 0u;
   let first_row = group.y * ${rows}u;`
 }
-  let weight_row = base + min(n, p.n - 1u);
+  let weight_row = base + ${names.length}u * min(n, p.n - 1u);
 ${sums.map(({ name, r }) => `  var ${name}_${r} = 0.0;`).join("\n")}
   for (var k8 = lane; k8 < (p.k + 7u) / 8u; k8 += ${lanes}u) {
-${names.map((name) => `    let ${name}_w = ${name}_load(weight_row, k8);`).join("\n")}
+${names.map((name, which) => `    let ${name}_w = w_load(weight_row + ${which}u, k8);`).join("\n")}
 ${range(rows)
   .map(
     (r) => `    let row_${r} = min(first_row + ${r}u, p.m - 1u) / p.divisor;
@@ -102,9 +106,9 @@ ${sums.map((_, i) => `      sums[${at(i)}] += sums[${at(i)} + step];`).join("\n"
 ${range(rows)
   .map((r) => {
     const scale = scaled ? " * gates[first_row]" : "";
-    const up = `sums[${at(r)}]${scale}${add("up")}`;
-    const gate = names.length > 1 ? `sums[${at(rows + r)}]${scale}${add("gate")}` : "0.0";
-    return `    if (first_row + ${r}u < p.m) { y[(first_row + ${r}u) * p.stride + p.column + n] = activate(${gate}, ${up}) * p.factor; }`;
+    const up = `sums[${at(r)}]${scale}${add(0)}`;
+    const gate = names.length > 1 ? `sums[${at(rows + r)}]${scale}${add(1)}` : "0.0";
+    return `    if (first_row + ${r}u < p.m) { y[(first_row + ${r}u) * p.stride + ${gathered ? "" : "p.column + "}n] = activate(${gate}, ${up}) * p.factor; }`;
   })
   .join("\n")}
   }
@@ -114,8 +118,8 @@ ${range(rows)
     params: rowsParams,
     bindings: [
       reads("x", vectors ? "array<vec4f>" : "array<f32>"),
-      ...names.flatMap((name) => matrixBindings(name, format)),
-      ...(bias ? names.map((name) => reads(`${name}_bias`, "array<f32>")) : []),
+      ...matrixBindings("w", format),
+      ...(bias ? [reads("bias", "array<f32>")] : []),
       ...(gathered ? [reads("slots", "array<i32>"), reads("places", "array<u32>")] : []),
       ...(scaled ? [reads("gates", "array<f32>")] : []),
       writes("y", "array<f32>"),

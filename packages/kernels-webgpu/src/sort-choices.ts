@@ -1,7 +1,8 @@
-import { type Choices, groupedTile, type SortedChoices } from "./expert-matmul.js";
+import type { Choices, SortedChoices } from "./expert-matmul.js";
 import type { Gpu } from "./gpu.js";
 import type { GpuBuffer } from "./gpu-buffer.js";
 import { type KernelSource, reads, writes } from "./kernel.js";
+import type { Tile } from "./tiled-code.js";
 
 /** Slots that the counters in workgroup memory have room for; 16 KiB are what every device has. */
 export const slotLimit = 1024;
@@ -12,8 +13,11 @@ export function sortedBytes(choices: number, slotCount: number): { order: number
   return { order: 4 * choices, tiles: 16 * (1 + mostTiles(choices, slotCount)) };
 }
 
+/** Small tiles where few tokens share an expert. */
+const tileOf = (choices: number, slotCount: number): Tile => (choices / slotCount > 24 ? 64 : 16);
+
 function mostTiles(choices: number, slotCount: number): number {
-  return Math.floor(choices / groupedTile) + Math.min(choices, slotCount);
+  return Math.floor(choices / tileOf(choices, slotCount)) + Math.min(choices, slotCount);
 }
 
 /**
@@ -28,14 +32,20 @@ export function sortChoices(
   counts: GpuBuffer,
 ): SortedChoices {
   const choices = tokens * topK;
+  const tile = tileOf(choices, slotCount);
   const kernel = gpu.kernel("sort-choices", () => source);
-  gpu.commands.dispatch(kernel, [slots, places, order, tiles, counts], { choices, slots: slotCount }, 1);
-  return { order, tiles, most: mostTiles(choices, slotCount) };
+  gpu.commands.dispatch(
+    kernel,
+    [slots, places, order, tiles, counts],
+    { choices, slots: slotCount, tile },
+    1,
+  );
+  return { order, tiles, most: mostTiles(choices, slotCount), tile };
 }
 
-const source: KernelSource<"choices" | "slots"> = {
+const source: KernelSource<"choices" | "slots" | "tile"> = {
   name: "sort-choices",
-  params: { choices: "u32", slots: "u32" },
+  params: { choices: "u32", slots: "u32", tile: "u32" },
   bindings: [
     reads("slots", "array<i32>"),
     reads("places", "array<u32>"),
@@ -55,17 +65,17 @@ fn main(@builtin(local_invocation_index) t: u32) {
   workgroupBarrier();
   if (t == 0u) {
     var sum = 0u;
-    var tile = 0u;
+    var tile_count = 0u;
     for (var slot = 0u; slot < p.slots; slot++) {
       let count = atomicLoad(&next[slot]);
       starts[slot] = sum;
-      for (var done = 0u; done < count; done += ${groupedTile}u) {
-        tile++;
-        tiles[tile] = vec4u(places[slot], sum + done, min(${groupedTile}u, count - done), 0u);
+      for (var done = 0u; done < count; done += p.tile) {
+        tile_count++;
+        tiles[tile_count] = vec4u(places[slot], sum + done, min(p.tile, count - done), 0u);
       }
       sum += count;
     }
-    tiles[0] = vec4u(tile, 0u, 0u, 0u);
+    tiles[0] = vec4u(tile_count, 0u, 0u, 0u);
     counts[0] += sum;
   }
   workgroupBarrier();

@@ -2,6 +2,9 @@ import { type ActivationKind, activationCode, isGated } from "./activation-code.
 import { formatKey, loadCode, matrixBindings, type WeightFormat } from "./gpu-matrix.js";
 import { type KernelSource, reads, writes } from "./kernel.js";
 
+/** A small one fills more multiprocessors, a large one reads less. */
+export type Tile = 16 | 64 | 128;
+
 export interface TiledOptions {
   readonly format: WeightFormat;
   readonly bias: boolean;
@@ -14,9 +17,12 @@ export interface TiledOptions {
   readonly vectors: boolean;
   /** Whether the tiles in workgroup memory are f16; sums are f32 all the same. */
   readonly half: boolean;
-  /** Rows and columns of y per workgroup of 256 threads: 64 or 128. */
-  readonly tile: 64 | 128;
+  /** Rows and columns of y per workgroup of 256 threads. */
+  readonly tile: Tile;
 }
+
+/** Columns of y of one workgroup. */
+export const tileColumns = (tile: Tile, gated: boolean) => (gated && tile > 16 ? tile / 2 : tile);
 
 export const tiledKey = (o: TiledOptions) =>
   `tiled ${formatKey(o.format)} ${o.activation} ${[o.bias, o.grouped, o.scaled, o.vectors, o.half].map(Number).join("")} ${o.tile}`;
@@ -36,11 +42,11 @@ export type TiledParam =
 
 /**
  * y = activation(x Wᵀ + bias) * factor, x [m, k] and W [n, k] of one part, tile by tile: both tiles lie in workgroup memory by
- * vectors of 4 columns, and each thread sums a square of outputs in registers. Gated activations have a second matrix, and
- * half as many columns per tile of y keep the registers equal.
+ * vectors of 4 columns, and each thread sums a square of outputs in registers. For gated activations, rows of W are those of up
+ * and gate in turn, and half as many columns per tile of y keep the registers equal.
  *
- * Bindings: x, the matrix or matrices, their biases, sorted choices and tiles and gate weights where it has any, y. Biases are those
- * of the part: [blocks, n] where rows are grouped, else of all columns of y.
+ * Bindings: x, W, bias, sorted choices, tiles and gate weights where it has any, y. The bias is that of the part where rows are
+ * grouped, else that of all columns of y.
  */
 export function tiledSource(options: TiledOptions): KernelSource<TiledParam> {
   const { format, bias, activation, grouped, scaled, vectors, half, tile } = options;
@@ -48,15 +54,18 @@ export function tiledSource(options: TiledOptions): KernelSource<TiledParam> {
   const names = gated ? ["up", "gate"] : ["up"];
   // 16 by 16 threads; 16 KiB of workgroup memory are what every device has.
   const per = tile / 16;
-  const perN = gated ? per / 2 : per;
-  const tileN = perN * 16;
-  const depth = tile === 128 ? 2 : 4;
+  const tileN = tileColumns(tile, gated);
+  const perN = tileN / 16;
+  const depth = { 16: 8, 64: 4, 128: 2 }[tile];
   const vector = half ? "vec4h" : "vec4f";
   const squares = names.flatMap((name) =>
     range(per).flatMap((i) => range(perN).map((j) => ({ name, i, j, sum: `${name}_${i}_${j}` }))),
   );
   const weightLoads = names.map(
-    (name) => `    let ${name}_w = ${name}_load(select(0u, base + n0 + row, inside), k0 / 2u + pair);
+    (
+      name,
+      which,
+    ) => `    let ${name}_w = w_load(select(0u, base + ${names.length}u * (n0 + row) + ${which}u, inside), k0 / 2u + pair);
     ${name}_tile[2u * pair * ${tileN}u + row] = select(${vector}(0.0), ${vector}(${name}_w[0]), inside);
     ${name}_tile[(2u * pair + 1u) * ${tileN}u + row] = select(${vector}(0.0), ${vector}(${name}_w[1]), inside);`,
   );
@@ -67,7 +76,7 @@ const DEPTH = ${depth}u;
 var<workgroup> x_tile: array<${vector}, ${tile * depth}>;
 ${names.map((name) => `var<workgroup> ${name}_tile: array<${vector}, ${tileN * depth}>;`).join("\n")}
 var<workgroup> x_row: array<u32, ${tile}>;
-${names.map((name) => loadCode(name, format, "((p.k + 7u) / 8u * 8u)")).join("\n")}
+${loadCode("w", format, "((p.k + 7u) / 8u * 8u)")}
 ${activationCode(activation)}
 fn load_x(row: u32, k4: u32) -> vec4f {
 ${
@@ -91,7 +100,7 @@ ${
   if (place.x < p.first || place.x >= p.first + p.count) { return; }
   let start = place.y;
   let rows = place.z;
-  let base = (place.x - p.first) * p.n;`
+  let base = (place.x - p.first) * p.n * ${names.length}u;`
     : `  let start = group.y * TILE;
   let rows = min(TILE, p.m - start);
   let base = 0u;`
@@ -129,7 +138,7 @@ ${names
       ...range(per).map((i) => {
         const sum = `${name}_${i}_${j}`;
         const b = `${name}_b${j}`;
-        return `      ${sum} = fma(a_${i}.w, ${b}.w, fma(a_${i}.z, ${b}.z, fma(a_${i}.y, ${b}.y, fma(a_${i}.x, ${b}.x, ${sum}))));`;
+        return `      ${sum} = a_${i}.w * ${b}.w + (a_${i}.z * ${b}.z + (a_${i}.y * ${b}.y + (a_${i}.x * ${b}.x + ${sum})));`;
       }),
     ]),
   )
@@ -144,9 +153,12 @@ ${range(per)
 ${range(perN)
   .map((j) => {
     const at = `n0 + thread.x + ${16 * j}u`;
-    const add = (name: string) => (bias ? ` + ${name}_bias[${grouped ? "base" : "p.column"} + ${at}]` : "");
-    const gate = gated ? `gate_${i}_${j}${add("gate")}` : "0.0";
-    return `    if (${at} < p.n) { y[row * p.stride + p.column + ${at}] = activate(${gate}, up_${i}_${j}${add("up")}) * p.factor; }`;
+    const add = (which: number) =>
+      bias
+        ? ` + bias[${grouped ? "p.column + base" : `${names.length}u * p.column`} + ${names.length}u * (${at}) + ${which}u]`
+        : "";
+    const gate = gated ? `gate_${i}_${j}${add(1)}` : "0.0";
+    return `    if (${at} < p.n) { y[row * p.stride + ${grouped ? "" : "p.column + "}${at}] = activate(${gate}, up_${i}_${j}${add(0)}) * p.factor; }`;
   })
   .join("\n")}
   }`,
@@ -159,8 +171,8 @@ ${range(perN)
     params: tiledParams,
     bindings: [
       reads("x", vectors ? "array<vec4f>" : "array<f32>"),
-      ...names.flatMap((name) => matrixBindings(name, format)),
-      ...(bias ? names.map((name) => reads(`${name}_bias`, "array<f32>")) : []),
+      ...matrixBindings("w", format),
+      ...(bias ? [reads("bias", "array<f32>")] : []),
       ...(grouped ? [reads("sorted", "array<u32>"), reads("tiles", "array<vec4u>")] : []),
       ...(scaled ? [reads("gates", "array<f32>")] : []),
       writes("y", "array<f32>"),

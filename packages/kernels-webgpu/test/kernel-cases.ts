@@ -32,8 +32,12 @@ const matmuls: KernelCheck[] = [
     checkEmbedding(format, 11, 32),
   ]),
   // Rows that end within a vector, and every number of rows that share a reading of the weights.
-  ...[1, 2, 3, 7, 8, 9].map((rows) => checkMatmul({ format: f32, rows, columns: 22, outputs: 65, bias: true })),
-  ...[5, 12, 30].map((columns) => checkMatmul({ format: { kind: "bf16" }, rows: 4, columns, outputs: 9, bias: true })),
+  ...[1, 2, 3, 7, 8, 9].map((rows) =>
+    checkMatmul({ format: f32, rows, columns: 22, outputs: 65, bias: true }),
+  ),
+  ...[5, 12, 30].map((columns) =>
+    checkMatmul({ format: { kind: "bf16" }, rows: 4, columns, outputs: 9, bias: true }),
+  ),
   checkMatmul({ format: f32, rows: 515, columns: 20, outputs: 520, bias: true }),
   checkEmbedding({ kind: "bf16" }, 7, 10),
 ];
@@ -80,7 +84,11 @@ const mark: NonNullable<RouterSpec["correction"]> = {
   begin: 0,
   end: 0,
 };
-const kept = (slots: readonly number[], more: Partial<LayerPlan> = {}): LayerPlan => ({ layer: 0, experts: slots, ...more });
+const kept = (slots: readonly number[], more: Partial<LayerPlan> = {}): LayerPlan => ({
+  layer: 0,
+  experts: slots,
+  ...more,
+});
 
 /** Every order, and of each part every form, alone and with others. */
 const routings: KernelCheck[] = [
@@ -91,13 +99,26 @@ const routings: KernelCheck[] = [
     checkRouting({ ...base, order, normalize, skip: { rule: "top-p", threshold: 0.6 } }, { experts: 9 }),
   ]),
   checkRouting({ topK: 2, order: "sparsemixer", jitter: 0.1 }, { experts: 9 }),
-  checkRouting({ topK: 2, order: "sparsemixer", jitter: 0.3, skip: { rule: "ratio", threshold: 0.9 } }, { experts: 9 }),
+  checkRouting(
+    { topK: 2, order: "sparsemixer", jitter: 0.3, skip: { rule: "ratio", threshold: 0.9 } },
+    { experts: 9 },
+  ),
   checkRouting({ ...base, order: "softmax-topk", normalize: { power: 2 } }, { experts: 9 }),
-  checkRouting({ ...base, order: "softmax-topk", normalize: { power: 1, least: 0.6, epsilon: 0.1 } }, { experts: 9 }),
+  checkRouting(
+    { ...base, order: "softmax-topk", normalize: { power: 1, least: 0.6, epsilon: 0.1 } },
+    { experts: 9 },
+  ),
   checkRouting({ ...base, order: "sigmoid-topk", correction: mark, normalize }, { experts: 9 }),
   ...(["max", "top2"] as const).flatMap((score) => [
     checkRouting(
-      { topK: 4, order: "sigmoid-topk", correction: mark, normalize, scale: 2.5, groups: { count: 4, keep: 2, score } },
+      {
+        topK: 4,
+        order: "sigmoid-topk",
+        correction: mark,
+        normalize,
+        scale: 2.5,
+        groups: { count: 4, keep: 2, score },
+      },
       { experts: 32 },
     ),
     // One group is gone, one has a single expert, and the best two may hold fewer than k.
@@ -135,11 +156,20 @@ const attention: KernelCheck[] = (["prefill", "split", "received"] as const).fla
   checkAttention({ shape: { ...shape, chunk: 16, kvHeads: 1 }, sinks: false, sequences, way }),
   // Latent attention: sizes of keys and values that differ and are no multiples of 4.
   checkAttention({ shape: { ...shape, kvHeads: 4, keyDim: 14, valueDim: 5 }, sinks: false, sequences, way }),
-  checkAttention({ shape: { ...shape, heads: 2, keyDim: 72, valueDim: 80, scale: 0.1 }, sinks: false, sequences, way }),
+  checkAttention({
+    shape: { ...shape, heads: 2, keyDim: 72, valueDim: 80, scale: 0.1 },
+    sinks: false,
+    sequences,
+    way,
+  }),
 ]);
 
 const rows: KernelCheck[] = [
-  ...(["rms", "layer"] as const).flatMap((kind) => [checkNorm(kind, 5), checkNorm(kind, 200), checkNorm(kind, 70, true)]),
+  ...(["rms", "layer"] as const).flatMap((kind) => [
+    checkNorm(kind, 5),
+    checkNorm(kind, 200),
+    checkNorm(kind, 70, true),
+  ]),
   ...[true, false].flatMap((interleaved) => [checkRotary(interleaved, 2), checkRotary(interleaved, 8)]),
   checkUnfold(),
   checkElementwise(),
@@ -148,4 +178,10 @@ const rows: KernelCheck[] = [
 ];
 
 /** Every kernel, each against a formula in float64. */
-export const kernelCases: readonly KernelCheck[] = [...matmuls, ...experts, ...routings, ...attention, ...rows];
+export const kernelCases: readonly KernelCheck[] = [
+  ...matmuls,
+  ...experts,
+  ...routings,
+  ...attention,
+  ...rows,
+];

@@ -14,8 +14,8 @@ import {
   formatKey,
   type GpuMatrix,
   type WeightFormat,
-  writeBlocks,
   writeQuantized,
+  writeRows,
 } from "../gpu-matrix.js";
 import { fewRows, matmul } from "../matmul.js";
 import { sortChoices, sortedBytes } from "../sort-choices.js";
@@ -42,7 +42,7 @@ export function randomMatrix(
   if (format.kind !== "quantized") {
     const values = randomValues(count * columns, seed);
     roundToDtype(values, format.kind === "bf16" ? "BF16" : format.kind === "f16" ? "F16" : "F32");
-    writeBlocks(gpu, matrix, 0, values);
+    writeRows(gpu, matrix, 0, values);
     return { matrix, values };
   }
   const { bits, groupSize, zeros } = format;
@@ -165,7 +165,7 @@ export function checkExperts(shape: ExpertsShape): KernelCheck {
     tolerance: (half ? 4e-3 : 4e-6) * columns * (activation ? 4 : 1),
     run: (gpu) =>
       withBuffers(gpu, async ({ upload, empty }) => {
-        const gated = activation !== undefined && activation.kind !== "relu2";
+        const turns = activation && activation.kind !== "relu2" ? 2 : 1;
         const choices = tokens * topK;
         const x = randomValues((perChoice ? choices : tokens) * columns, 1);
         const gates = randomValues(choices, 2);
@@ -175,11 +175,17 @@ export function checkExperts(shape: ExpertsShape): KernelCheck {
         const places = Uint32Array.from({ length: experts }, (_, slot) => experts - 1 - slot);
         const first = Math.ceil(experts / 2);
         const stacks = [first, experts - first].map((blocks, i) => {
-          const up = randomMatrix(gpu, format, [blocks, outputs, columns], 10 * i + 4);
-          const gate = gated ? randomMatrix(gpu, format, [blocks, outputs, columns], 10 * i + 5) : undefined;
-          const upBias = bias ? randomValues(blocks * outputs, 10 * i + 6) : undefined;
-          const gateBias = bias && gated ? randomValues(blocks * outputs, 10 * i + 7) : undefined;
-          return { up, gate, upBias, gateBias };
+          const { matrix, values } = randomMatrix(
+            gpu,
+            format,
+            [blocks, turns * outputs, columns],
+            10 * i + 4,
+          );
+          return {
+            matrix,
+            values,
+            bias: bias ? randomValues(blocks * turns * outputs, 10 * i + 6) : undefined,
+          };
         });
         const y = empty(choices * outputs);
         const bytes = sortedBytes(choices, experts);
@@ -199,12 +205,7 @@ export function checkExperts(shape: ExpertsShape): KernelCheck {
           choices: { ...own, sorted: inOrder },
           x: upload(x),
           perChoice,
-          stacks: stacks.map(({ up, gate, upBias, gateBias }) => ({
-            up: up.matrix,
-            gate: gate?.matrix,
-            upBias: upBias && upload(upBias),
-            gateBias: gateBias && upload(gateBias),
-          })),
+          stacks: stacks.map(({ matrix, bias }) => ({ matrix, bias: bias && upload(bias) })),
           activation,
           scaled,
           y,
@@ -212,7 +213,7 @@ export function checkExperts(shape: ExpertsShape): KernelCheck {
         });
         const found = await gpu.readFloats(y, choices * outputs);
         const counted = new Uint32Array((await gpu.readFloats(counts, 1)).buffer)[0];
-        for (const { up, gate } of stacks) for (const one of [up, gate]) if (one) disposeMatrix(one.matrix);
+        for (const { matrix } of stacks) disposeMatrix(matrix);
         if (sorted && counted !== slots.filter((slot) => slot >= 0).length) return Number.NaN;
         const expected = Array.from(slots).flatMap((slot, choice) => {
           if (slot < 0) return new Array<number>(outputs).fill(0);
@@ -223,17 +224,17 @@ export function checkExperts(shape: ExpertsShape): KernelCheck {
           const input = x
             .subarray(row * columns, (row + 1) * columns)
             .map((value) => value * (scaled ? (gates[choice] as number) : 1));
-          const part = (one: { values: Float32Array } | undefined, b: Float32Array | undefined) =>
-            one &&
-            slowMatmul(
-              input,
-              one.values.subarray(block * outputs * columns, (block + 1) * outputs * columns),
-              columns,
-              b?.subarray(block * outputs, (block + 1) * outputs),
-            );
-          const up = part(stack.up, stack.upBias) as number[];
-          const gate = part(stack.gate, stack.gateBias);
-          return up.map((value, i) => slowActivation(activation, gate?.[i] ?? 0, value));
+          const size = turns * outputs;
+          const weights = stack.values.subarray(block * size * columns, (block + 1) * size * columns);
+          const all = slowMatmul(
+            input,
+            weights,
+            columns,
+            stack.bias?.subarray(block * size, (block + 1) * size),
+          );
+          return Array.from({ length: outputs }, (_, i) =>
+            slowActivation(activation, all[turns * i + 1] as number, all[turns * i] as number),
+          );
         });
         return worstDifference(found, expected);
       }),
