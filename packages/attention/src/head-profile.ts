@@ -11,10 +11,11 @@ import {
   type WeightReader,
 } from "@coppice/core";
 import { embedTokens } from "./embed-tokens.js";
+import { layerHeads } from "./layer-heads.js";
 import { LayerProbe, type ProbedLayer } from "./layer-probe.js";
-import { type LayerText, showLayer } from "./layer-queries.js";
-import { layerValues, outputGram, type ProfileWeights, readProfileWeights } from "./layer-values.js";
+import { outputGram } from "./output-gram.js";
 import { type ProfileRows, profileRows } from "./profile-samples.js";
+import { type ProfileWeights, readProfileWeights } from "./profile-weights.js";
 import { spanErrors } from "./span-errors.js";
 
 export interface ProfileRequest {
@@ -43,7 +44,9 @@ export interface HeadProfile {
   readonly sensitivity: Float64Array;
 }
 
-interface Text extends LayerText {
+interface Text {
+  readonly tokens: Int32Array;
+  /** [tokens, hidden], input of the layer; absent for the first. */
   hidden: Float32Array | undefined;
   readonly rows: ProfileRows;
 }
@@ -76,7 +79,7 @@ export async function profileHeads(request: ProfileRequest): Promise<HeadProfile
       continue;
     }
     const own = layer as LimitableLayer;
-    const read = await readProfileWeights(own.attention, own.attentionNorm, weights);
+    const read = await readProfileWeights(own, weights);
     const { heads: all, kvHeads, headDim } = own.attention;
     const width = (all / kvHeads) * headDim;
     const grams = Array.from({ length: kvHeads }, (_, head) =>
@@ -118,13 +121,12 @@ async function textErrors(
   probed: ProbedLayer | undefined,
 ): Promise<Float64Array> {
   const { model, runner, weights, rules, signal } = request;
-  const { attention, attentionNorm, index } = layer;
+  const { attention, index } = layer;
   const { heads, kvHeads, headDim, scale } = attention;
   const { positions, weights: rowWeights } = text.rows;
-  const { shown, next } = await showLayer(runner, index, text, positions, signal);
   const hidden = text.hidden ?? (await embedTokens(model, weights, text.tokens));
-  const values = layerValues(hidden, model.hiddenSize, attention, attentionNorm, read);
-  text.hidden = next;
+  const { queries, keys, values } = layerHeads(hidden, positions, layer, read);
+  text.hidden = await passLayer(runner, index, text, signal);
   const group = heads / kvHeads;
   const width = group * headDim;
   const length = text.tokens.length;
@@ -138,8 +140,8 @@ async function textErrors(
     const { errors, outputs } = spanErrors(
       {
         rows: positions,
-        queries: shown.queries[head] as Float32Array,
-        keys: shown.keys[head] as Float32Array,
+        queries: queries[head] as Float32Array,
+        keys: keys[head] as Float32Array,
         values: values[head] as Float32Array,
         queryHeads: group,
         keyDim: headDim,

@@ -34,15 +34,15 @@ export function profileEstimate(
     longest * (hiddenSize + 2 * (heads + 3 * kvHeads) * headDim) +
     2 * sizes.probeTexts * comparedPositions * vocabSize +
     vocabSize * hiddenSize +
-    hiddenSize * (heads + kvHeads) * headDim +
+    2 * hiddenSize * (heads + kvHeads) * headDim +
     2 * kvHeads * group ** 2;
   // Layers before the limited one do not run again.
   const probing = (sizes.probeUnits * probeShares.length) / 2 + 1;
   const rows = Math.min(sizes.rows, longest) * samples.length;
   const perLayer =
-    tokens * hiddenSize * kvHeads * headDim +
+    tokens * hiddenSize * 2 * kvHeads * headDim +
     ((sizes.rows * tokens) / 2) * heads * 2 * headDim +
-    rows * ((sizes.rules / 2) * kvHeads * (group ** 2 / 2) + hiddenSize * heads * headDim);
+    rows * ((sizes.rules / 2) * kvHeads * (group ** 2 / 2) + 2 * hiddenSize * heads * headDim);
   return {
     bytes: 4 * floats,
     tokenLayers:

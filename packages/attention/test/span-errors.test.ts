@@ -1,6 +1,6 @@
 import { Rng } from "@coppice/core";
 import { describe, expect, it } from "vitest";
-import { outputGram } from "../src/layer-values.js";
+import { outputGram } from "../src/output-gram.js";
 import { type HeadInputs, spanErrors } from "../src/span-errors.js";
 
 const [tokens, queryHeads, keyDim, valueDim, hidden] = [40, 3, 6, 5, 7];
