@@ -107,7 +107,7 @@ export function attentionCases(
       const plan = sampleAttention(loaded.model);
       const sequences = randomSequences(loaded.model, lengths);
       await checkRun(runner, loaded, sequences, { plan }, mergedPlan(loaded.model, 82));
-      await checkPieces(runner, loaded, { plan, lengths }, everythingPlan(loaded, 83));
+      await checkPieces(runner, loaded, { plan, lengths }, { experts: everythingPlan(loaded, 83) });
     }),
     test("a cache that is left as it was by a run that was aborted", wide, async (runner, loaded) => {
       const plan = sampleAttention(loaded.model);
@@ -156,9 +156,8 @@ export function attentionCases(
           plan.layers.some((layer) => layer !== null),
           "the model has a layer that can be limited",
         );
-        const sequences = randomSequences(loaded.model, lengths);
-        await checkRun(runner, loaded, sequences, { plan });
-        await checkPieces(runner, loaded, { plan, lengths });
+        await checkRun(runner, loaded, randomSequences(loaded.model, [24, 9]), { plan });
+        await checkPieces(runner, loaded, { plan, lengths }, { batches: [[1, 2, 3]] });
       }),
     ),
     ...usable(fixed).map(
@@ -192,6 +191,7 @@ export function attentionCases(
 const wide: RandomModelShape = { seed: 91, heads: 10, kvHeads: 5, headDim: 4, layers: 3 };
 const tiny: RandomModelShape = {
   seed: 92,
+  layers: 1,
   hidden: 8,
   heads: 4,
   kvHeads: 2,

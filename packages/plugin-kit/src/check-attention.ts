@@ -46,19 +46,25 @@ export async function checkRun(
   );
 }
 
-/** Feeds caches piece by piece: one of all sequences until the shortest ends, and one of the others. */
+/**
+ * Feeds a cache per batch of sequences piece by piece, until the shortest of them ends; default: all of them, and all but the
+ * shortest.
+ */
 export async function checkPieces(
   runner: Runner,
   loaded: MemoryModel,
   attention: RunAttention & { readonly plan: AttentionPlan },
-  experts?: Plan,
+  {
+    experts,
+    batches = [
+      [0, 1, 2, 3],
+      [1, 2, 3],
+    ],
+  }: { experts?: Plan; batches?: number[][] } = {},
 ): Promise<void> {
   const { model } = loaded;
   const sequences = randomSequences(model, attentionLengths);
-  for (const batch of [
-    [0, 1, 2, 3],
-    [1, 2, 3],
-  ]) {
+  for (const batch of batches) {
     const runs = pieces.filter((piece) => batch.every((s) => (piece[s] as number) > 0));
     const given = attention.lengths && batch.map((s) => attention.lengths?.[s] as number);
     const cache = runner.createCache(batch.length, {
