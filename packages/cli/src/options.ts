@@ -70,6 +70,11 @@ export function list(text: string): string[] {
     .filter((part) => part !== "");
 }
 
+/** Parses a list of values that are parsed one by one, `1,2,3`. */
+export function listOf<T>(parse: (text: string) => T): (text: string) => T[] {
+  return (text) => list(text).map(parse);
+}
+
 const runGroup = "Running:";
 
 export const backendOption = new Option("--backend <name>", "backend plugin that runs the model")
@@ -108,6 +113,17 @@ export const dtypeOption = new Option(
 ).helpGroup(runGroup);
 
 export const planOption = new Option("--plan <file>", "run the model under this plan, without rewriting it");
+
+export const attentionOption = new Option(
+  "--attention <plan>",
+  "limit attention: an attention plan, or a plugin that masks while a text runs, such as flex-prefill; none: not even as the " +
+    "checkpoint's own plan says, which is the default",
+);
+
+export const attentionSetOption = new Option(
+  "--attention-set <key=value>",
+  "option of the attention plugin; repeatable",
+).argParser(settings);
 
 /** Bytes such as 500MB, 2GB, 2GiB or a plain number. */
 export function byteCount(text: string): number {

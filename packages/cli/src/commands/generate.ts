@@ -4,6 +4,8 @@ import type { Generated, TextOptions } from "@coppice/evaluate";
 import { isExportedFolder, openModelFolder } from "@coppice/runtime/node";
 import type { CliContext } from "../context.js";
 import {
+  attentionOption,
+  attentionSetOption,
   backendOption,
   backendSetOption,
   dtypeOption,
@@ -16,13 +18,14 @@ import {
 } from "../options.js";
 import { askText, isInteractive } from "../terminal/ask.js";
 import { printable } from "../terminal/printable.js";
+import { type AttentionOptions, chooseAttention } from "../work/attention-source.js";
 import { openPool, type PoolOptions } from "../work/model-pool.js";
 import { openModel } from "../work/open-model.js";
 import { readPlan } from "../work/plan-file.js";
 import { checkSequence } from "./logits.js";
 
 /** What only checkpoints have, and what only exported folders have. */
-const checkpointOptions = [planOption, backendOption, backendSetOption];
+const checkpointOptions = [planOption, attentionOption, attentionSetOption, backendOption, backendSetOption];
 const exportOptions = [dtypeOption];
 
 export function generateCommand(context: CliContext): CommandUnknownOpts {
@@ -66,6 +69,8 @@ export function generateCommand(context: CliContext): CommandUnknownOpts {
     )
     .option("--chat", "put the prompt into the model's chat template")
     .addOption(planOption)
+    .addOption(attentionOption)
+    .addOption(attentionSetOption)
     .addOption(backendOption)
     .addOption(backendSetOption)
     .addOption(dtypeOption)
@@ -151,17 +156,24 @@ async function fromExport(
 async function fromCheckpoint(
   path: string,
   { input, chat, options }: WantedText,
-  pooled: PoolOptions & { readonly plan?: string | undefined },
+  pooled: PoolOptions & AttentionOptions & { readonly plan?: string | undefined },
   context: CliContext,
 ): Promise<TimedText> {
   await using opened = await openModel(path, context);
   const { model } = opened.checkpoint;
   if (typeof input !== "string") checkSequence(input, model);
   const plan = pooled.plan === undefined ? undefined : await readPlan(pooled.plan, model, context);
+  const attention = await chooseAttention(opened, pooled, context);
   await using pool = await openPool(opened, { ...pooled, workers: 1 }, context);
   const show = shower(context);
   return await timed(() =>
-    pool.generate(input, { ...options, chat, ...(plan && { plan }), onToken: (_, text) => show(text) }),
+    pool.generate(input, {
+      ...options,
+      chat,
+      ...(plan && { plan }),
+      ...(attention && { attention: attention.source }),
+      onToken: (_, text) => show(text),
+    }),
   );
 }
 

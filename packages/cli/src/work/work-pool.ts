@@ -13,7 +13,7 @@ export type WorkPool = Pick<
   ModelPool,
   "scorer" | "evaluateTask" | "collectStatistics" | "writeSamples" | "dispose"
 > &
-  Partial<Pick<ModelPool, "workers" | "logits">> &
+  Partial<Pick<ModelPool, "workers" | "logits" | "evaluatePositions">> &
   AsyncDisposable;
 
 export interface WorkPoolOptions extends PoolOptions {
@@ -79,7 +79,14 @@ export async function openWorkPool(
   const dispose = () => remote.dispose();
   return {
     scorer: (request) => remote.scorer(request),
-    evaluateTask: (request) => remote.evaluateTask(request),
+    async evaluateTask({ attention, ...request }) {
+      if (!attention) return remote.evaluateTask(request);
+      throw new CoppiceError(
+        "COPPICE_USAGE",
+        `the executor ${withoutPassword(options.executor)} evaluates without limits on attention`,
+        { hint: "give --executor local, or --attention none for the model without its attention plan" },
+      );
+    },
     async collectStatistics(request) {
       await using pool = await here();
       // Awaited, or the pool would be gone before its answer is there.
