@@ -3,11 +3,13 @@ import { fileURLToPath } from "node:url";
 import { defineConfig } from "vitest/config";
 
 // Tests import packages by their published name, which resolves to dist: build before testing.
-// Each package with a test folder is a project named after its folder; the root's test folder is "workspace".
+// Each package and example with tests for vitest is a project named after its folder; the root's test folder is "workspace".
 const root = fileURLToPath(new URL(".", import.meta.url));
-const packages = existsSync(`${root}packages`)
-  ? readdirSync(`${root}packages`).filter((name) => existsSync(`${root}packages/${name}/test`))
-  : [];
+const folders = ["packages", "examples"].flatMap((parent) =>
+  readdirSync(`${root}${parent}`)
+    .map((name) => ({ name, folder: `${root}${parent}/${name}` }))
+    .filter(({ folder }) => existsSync(`${folder}/test`)),
+);
 const project = (name: string, folder: string, include: string) => ({
   extends: true as const,
   test: { name, root: folder, include: [include] },
@@ -20,7 +22,7 @@ export default defineConfig({
     hookTimeout: 60_000,
     passWithNoTests: true,
     projects: [
-      ...packages.map((name) => project(name, `${root}packages/${name}`, "test/**/*.test.ts")),
+      ...folders.map(({ name, folder }) => project(name, folder, "test/**/*.test.ts")),
       project("workspace", `${root}test`, "**/*.test.ts"),
     ],
   },

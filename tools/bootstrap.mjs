@@ -67,6 +67,8 @@ const commands = {
   "check-eval": (args) => script("coppice", "packages/cli/scripts/check-eval.mjs", args),
   "check-profiles": (args) => script("coppice", "packages/cli/scripts/check-profiles.mjs", args),
   "check-bits": (args) => script("coppice", "packages/cli/scripts/check-bits.mjs", args),
+  "check-browser": (args) =>
+    script("coppice-example-browser^...", "examples/browser/scripts/check-browser.mjs", args),
   "check-kills": (args) => script("coppice", "packages/cli/scripts/check-kills.mjs", args),
   "check-queue": (args) =>
     script("@coppice/executor-bullmq", "packages/executor-bullmq/scripts/many-jobs.mjs", args),

@@ -41,13 +41,17 @@ async function start(): Promise<void> {
   progress.hidden = false;
   say("Loading …");
   const missing = browserProblem();
-  if (missing) return fail(missing);
+  if (missing) {
+    fail(missing);
+    return;
+  }
   loading = new AbortController();
   const { signal } = loading;
   try {
     const manifest = await readManifest(base, signal);
     show(manifest);
     threads = crossOriginIsolated ? Math.min(mostThreads, navigator.hardwareConcurrency) : 1;
+    element("how", HTMLElement).textContent = howItRuns();
     progress.max = manifest.models.reduce((sum, { bytes }) => sum + bytes, 0);
     session = new ModelSession(handle);
     session.send({ kind: "load", base, models: manifest.models, threads });
@@ -78,7 +82,9 @@ function show({ models, prompts }: Manifest): void {
       prompt.value = text;
       write();
     });
-    return button;
+    const item = document.createElement("li");
+    item.append(button);
+    return item;
   });
   element("examples", HTMLElement).replaceChildren(...examples);
 }
@@ -91,7 +97,8 @@ function write(): void {
     session?.send({ kind: "stop" });
     for (const panel of panels) panel.clear();
     setWriting(0);
-    return say("Type a prompt.");
+    say("Type a prompt.");
+    return;
   }
   const maxTokens = Math.min(512, Math.max(1, Math.trunc(count.valueAsNumber) || 1));
   setWriting(panels.length);
@@ -105,46 +112,43 @@ function stop(): void {
 }
 
 function handle(answer: Answer): void {
-  switch (answer.kind) {
-    case "progress":
-      progress.value = answer.loaded;
-      return;
-    case "ready":
-      ready = true;
-      progress.hidden = true;
-      return write();
-    case "failed":
-      if (answer.run === undefined) return fail(answer.problem);
-      if (answer.run !== run) return;
-      setWriting(0);
-      return showProblem(answer.problem);
-    case "begin":
-      if (answer.run !== run) return;
-      problemBox.hidden = true;
-      return panels[answer.model]?.begin(answer.prompt);
-    case "piece":
-      if (answer.run !== run) return;
-      performance.mark("piece");
-      return panels[answer.model]?.add(answer);
-    case "end":
-      if (answer.run !== run) return;
-      panels[answer.model]?.end(answer.finish);
-      setWriting(writing - 1);
-      if (writing === 0) say(summary());
+  if (answer.kind === "progress") progress.value = answer.loaded;
+  else if (answer.kind === "ready") {
+    ready = true;
+    progress.hidden = true;
+    write();
+  } else if (answer.kind === "failed" && answer.run === undefined) fail(answer.problem);
+  else if (answer.kind !== "disposed" && answer.run === run) handleText(answer);
+}
+
+/** What belongs to the text that is being written. */
+function handleText(answer: Exclude<Answer, { kind: "progress" | "ready" | "disposed" }>): void {
+  if (answer.kind === "failed") {
+    setWriting(0);
+    say("");
+    showProblem(answer.problem);
+    return;
+  }
+  const panel = panels[answer.model];
+  if (!panel) return;
+  if (answer.kind === "begin") {
+    problemBox.hidden = true;
+    panel.begin(answer.prompt);
+  } else if (answer.kind === "piece") panel.add(answer);
+  else {
+    panel.end(answer.finish);
+    setWriting(writing - 1);
+    if (writing === 0) say("Done.", panels.map(({ said }) => said).join(" "));
   }
 }
 
-function summary(): string {
-  const texts = panels.map((panel) => `${panel.entry.label}: ${panel.written.trim() || "nothing"}.`);
-  return `${texts.join(" ")} ${howItRuns()}`;
-}
-
+/** Whether there are threads, and why not. */
 function howItRuns(): string {
-  if (crossOriginIsolated) return `${threads === 1 ? "1 thread" : `${threads} threads`}, SIMD.`;
-  return (
-    "1 thread, SIMD: threads are not available, because the server does not send Cross-Origin-Opener-Policy: same-origin " +
-    "and Cross-Origin-Embedder-Policy: require-corp."
-  );
+  const many = threads === 1 ? "one thread" : `${threads} threads`;
+  const how = `WebAssembly with SIMD, ${many}.`;
+  return crossOriginIsolated
+    ? how
+    : `${how} More need a server that sends Cross-Origin-Opener-Policy: same-origin and Cross-Origin-Embedder-Policy: require-corp.`;
 }
 
 function setWriting(panelsLeft: number): void {
@@ -153,8 +157,10 @@ function setWriting(panelsLeft: number): void {
   stopButton.disabled = writing === 0;
 }
 
-function say(text: string): void {
+/** @param unseen is read out, and not shown */
+function say(text: string, unseen = ""): void {
   status.textContent = text;
+  element("texts", HTMLElement).textContent = unseen;
 }
 
 function fail(problem: Problem): void {

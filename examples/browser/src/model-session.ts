@@ -1,5 +1,8 @@
 import type { Answer, Request } from "./messages.js";
 
+/** Milliseconds within which a worker gives its memory back; a token takes far less. */
+const patience = 2000;
+
 /** The worker that runs the models, with its end. */
 export class ModelSession {
   readonly #worker: Worker;
@@ -28,10 +31,11 @@ export class ModelSession {
     this.#worker.postMessage(request);
   }
 
-  /** The models are disposed, then the worker ends. */
+  /** The models are disposed, then the worker ends; one that does not answer ends as well. */
   end(): void {
     if (this.#ended) return;
     this.#ended = true;
     this.send({ kind: "dispose" });
+    setTimeout(() => this.#worker.terminate(), patience);
   }
 }

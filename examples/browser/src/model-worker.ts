@@ -26,7 +26,7 @@ addEventListener("message", ({ data }: MessageEvent<Request>) => {
 async function handle(request: Request, signal: AbortSignal): Promise<void> {
   try {
     if (request.kind === "load") await load(request);
-    if (request.kind === "write" && !signal.aborted) await write(request, signal);
+    if (request.kind === "write") await write(request, signal);
     if (request.kind === "dispose") {
       await dispose();
       answer({ kind: "disposed" });
@@ -73,25 +73,28 @@ async function write({ run, prompt, maxTokens }: Write, signal: AbortSignal): Pr
     answer({ kind: "begin", run, model: index, prompt: shown });
     return { index, pieces: model.stream(tokens, { experts: true, maxTokens, signal }) };
   });
-  let open = texts;
-  while (open.length > 0) {
-    const more: typeof texts = [];
-    for (const text of open) {
-      const { index: model, pieces } = text;
-      // Lets the next request in, which may end this one.
-      await turn();
-      const start = performance.now();
-      const step = await next(pieces);
-      const milliseconds = performance.now() - start;
-      if (typeof step === "string") {
-        answer({ kind: "end", run, model, finish: step });
-        continue;
+  const open = new Set(texts);
+  try {
+    while (open.size > 0) {
+      for (const text of open) {
+        const { index: model, pieces } = text;
+        // Lets the next request in, which may end this one.
+        await turn();
+        const start = performance.now();
+        const step = await next(pieces);
+        const milliseconds = performance.now() - start;
+        if (typeof step === "string") {
+          open.delete(text);
+          answer({ kind: "end", run, model, finish: step });
+        } else {
+          const { experts = [], ...piece } = step;
+          answer({ kind: "piece", run, model, ...piece, milliseconds, choices: experts });
+        }
       }
-      const { experts = [], ...piece } = step;
-      answer({ kind: "piece", run, model, ...piece, milliseconds, choices: experts });
-      more.push(text);
     }
-    open = more;
+  } finally {
+    // Where one failed, the others give their memory back.
+    for (const { pieces } of open) await pieces.return(undefined as never);
   }
 }
 

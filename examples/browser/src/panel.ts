@@ -14,8 +14,6 @@ const endings: Readonly<Record<Finish, string>> = {
 /** One model: what it writes, how fast, and which experts it uses. */
 export class Panel {
   readonly root: HTMLElement;
-  /** What the model wrote after the prompt. */
-  written = "";
   readonly #text: HTMLElement;
   readonly #speed: HTMLElement;
   readonly #first: HTMLElement;
@@ -28,6 +26,8 @@ export class Panel {
   /** The tokens of prompt and text; experts ran for all but the last one that was written. */
   #tokens: HTMLElement[] = [];
   #promptTokens = 0;
+  /** What the model wrote after the prompt. */
+  #written = "";
   /** Milliseconds of all tokens after the first. */
   #later = 0;
   /** The token that the user picked; undefined: the newest. */
@@ -45,6 +45,8 @@ export class Panel {
     size.textContent = `${(entry.bytes / 1e6).toFixed(1)} MB, ${left === entry.experts ? left : `${left} of ${entry.experts}`} experts in each of ${entry.kept.length} layers`;
     this.#text = part(".text");
     this.#text.setAttribute("aria-label", `Text of ${entry.label}`);
+    // It scrolls, also by keys.
+    this.#text.tabIndex = 0;
     this.#speed = part(".speed");
     this.#first = part(".first");
     this.#count = part(".count");
@@ -73,7 +75,7 @@ export class Panel {
     this.#promptTokens = prompt.length;
     this.#later = 0;
     this.#pick = undefined;
-    this.written = "";
+    this.#written = "";
     this.#text.replaceChildren();
     this.#text.removeAttribute("data-finish");
     for (const figure of [this.#speed, this.#first, this.#count]) figure.textContent = "–";
@@ -82,7 +84,7 @@ export class Panel {
   }
 
   add({ token, text, milliseconds, choices }: Piece): void {
-    this.written += text;
+    this.#written += text;
     const before = this.#tokens.at(-1);
     if (token === undefined) {
       if (before) before.textContent += text;
@@ -101,6 +103,11 @@ export class Panel {
     }
     this.#count.textContent = `${this.#promptTokens} + ${written}`;
     this.#draw();
+  }
+
+  /** What the model wrote, for those who hear the page. */
+  get said(): string {
+    return `${this.entry.label}: ${this.#written.trim() || "nothing"}.`;
   }
 
   end(finish: Finish): void {

@@ -34,7 +34,6 @@ export class ShareTable {
         if (cell.textContent !== text) cell.textContent = text;
         cell.classList.toggle("removed", share === undefined);
         cell.classList.toggle("chosen", chosen.includes(expert));
-        cell.classList.toggle("strong", (share ?? 0) >= 0.5);
         cell.style.setProperty("--share", String(share ?? 0));
         if (share === undefined) cell.setAttribute("aria-label", "removed");
       }
