@@ -2,13 +2,15 @@ import { type KernelSource, reads, writes } from "./kernel.js";
 import { range } from "./tiled-code.js";
 
 export interface AttentionOptions {
-  readonly keyDim: number;
-  readonly valueDim: number;
+  /** Whether rows of queries and keys, and of values, are read in vectors: their sizes are multiples of 4. */
+  readonly keyVectors: boolean;
+  readonly valueVectors: boolean;
+  /** Room for vectors of 4 dimensions of a query (split), or of the output per thread (prefill). */
+  readonly room: number;
   readonly sinks: boolean;
 }
 
-export const attentionKey = ({ keyDim, valueDim, sinks }: AttentionOptions) =>
-  `${keyDim} ${valueDim} ${Number(sinks)}`;
+export const attentionKey = (options: AttentionOptions) => Object.values(options).map(String).join(" ");
 
 /** Queries of a workgroup. */
 export const queryTile = 32;
@@ -17,18 +19,18 @@ const keyTile = 64;
 const depth = 4;
 const threads = 128;
 
-/** WGSL of `fn <name>_at(row, v) -> vec4f`: dimensions 4 v to 4 v + 3 of a row, 0 beyond its end. */
-export function rowVector(name: string, size: number): string {
-  return size % 4 === 0
-    ? `fn ${name}_at(row: u32, v: u32) -> vec4f { return ${name}[row * ${size / 4}u + v]; }`
+/** WGSL of `fn <name>_at(row, v) -> vec4f`: dimensions 4 v to 4 v + 3 of a row of `size` values, 0 beyond its end. */
+export function rowVector(name: string, size: string, vectors: boolean): string {
+  return vectors
+    ? `fn ${name}_at(row: u32, v: u32) -> vec4f { return ${name}[row * (${size} / 4u) + v]; }`
     : `fn ${name}_at(row: u32, v: u32) -> vec4f {
   var value = vec4f(0.0);
-  for (var i = 0u; i < 4u; i++) { if (4u * v + i < ${size}u) { value[i] = ${name}[row * ${size}u + 4u * v + i]; } }
+  for (var i = 0u; i < 4u; i++) { if (4u * v + i < ${size}) { value[i] = ${name}[row * ${size} + 4u * v + i]; } }
   return value;
 }`;
 }
 
-export const rowType = (size: number) => (size % 4 === 0 ? "array<vec4f>" : "array<f32>");
+export const rowType = (vectors: boolean) => (vectors ? "array<vec4f>" : "array<f32>");
 
 /** WGSL of the first position that a position sees. */
 export const firstSeenCode = `fn first_seen(position: u32) -> u32 {
@@ -43,12 +45,9 @@ export const firstSeenCode = `fn first_seen(position: u32) -> u32 {
  * are summed in registers, 4 queries by 4 keys a thread; softmax runs along with maximum and sum per query; the output stays in
  * registers, 4 queries by some vectors of 4 dimensions a thread.
  */
-export function prefillSource({ keyDim, valueDim, sinks }: AttentionOptions): KernelSource {
-  const keyVectors = Math.ceil(keyDim / 4);
-  const valueVectors = Math.ceil(valueDim / 4);
-  const own = Math.ceil(valueVectors / 16);
+export function prefillSource({ keyVectors, valueVectors, room, sinks }: AttentionOptions): KernelSource {
   const rows = range(4);
-  const columns = range(own);
+  const columns = range(room);
   const code = `
 const NONE = -3.4028234e38;
 var<workgroup> q_tile: array<vec4f, ${queryTile * depth}>;
@@ -58,9 +57,9 @@ var<workgroup> part: array<f32, ${threads}>;
 var<workgroup> most: array<f32, ${queryTile}>;
 var<workgroup> total: array<f32, ${queryTile}>;
 var<workgroup> shrink: array<f32, ${queryTile}>;
-${rowVector("queries", keyDim)}
-${rowVector("keys", keyDim)}
-${rowVector("values", valueDim)}
+${rowVector("queries", "p.keyDim", keyVectors)}
+${rowVector("keys", "p.keyDim", keyVectors)}
+${rowVector("values", "p.valueDim", valueVectors)}
 ${firstSeenCode}
 fn masked(score: f32, position: u32, key: u32) -> f32 {
   return select(NONE, score * p.scale, key <= position && key >= first_seen(position));
@@ -71,6 +70,8 @@ fn main(
   @builtin(local_invocation_id) thread: vec3u,
   @builtin(local_invocation_index) t: u32,
 ) {
+  let key_vectors = (p.keyDim + 3u) / 4u;
+  let value_vectors = (p.valueDim + 3u) / 4u;
   let tile = tiles[group.x];
   let head = group.y;
   let kv_heads = p.heads / p.group;
@@ -85,19 +86,19 @@ fn main(
 ${rows.flatMap((i) => columns.map((c) => `  var o_${i}_${c} = vec4f(0.0);`)).join("\n")}
   for (var k0 = first_seen(position); k0 < end; k0 += ${keyTile}u) {
 ${rows.map((i) => `    var s_${i} = vec4f(0.0);`).join("\n")}
-    for (var d0 = 0u; d0 < ${keyVectors}u; d0 += ${depth}u) {
+    for (var d0 = 0u; d0 < key_vectors; d0 += ${depth}u) {
       for (var i = t; i < ${queryTile * depth}u; i += ${threads}u) {
         let row = i / ${depth}u;
         let v = d0 + i % ${depth}u;
         var value = vec4f(0.0);
-        if (row < count && v < ${keyVectors}u) { value = queries_at((tile.x + row) * p.heads + head, v); }
+        if (row < count && v < key_vectors) { value = queries_at((tile.x + row) * p.heads + head, v); }
         q_tile[(i % ${depth}u) * ${queryTile}u + row] = value;
       }
       for (var i = t; i < ${keyTile * depth}u; i += ${threads}u) {
         let key = i / ${depth}u;
         let v = d0 + i % ${depth}u;
         var value = vec4f(0.0);
-        if (k0 + key < end && v < ${keyVectors}u) { value = keys_at((tile.w + k0 + key) * kv_heads + kv_head, v); }
+        if (k0 + key < end && v < key_vectors) { value = keys_at((tile.w + k0 + key) * kv_heads + kv_head, v); }
         // Keys 4 n to 4 n + 3 belong to one thread; apart by 16, neighbours read neighbouring banks.
         k_tile[(i % ${depth}u) * ${keyTile}u + (key % 4u) * 16u + key / 4u] = value;
       }
@@ -167,7 +168,7 @@ ${rows.map((i) => `      let w_${i} = weights[(thread.y + ${8 * i}u) * 16u + k4]
         let value_row = (tile.w + key) * kv_heads + kv_head;
 ${columns
   .map(
-    (c) => `        if (thread.x + ${16 * c}u < ${valueVectors}u) {
+    (c) => `        if (thread.x + ${16 * c}u < value_vectors) {
           let v = values_at(value_row, thread.x + ${16 * c}u);
 ${rows.map((i) => `          o_${i}_${c} += w_${i}[j] * v;`).join("\n")}
         }`,
@@ -181,12 +182,12 @@ ${rows
   .map(
     (i) => `  if (thread.y + ${8 * i}u < count) {
     let row = thread.y + ${8 * i}u;
-    let out = ((tile.x + row) * p.heads + head) * ${valueDim}u;
+    let out = ((tile.x + row) * p.heads + head) * p.valueDim;
 ${columns
   .map(
     (c) => `    for (var j = 0u; j < 4u; j++) {
       let d = 4u * (thread.x + ${16 * c}u) + j;
-      if (d < ${valueDim}u) { y[out + d] = o_${i}_${c}[j] / total[row]; }
+      if (d < p.valueDim) { y[out + d] = o_${i}_${c}[j] / total[row]; }
     }`,
   )
   .join("\n")}
@@ -196,11 +197,11 @@ ${columns
 }`;
   return {
     name: "attention-prefill",
-    params: { heads: "u32", group: "u32", scale: "f32", window: "u32", chunk: "u32" },
+    params: attentionParams,
     bindings: [
-      reads("queries", rowType(keyDim)),
-      reads("keys", rowType(keyDim)),
-      reads("values", rowType(valueDim)),
+      reads("queries", rowType(keyVectors)),
+      reads("keys", rowType(keyVectors)),
+      reads("values", rowType(valueVectors)),
       ...(sinks ? [reads("sinks", "array<f32>")] : []),
       reads("tiles", "array<vec4u>"),
       writes("y", "array<f32>"),
@@ -208,3 +209,13 @@ ${columns
     code,
   };
 }
+
+export const attentionParams = {
+  heads: "u32",
+  group: "u32",
+  keyDim: "u32",
+  valueDim: "u32",
+  scale: "f32",
+  window: "u32",
+  chunk: "u32",
+} as const;

@@ -1,4 +1,10 @@
-import { type AttentionOptions, firstSeenCode, rowType, rowVector } from "./attention-prefill-code.js";
+import {
+  type AttentionOptions,
+  attentionParams,
+  firstSeenCode,
+  rowType,
+  rowVector,
+} from "./attention-prefill-code.js";
 import { type KernelSource, reads, writes } from "./kernel.js";
 import { reduceCode } from "./spread.js";
 
@@ -10,29 +16,29 @@ const threads = 64;
  * One query of one head against a stretch of its keys: partial outputs, then their maximum and sum,
  * [tokens, heads, splits, valueDim + 2].
  */
-export function splitSource({ keyDim, valueDim }: AttentionOptions): KernelSource {
-  const keyVectors = Math.ceil(keyDim / 4);
+export function splitSource({ keyVectors, room }: AttentionOptions): KernelSource {
   return {
     name: "attention-split",
-    params: { heads: "u32", group: "u32", scale: "f32", window: "u32", chunk: "u32", splits: "u32" },
+    params: { ...attentionParams, splits: "u32" },
     bindings: [
-      reads("queries", rowType(keyDim)),
-      reads("keys", rowType(keyDim)),
+      reads("queries", rowType(keyVectors)),
+      reads("keys", rowType(keyVectors)),
       reads("values", "array<f32>"),
       reads("rows", "array<vec2u>"),
       writes("partial", "array<f32>"),
     ],
     code: `
 const NONE = -3.4028234e38;
-var<workgroup> query: array<vec4f, ${keyVectors}>;
+var<workgroup> query: array<vec4f, ${room}>;
 var<workgroup> weights: array<f32, ${splitKeys}>;
-${rowVector("queries", keyDim)}
-${rowVector("keys", keyDim)}
+${rowVector("queries", "p.keyDim", keyVectors)}
+${rowVector("keys", "p.keyDim", keyVectors)}
 ${firstSeenCode}
 ${reduceCode("add_all", "sum", threads)}
 ${reduceCode("most_of", "max", threads)}
 @compute @workgroup_size(${threads})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) t: u32) {
+  let key_vectors = (p.keyDim + 3u) / 4u;
   let row = group.x / p.heads;
   let head = group.x % p.heads;
   let kv_heads = p.heads / p.group;
@@ -40,13 +46,13 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) t:
   let place = rows[row];
   let first = max(first_seen(place.x), group.y * ${splitKeys}u);
   let end = min(place.x + 1u, (group.y + 1u) * ${splitKeys}u);
-  let out = (group.x * p.splits + group.y) * ${valueDim + 2}u;
-  for (var v = t; v < ${keyVectors}u; v += ${threads}u) { query[v] = queries_at(group.x, v); }
+  let out = (group.x * p.splits + group.y) * (p.valueDim + 2u);
+  for (var v = t; v < key_vectors; v += ${threads}u) { query[v] = queries_at(group.x, v); }
   workgroupBarrier();
   var high = NONE;
   for (var key = first + t; key < end; key += ${threads}u) {
     var sum = 0.0;
-    for (var v = 0u; v < ${keyVectors}u; v++) { sum += dot(query[v], keys_at((place.y + key) * kv_heads + kv_head, v)); }
+    for (var v = 0u; v < key_vectors; v++) { sum += dot(query[v], keys_at((place.y + key) * kv_heads + kv_head, v)); }
     weights[key - first] = sum * p.scale;
     high = max(high, sum * p.scale);
   }
@@ -58,26 +64,26 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) t:
     part += e;
   }
   let total = add_all(t, part);
-  for (var d = t; d < ${valueDim}u; d += ${threads}u) {
+  for (var d = t; d < p.valueDim; d += ${threads}u) {
     var sum = 0.0;
     for (var key = first; key < end; key++) {
-      sum += weights[key - first] * values[((place.y + key) * kv_heads + kv_head) * ${valueDim}u + d];
+      sum += weights[key - first] * values[((place.y + key) * kv_heads + kv_head) * p.valueDim + d];
     }
     partial[out + d] = sum;
   }
   if (t == 0u) {
-    partial[out + ${valueDim}u] = most;
-    partial[out + ${valueDim + 1}u] = total;
+    partial[out + p.valueDim] = most;
+    partial[out + p.valueDim + 1u] = total;
   }
 }`,
   };
 }
 
 /** Joins the partial results of one query of one head, each with its own maximum. */
-export function joinSource({ valueDim, sinks }: AttentionOptions): KernelSource {
+export function joinSource({ sinks }: Pick<AttentionOptions, "sinks">): KernelSource {
   return {
     name: "attention-join",
-    params: { heads: "u32", splits: "u32" },
+    params: { heads: "u32", valueDim: "u32", splits: "u32" },
     bindings: [
       reads("partial", "array<f32>"),
       ...(sinks ? [reads("sinks", "array<f32>")] : []),
@@ -89,20 +95,20 @@ const NONE = -3.4028234e38;
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) t: u32) {
   let base = group.x * p.splits;
   var most = ${sinks ? "sinks[group.x % p.heads]" : "NONE"};
-  for (var i = 0u; i < p.splits; i++) { most = max(most, partial[(base + i) * ${valueDim + 2}u + ${valueDim}u]); }
+  for (var i = 0u; i < p.splits; i++) { most = max(most, partial[(base + i) * (p.valueDim + 2u) + p.valueDim]); }
   var total = ${sinks ? "exp(sinks[group.x % p.heads] - most)" : "0.0"};
   for (var i = 0u; i < p.splits; i++) {
-    let at = (base + i) * ${valueDim + 2}u + ${valueDim}u;
+    let at = (base + i) * (p.valueDim + 2u) + p.valueDim;
     total += select(partial[at + 1u] * exp(partial[at] - most), 0.0, partial[at] == NONE);
   }
-  for (var d = t; d < ${valueDim}u; d += ${threads}u) {
+  for (var d = t; d < p.valueDim; d += ${threads}u) {
     var sum = 0.0;
     for (var i = 0u; i < p.splits; i++) {
-      let at = (base + i) * ${valueDim + 2}u;
-      let high = partial[at + ${valueDim}u];
+      let at = (base + i) * (p.valueDim + 2u);
+      let high = partial[at + p.valueDim];
       sum += select(partial[at + d] * exp(high - most), 0.0, high == NONE);
     }
-    y[group.x * ${valueDim}u + d] = sum / total;
+    y[group.x * p.valueDim + d] = sum / total;
   }
 }`,
   };

@@ -1,4 +1,11 @@
-import { type AttentionOptions, attentionKey, prefillSource, queryTile } from "./attention-prefill-code.js";
+import {
+  type AttentionOptions,
+  attentionKey,
+  attentionParams,
+  firstSeenCode,
+  prefillSource,
+  queryTile,
+} from "./attention-prefill-code.js";
 import { joinSource, splitKeys, splitSource } from "./attention-split-code.js";
 import type { Gpu } from "./gpu.js";
 import type { GpuBuffer } from "./gpu-buffer.js";
@@ -77,7 +84,8 @@ export interface AttentionCall {
 /** Dense causal attention of many queries (tiles and online softmax as in FlashAttention, arXiv 2205.14135). */
 export function attendPrefill(gpu: Gpu, call: AttentionCall): void {
   const { shape, queries, keys, values, sinks, tiles, tileCount, y } = call;
-  const options: AttentionOptions = { ...sizes(shape), sinks: sinks !== undefined };
+  const room = Math.ceil(shape.valueDim / 64);
+  const options: AttentionOptions = { ...vectors(shape), room, sinks: sinks !== undefined };
   const kernel = gpu.kernel(`attention-prefill ${attentionKey(options)}`, () => prefillSource(options));
   const buffers = [queries, keys, values, ...(sinks ? [sinks] : []), tiles, y];
   gpu.commands.dispatch(kernel, buffers, shared(shape), tileCount, shape.heads);
@@ -95,21 +103,32 @@ export function splitBytes({ heads, valueDim }: AttentionShape, tokens: number, 
  */
 export function attendSplit(gpu: Gpu, call: AttentionCall, partial: GpuBuffer): void {
   const { shape, queries, keys, values, sinks, tokens, rows, longest, y } = call;
-  const options: AttentionOptions = { ...sizes(shape), sinks: sinks !== undefined };
+  const room = shape.keyDim <= 256 ? 64 : Math.ceil(shape.keyDim / 4);
+  const options: AttentionOptions = { ...vectors(shape), room, sinks: sinks !== undefined };
   const splits = Math.ceil(longest / splitKeys);
   const params = { ...shared(shape), splits };
   const kernel = gpu.kernel(`attention-split ${attentionKey(options)}`, () => splitSource(options));
   gpu.commands.dispatch(kernel, [queries, keys, values, rows, partial], params, tokens * shape.heads, splits);
-  const join = gpu.kernel(`attention-join ${attentionKey(options)}`, () => joinSource(options));
+  const join = gpu.kernel(`attention-join ${options.sinks}`, () => joinSource(options));
   const buffers = [partial, ...(sinks ? [sinks] : []), y];
-  gpu.commands.dispatch(join, buffers, { heads: shape.heads, splits }, tokens * shape.heads);
+  gpu.commands.dispatch(
+    join,
+    buffers,
+    { heads: shape.heads, valueDim: shape.valueDim, splits },
+    tokens * shape.heads,
+  );
 }
 
-const sizes = ({ keyDim, valueDim }: AttentionShape) => ({ keyDim, valueDim });
+const vectors = ({ keyDim, valueDim }: AttentionShape) => ({
+  keyVectors: keyDim % 4 === 0,
+  valueVectors: valueDim % 4 === 0,
+});
 
-const shared = ({ heads, kvHeads, scale, window, chunk }: AttentionShape) => ({
+const shared = ({ heads, kvHeads, keyDim, valueDim, scale, window, chunk }: AttentionShape) => ({
   heads,
   group: heads / kvHeads,
+  keyDim,
+  valueDim,
   scale,
   window,
   chunk,
@@ -132,17 +151,9 @@ export function attentionReceived(
   received: GpuBuffer,
 ): void {
   const { shape, queries, keys, sinks, tokens, rows } = call;
-  const { heads, keyDim } = shape;
-  const dims = { ...shared(shape), tokens, keyDim };
-  const params = {
-    heads: "u32",
-    group: "u32",
-    scale: "f32",
-    window: "u32",
-    chunk: "u32",
-    tokens: "u32",
-    keyDim: "u32",
-  } as const;
+  const { heads } = shape;
+  const dims = { ...shared(shape), tokens };
+  const params = { ...attentionParams, tokens: "u32" } as const;
   const score = `fn score(row: u32, head: u32, key_row: u32) -> f32 {
   var sum = 0.0;
   let query = (row * p.heads + head) * p.keyDim;
@@ -150,12 +161,7 @@ export function attentionReceived(
   for (var i = 0u; i < p.keyDim; i++) { sum += queries[query + i] * keys[key + i]; }
   return sum * p.scale;
 }
-fn first_seen(position: u32) -> u32 {
-  var first = 0u;
-  if (p.window > 0u && position + 1u > p.window) { first = position + 1u - p.window; }
-  if (p.chunk > 0u) { first = max(first, position - position % p.chunk); }
-  return first;
-}`;
+${firstSeenCode}`;
   const softmax = gpu.kernel(`attention-totals ${sinks ? "sinks" : ""}`, () => ({
     name: "attention-totals",
     params,

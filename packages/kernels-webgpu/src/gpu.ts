@@ -89,9 +89,10 @@ export class Gpu {
     return buffer;
   }
 
-  /** Writes values from `byte` on; commands that are recorded later see them. */
+  /** Writes values from `byte` on: what was recorded before sees the old ones, what is recorded later the new ones. */
   write(buffer: GpuBuffer, values: Float32Array | Uint32Array | Int32Array | Uint8Array, byte = 0): void {
     if (values.byteLength === 0) return;
+    this.commands.submit();
     const { queue } = this.device;
     const { byteOffset, byteLength } = values;
     const whole = byteLength - (byteLength % 4);

@@ -1,0 +1,188 @@
+import type { AttentionSpec, GroupedQueryAttentionSpec, LatentAttentionSpec } from "@coppice/core";
+import {
+  type AttentionCall,
+  type AttentionShape,
+  attendPrefill,
+  attendSplit,
+  attentionReceived,
+  clip,
+  copyRows,
+  type Gpu,
+  type GpuBuffer,
+  matmul,
+  norm,
+  rotate,
+  scaleRows,
+  splitBytes,
+  unfoldLatent,
+} from "@coppice/kernels-webgpu";
+import type { Batch } from "./batch.js";
+import type { GroupedQueryWeights, LatentWeights, Linear, Norm } from "./model-weights.js";
+import type { Workspace } from "./workspace.js";
+
+export interface AttentionContext {
+  readonly gpu: Gpu;
+  readonly workspace: Workspace;
+  readonly batch: Batch;
+  readonly half: boolean;
+}
+
+interface Projected {
+  readonly queries: GpuBuffer;
+  readonly keys: GpuBuffer;
+  readonly values: GpuBuffer;
+}
+
+/** Up to so many tokens of a sequence, workgroups per query fill a device better than tiles of queries. */
+const splitTokens = 32;
+
+/**
+ * Attention of the normed input x [tokens, hidden] into y [tokens, hidden]; extends the cache if there is one.
+ * @returns [tokens] f32, if wanted: the attention that each token gets from itself and later tokens of this run
+ */
+export function runAttention(
+  context: AttentionContext,
+  spec: Exclude<AttentionSpec, { kind: "other" }>,
+  weights: GroupedQueryWeights | LatentWeights,
+  layer: number,
+  x: GpuBuffer,
+  y: GpuBuffer,
+  wantsReceived: boolean,
+): GpuBuffer | undefined {
+  const { gpu, workspace, batch } = context;
+  const { tokens, cache } = batch;
+  const shape = shapeOf(spec);
+  const projected =
+    spec.kind === "gqa"
+      ? projectGrouped(context, spec, weights as GroupedQueryWeights, x)
+      : projectLatent(context, spec, weights as LatentWeights, x);
+  let { keys, values } = projected;
+  const keySize = shape.kvHeads * shape.keyDim;
+  const valueSize = shape.kvHeads * shape.valueDim;
+  if (cache) {
+    const store = cache.reserve(layer, batch.capacity, keySize, valueSize);
+    const index = batch.keyRows as GpuBuffer;
+    copyRows(gpu, { x: keys, y: store.keys, rows: tokens, size: keySize, index, kind: "scatter" });
+    copyRows(gpu, { x: values, y: store.values, rows: tokens, size: valueSize, index, kind: "scatter" });
+    ({ keys, values } = store);
+  }
+  const mixed = workspace.take("mixed", tokens * shape.heads * shape.valueDim);
+  const { tiles, tileCount, rows, longest } = batch;
+  const sinks = spec.kind === "gqa" ? (weights as GroupedQueryWeights).sinks : undefined;
+  const call: AttentionCall = {
+    shape,
+    queries: projected.queries,
+    keys,
+    values,
+    sinks,
+    tokens,
+    tiles,
+    tileCount,
+    rows,
+    longest,
+    y: mixed,
+  };
+  if (batch.most <= splitTokens && tokens * shape.heads <= 65535) {
+    attendSplit(gpu, call, workspace.take("partial", splitBytes(shape, tokens, longest) / 4));
+  } else attendPrefill(gpu, call);
+  project(context, weights.output, mixed, y);
+  return wantsReceived ? received(context, call) : undefined;
+}
+
+export function shapeOf(spec: Exclude<AttentionSpec, { kind: "other" }>): AttentionShape {
+  const { heads, scale, slidingWindow: window = 0 } = spec;
+  if (spec.kind === "gqa") {
+    const { kvHeads, headDim, chunk = 0 } = spec;
+    return { heads, kvHeads, keyDim: headDim, valueDim: headDim, scale, window, chunk };
+  }
+  const keyDim = spec.nopeDim + spec.rotary.dimensions;
+  return { heads, kvHeads: heads, keyDim, valueDim: spec.valueDim, scale, window, chunk: 0 };
+}
+
+function project(
+  { gpu, batch, half }: AttentionContext,
+  linear: Linear,
+  x: GpuBuffer,
+  y: GpuBuffer,
+): GpuBuffer {
+  matmul(gpu, { x, rows: batch.tokens, weight: linear.weight, bias: linear.bias, y, half });
+  return y;
+}
+
+/** In the order that `GroupedQueryAttentionSpec` defines. */
+function projectGrouped(
+  context: AttentionContext,
+  spec: GroupedQueryAttentionSpec,
+  weights: GroupedQueryWeights,
+  x: GpuBuffer,
+): Projected {
+  const { gpu, workspace, batch } = context;
+  const { tokens } = batch;
+  const { heads, kvHeads, headDim, rotary, normAfterRotary, temperature } = spec;
+  const turned = (name: string, linear: Linear, own: Norm | undefined, over: string, count: number) => {
+    const out = project(context, linear, x, workspace.take(name, tokens * linear.outputs));
+    const size = over === "head" ? headDim : count * headDim;
+    const normed = () => own && norm(gpu, { ...own, x: out, size, rows: (tokens * count * headDim) / size });
+    if (!normAfterRotary) normed();
+    if (spec.clip !== undefined) clip(gpu, out, tokens * count * headDim, spec.clip);
+    const turn = rotary && batch.rotary.get(rotary);
+    if (turn) {
+      const { dimensions, interleaved } = rotary;
+      rotate(gpu, { x: out, tokens, heads: count, headDim, offset: 0, dimensions, interleaved, ...turn });
+    }
+    if (normAfterRotary) normed();
+    return out;
+  };
+  const queries = turned("queries", weights.query, weights.queryNorm, spec.queryNorm?.over ?? "head", heads);
+  const keys = turned("keys", weights.key, weights.keyNorm, spec.keyNorm?.over ?? "head", kvHeads);
+  const values = project(context, weights.value, x, workspace.take("values", tokens * weights.value.outputs));
+  if (spec.clip !== undefined) clip(gpu, values, tokens * kvHeads * headDim, spec.clip);
+  const factors = temperature && batch.temperatures.get(temperature);
+  if (factors) scaleRows(gpu, queries, tokens, heads * headDim, factors);
+  return { queries, keys, values };
+}
+
+/** Unfolded, so that a token gives the same with a cache and without. */
+function projectLatent(
+  context: AttentionContext,
+  spec: LatentAttentionSpec,
+  weights: LatentWeights,
+  x: GpuBuffer,
+): Projected {
+  const { gpu, workspace, batch } = context;
+  const { tokens } = batch;
+  const { heads, nopeDim, valueDim, rank, rotary } = spec;
+  const { dimensions: rotaryDim, interleaved } = rotary;
+  const keyDim = nopeDim + rotaryDim;
+  const run = (name: string, linear: Linear, input: GpuBuffer) =>
+    project(context, linear, input, workspace.take(name, tokens * linear.outputs));
+  let low = x;
+  if (weights.queryDown) {
+    low = run("low queries", weights.queryDown, x);
+    if (weights.queryNorm)
+      norm(gpu, { ...weights.queryNorm, x: low, size: weights.query.inputs, rows: tokens });
+  }
+  const queries = run("queries", weights.query, low);
+  const down = run("folded", weights.kvDown, x);
+  const latents = workspace.take("latents", tokens * rank);
+  norm(gpu, { ...weights.kvNorm, x: down, y: latents, size: rank, rows: tokens, stride: rank + rotaryDim });
+  const unfolded = run("unfolded", weights.kvUp, latents);
+  const turn = batch.rotary.get(rotary);
+  if (turn) {
+    const shared = { tokens, dimensions: rotaryDim, interleaved, ...turn };
+    rotate(gpu, { ...shared, x: queries, heads, headDim: keyDim, offset: nopeDim });
+    rotate(gpu, { ...shared, x: down, heads: 1, headDim: rank + rotaryDim, offset: rank });
+  }
+  const keys = workspace.take("keys", tokens * heads * keyDim);
+  const values = workspace.take("values", tokens * heads * valueDim);
+  unfoldLatent(gpu, { unfolded, down, keys, values, tokens, heads, nopeDim, valueDim, rank, rotaryDim });
+  return { queries, keys, values };
+}
+
+function received({ gpu, workspace, batch }: AttentionContext, call: AttentionCall): GpuBuffer {
+  const ends = batch.spans.flatMap(({ row, tokens }) => new Array<number>(tokens).fill(row + tokens));
+  const out = workspace.take("received", batch.tokens);
+  const totals = workspace.take("totals", 2 * batch.tokens * call.shape.heads);
+  attentionReceived(gpu, call, workspace.put("ends", Uint32Array.from(ends)), totals, out);
+  return out;
+}

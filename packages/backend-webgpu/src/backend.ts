@@ -1,0 +1,68 @@
+import {
+  type Backend,
+  CoppiceError,
+  checkLoadRange,
+  checkSupported,
+  type LoadRequest,
+  type SupportedKinds,
+  throwIfAborted,
+} from "@coppice/core";
+import type { GpuOptions } from "@coppice/kernels-webgpu";
+import { checkKernels } from "./check-kernels.js";
+import { type DeviceSource, SharedDevice } from "./device.js";
+import { loadWeights } from "./load-weights.js";
+import { WebgpuRunner } from "./runner.js";
+
+export interface WebgpuSettings extends GpuOptions {
+  /**
+   * In what products are multiplied: `f16` rounds both sides of products of many tokens to float16 and sums in float32; it needs the
+   * feature `shader-f16` of the device.
+   * @default "f32"
+   */
+  readonly precision?: "f32" | "f16";
+}
+
+/**
+ * Runs models on own WebGPU kernels. Runners of one backend share a device, which is opened for the first and destroyed after the
+ * last.
+ */
+export function createWebgpuBackend(source: DeviceSource, settings: WebgpuSettings = {}): Backend {
+  const device = new SharedDevice(source, settings);
+  return {
+    name: "webgpu",
+    capabilities: { blocking: false, sharesWeights: false },
+    async load(request: LoadRequest) {
+      const { model, weights, signal } = request;
+      throwIfAborted(signal, "loading a model");
+      checkSupported(model, "webgpu", kinds);
+      const range = checkLoadRange(request);
+      const use = await device.use();
+      try {
+        const half = settings.precision === "f16";
+        if (half && !use.gpu.has("shader-f16")) {
+          throw new CoppiceError("COPPICE_BACKEND_UNAVAILABLE", "the device lacks the feature shader-f16", {
+            hint: 'use the precision "f32"',
+          });
+        }
+        const canReadCodes = weights.readQuantized !== undefined;
+        await checkKernels(use.gpu, model, range, canReadCodes);
+        return new WebgpuRunner(model, range, use, await loadWeights(use.gpu, request, range), {
+          half,
+          canReadCodes,
+        });
+      } catch (error) {
+        use.release();
+        throw error;
+      }
+    },
+  };
+}
+
+const kinds: SupportedKinds = {
+  norm: ["rms", "layer"],
+  attention: ["gqa", "mla"],
+  rotaryScaling: ["linear", "dynamic", "yarn", "llama3", "longrope"],
+  feedForward: ["moe", "dense"],
+  routerOrder: ["softmax-topk", "sigmoid-topk", "topk-softmax", "topk-sigmoid", "sparsemixer"],
+  activation: ["silu", "clamped-swiglu", "relu2"],
+};

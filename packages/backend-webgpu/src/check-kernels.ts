@@ -1,0 +1,158 @@
+import type { LayerRange, MlpSpec, MoeModel, TensorRef } from "@coppice/core";
+import {
+  checkAttention,
+  checkElementwise,
+  checkEmbedding,
+  checkExperts,
+  checkMatmul,
+  checkNorm,
+  checkRotary,
+  checkRouting,
+  checkTargets,
+  checkUnfold,
+  type Gpu,
+  type KernelCheck,
+  selfCheck,
+  type WeightFormat,
+} from "@coppice/kernels-webgpu";
+import { shapeOf } from "./attention-block.js";
+import { commonFormat } from "./weight-format.js";
+
+/**
+ * Runs every kernel that a model needs on small values against formulas in float64, before its first use on a device; kernels for
+ * larger batches before the first batch that is so large.
+ * @throws COPPICE_BACKEND_UNAVAILABLE with the name of the first kernel that is wrong
+ */
+export async function checkKernels(
+  gpu: Gpu,
+  model: MoeModel,
+  range: LayerRange,
+  canReadCodes: boolean,
+): Promise<void> {
+  await selfCheck(gpu, [
+    ...plainChecks(model, range),
+    ...productChecks(model, range, canReadCodes, 1, false),
+  ]);
+}
+
+const known = new WeakMap<Gpu, WeakMap<MoeModel, Set<number>>>();
+
+/** As `checkKernels`, for the products of a batch of so many tokens. */
+export async function checkBatch(
+  gpu: Gpu,
+  model: MoeModel,
+  range: LayerRange,
+  tokens: number,
+  { half, canReadCodes }: { readonly half: boolean; readonly canReadCodes: boolean },
+): Promise<void> {
+  const rows = [1, 2, 4, 8, 32, 511].find((most) => tokens <= most) ?? 512;
+  const models = known.get(gpu) ?? new WeakMap<MoeModel, Set<number>>();
+  const done = models.get(model) ?? new Set<number>();
+  if (done.has(rows)) return;
+  await selfCheck(gpu, productChecks(model, range, canReadCodes, rows === 511 ? 33 : rows, half));
+  known.set(gpu, models.set(model, done.add(rows)));
+}
+
+function plainChecks(model: MoeModel, { from, to }: LayerRange): KernelCheck[] {
+  const checks = [checkElementwise(), checkNorm(model.finalNorm.kind, 70), checkTargets(200)];
+  for (const { attention, attentionNorm, feedForward } of model.layers.slice(from, to)) {
+    checks.push(checkNorm(attentionNorm.kind, 70), checkNorm(attentionNorm.kind, 70, true));
+    if (attention.kind === "other") continue;
+    const shape = shapeOf(attention);
+    if (attention.rotary) checks.push(checkRotary(attention.rotary.interleaved, attention.rotary.dimensions));
+    if (attention.kind === "mla") checks.push(checkUnfold());
+    const sinks = attention.kind === "gqa" && attention.sinks !== undefined;
+    // Fewer heads of the same sizes; a window and chunks as short as the check.
+    const heads = Math.max(1, shape.heads / shape.kvHeads);
+    const small = {
+      ...shape,
+      heads,
+      kvHeads: 1,
+      window: shape.window && 5,
+      chunk: shape.chunk && 6,
+      scale: 1 / shape.keyDim,
+    };
+    const sequences = [{ tokens: 9, past: 2 }];
+    checks.push(checkAttention({ shape: small, sinks, sequences, way: "split" }));
+    if (feedForward.kind !== "moe") continue;
+    const { weight, skip: _, ...router } = feedForward.router;
+    checks.push(checkRouting(router, { experts: weight.shape[0] as number }));
+  }
+  return checks;
+}
+
+function productChecks(
+  model: MoeModel,
+  { from, to }: LayerRange,
+  canReadCodes: boolean,
+  rows: number,
+  half: boolean,
+): KernelCheck[] {
+  const checks: KernelCheck[] = [];
+  const matrix = (weight: TensorRef, bias: TensorRef | undefined) => {
+    const format = commonFormat([weight], canReadCodes);
+    const columns = smallColumns(format, weight.shape[1] as number);
+    // As many outputs as it takes for the same tiles.
+    const outputs = rows === 512 && (weight.shape[0] as number) >= 512 ? 512 : 20;
+    checks.push(checkMatmul({ format, rows, columns, outputs, bias: bias !== undefined, half }));
+  };
+  const mlp = (specs: readonly MlpSpec[], topK: number, scaled: boolean) => {
+    const [first] = specs as [MlpSpec];
+    const hidden = first.down.shape[0] as number;
+    const shared = {
+      tokens: Math.min(rows, 40),
+      topK: Math.min(topK, 3),
+      experts: 4,
+      outputs: 20,
+      sorted: rows > 8,
+      half,
+    };
+    for (const { refs, columns, activation, bias } of [
+      {
+        refs: specs.flatMap(({ up, gate }) => (gate ? [up, gate] : [up])),
+        columns: hidden,
+        activation: first.activation,
+        bias: first.upBias,
+      },
+      {
+        refs: specs.map(({ down }) => down),
+        columns: first.width,
+        activation: undefined,
+        bias: first.downBias,
+      },
+    ]) {
+      const format = commonFormat(refs, canReadCodes);
+      checks.push(
+        checkExperts({
+          ...shared,
+          format,
+          columns: smallColumns(format, columns),
+          bias: bias !== undefined,
+          activation,
+          scaled: scaled && activation !== undefined,
+          perChoice: activation === undefined,
+        }),
+      );
+    }
+  };
+  if (from === 0) {
+    const format = commonFormat([model.embedding], canReadCodes);
+    checks.push(checkEmbedding(format, 9, smallColumns(format, model.hiddenSize)));
+  }
+  for (const { attention, feedForward } of model.layers.slice(from, to)) {
+    if (attention.kind !== "other") matrix(attention.query.weight, attention.query.bias);
+    if (feedForward.kind === "moe") {
+      const { router, experts } = feedForward;
+      matrix({ ...router.weight, dtype: "F32" }, router.bias);
+      mlp(experts, router.topK, router.scalesInput === true);
+    }
+  }
+  if (to === model.layers.length) matrix(model.head, model.headBias);
+  return checks;
+}
+
+/** Few columns, read the same way: in vectors, in groups. */
+function smallColumns(format: WeightFormat, columns: number): number {
+  if (format.kind === "quantized") return 2 * format.groupSize;
+  return columns % 4 === 0 ? 24 : 22;
+}

@@ -1,0 +1,3 @@
+export { createWebgpuBackend, type WebgpuSettings } from "./backend.js";
+export type { DeviceSource } from "./device.js";
+export { type WebgpuOptions, webgpu } from "./plugin.js";

@@ -1,0 +1,153 @@
+import { type LayerPlan, type MoeSpec, skipRuleOf } from "@coppice/core";
+import {
+  addGated,
+  addScaled,
+  type Choices,
+  checkedTopK,
+  combineChoices,
+  expertMatmul,
+  fewRows,
+  type Gpu,
+  type GpuBuffer,
+  matmul,
+  routeChoices,
+  sortChoices,
+  sortedBytes,
+} from "@coppice/kernels-webgpu";
+import type { Experts, Mlp, MoeWeights } from "./model-weights.js";
+import type { PlannedExperts } from "./planned-experts.js";
+import type { Workspace } from "./workspace.js";
+
+export interface MoeContext {
+  readonly gpu: Gpu;
+  readonly workspace: Workspace;
+  readonly half: boolean;
+  readonly hidden: number;
+  /** [1] u32, grows by the choices that run. */
+  readonly counts: GpuBuffer;
+}
+
+export interface MoeCall {
+  readonly spec: MoeSpec;
+  readonly plan: LayerPlan | undefined;
+  readonly weights: MoeWeights;
+  readonly planned: PlannedExperts;
+  /** [tokens] u32, 1 for those that skip nothing. */
+  readonly spared: GpuBuffer | undefined;
+}
+
+/** What an MoE layer did with some tokens, in work buffers. */
+export interface RoutedRun {
+  readonly tokens: number;
+  readonly topK: number;
+  readonly logits: GpuBuffer;
+  readonly slots: GpuBuffer;
+  readonly gates: GpuBuffer;
+  /** [tokens, topK, hidden], unweighted; rows of choices that do not run hold anything. */
+  readonly outputs: GpuBuffer;
+}
+
+/**
+ * The routed experts of the normed input x [tokens, hidden] into y [tokens, hidden].
+ */
+export function runRouted(
+  context: MoeContext,
+  call: MoeCall,
+  x: GpuBuffer,
+  tokens: number,
+  y: GpuBuffer,
+): RoutedRun {
+  const { gpu, workspace, hidden } = context;
+  const { spec, plan, weights, planned, spared } = call;
+  const { routerRows, slotCount, places } = planned;
+  const topK = checkedTopK(spec.router, slotCount, plan);
+  const logits = workspace.take("router logits", tokens * routerRows);
+  matmul(gpu, { x, rows: tokens, weight: planned.router, bias: planned.routerBias, y: logits });
+  const slots = workspace.take("slots", tokens * topK);
+  const gates = workspace.take("gates", tokens * topK);
+  const { map, correction, groupOf } = planned;
+  const { router } = spec;
+  routeChoices(gpu, {
+    router,
+    plan,
+    logits,
+    tokens,
+    columns: routerRows,
+    map,
+    correction,
+    groupOf,
+    spared,
+    slots,
+    gates,
+  });
+  const choices: Choices = { tokens, topK, slots, gates, places, slotCount };
+  // Skipped choices are counted by sorting.
+  const sorted = tokens > fewRows || skipRuleOf(router, plan) !== undefined;
+  const scaled = router.scalesInput === true;
+  const { outputs } = runExperts(context, weights.experts, planned, choices, x, sorted, scaled);
+  combineChoices(gpu, choices, outputs, y, hidden, !scaled);
+  return { tokens, topK, logits, slots, gates, outputs };
+}
+
+/** The experts of all choices: hidden units [choices, width] and outputs [choices, hidden]. */
+export function runExperts(
+  { gpu, workspace, half, hidden, counts }: MoeContext,
+  { width, activation }: Experts,
+  planned: PlannedExperts,
+  choices: Choices,
+  x: GpuBuffer,
+  sort: boolean,
+  scaled: boolean,
+): { units: GpuBuffer; outputs: GpuBuffer } {
+  const count = choices.tokens * choices.topK;
+  const bytes = sortedBytes(count, choices.slotCount);
+  const sorted = sort
+    ? sortChoices(
+        gpu,
+        choices,
+        {
+          order: workspace.take("order", bytes.order / 4),
+          tiles: workspace.take("expert tiles", bytes.tiles / 4),
+        },
+        counts,
+      )
+    : undefined;
+  const units = workspace.take("units", count * width);
+  const outputs = workspace.take("expert outputs", count * hidden);
+  const shared = { choices: { ...choices, sorted }, half };
+  expertMatmul(gpu, { ...shared, x, perChoice: false, stacks: planned.units, activation, scaled, y: units });
+  expertMatmul(gpu, { ...shared, x: units, perChoice: true, stacks: planned.down, y: outputs });
+  return { units, outputs };
+}
+
+/** An MLP that every token goes through, into y [tokens, hidden]. */
+export function runMlp(
+  { gpu, workspace, half }: MoeContext,
+  mlp: Mlp,
+  x: GpuBuffer,
+  tokens: number,
+  y: GpuBuffer,
+): void {
+  const { width, activation, units: weight, unitsBias: bias, down } = mlp;
+  const units = workspace.take("units", tokens * width);
+  matmul(gpu, { x, rows: tokens, weight, bias, activation, y: units, half });
+  matmul(gpu, { x: units, rows: tokens, weight: down.weight, bias: down.bias, y, half });
+}
+
+/** Adds the shared expert, times the sigmoid of its own gate where there is one. */
+export function addShared(
+  context: MoeContext,
+  { shared, sharedGate }: MoeWeights,
+  x: GpuBuffer,
+  tokens: number,
+  y: GpuBuffer,
+): void {
+  if (!shared) return;
+  const { gpu, workspace, hidden } = context;
+  const output = workspace.take("shared output", tokens * hidden);
+  runMlp(context, shared, x, tokens, output);
+  if (!sharedGate) return addScaled(gpu, output, y, tokens * hidden, 1);
+  const shares = workspace.take("shares", tokens);
+  matmul(gpu, { x, rows: tokens, weight: sharedGate, y: shares });
+  addGated(gpu, output, shares, y, tokens, hidden);
+}

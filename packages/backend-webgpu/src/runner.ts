@@ -1,0 +1,322 @@
+import {
+  type CheckedRunRequest,
+  CoppiceError,
+  checkRunAttention,
+  checkRunRequest,
+  type KvCache,
+  type LayerPlan,
+  type LayerRange,
+  layerKey,
+  type MoeModel,
+  type MoeSpec,
+  type Plan,
+  parsePlan,
+  type RunAttention,
+  type Runner,
+  type RunRequest,
+  type RunResult,
+  skipRuleOf,
+  throwIfAborted,
+} from "@coppice/core";
+import { addScaled, embed, type Gpu, type GpuBuffer, norm } from "@coppice/kernels-webgpu";
+import { runAttention } from "./attention-block.js";
+import { type Batch, prepareBatch } from "./batch.js";
+import { checkBatch } from "./check-kernels.js";
+import type { DeviceUse } from "./device.js";
+import { runHead } from "./head.js";
+import { DeviceCache } from "./kv-cache.js";
+import type { LayerWeights, Mlp, ModelWeights, MoeWeights } from "./model-weights.js";
+import { addShared, type MoeContext, runMlp, runRouted } from "./moe-block.js";
+import { type PlannedExperts, planExperts } from "./planned-experts.js";
+import { RotaryTables } from "./rotary-tables.js";
+import { showLayer } from "./show-layer.js";
+import { sparedRows } from "./spared-rows.js";
+import { Workspace } from "./workspace.js";
+
+/** Bytes of what the experts of one block of tokens compute; more tokens go through an MoE layer in several blocks. */
+const expertBytes = 256 * 1024 * 1024;
+/** Tokens of a run from which on the device is waited for after every layer, so that a run can be aborted on its way. */
+const waitTokens = 256;
+
+export interface RunnerSettings {
+  /** Whether products of many tokens are multiplied in f16. */
+  readonly half: boolean;
+  /** Whether weights that are stored as codes were read as such. */
+  readonly canReadCodes: boolean;
+}
+
+/**
+ * Runs a model on a device. The residual stream and every activation are float32 and stay on the device; what comes back is what
+ * a request asks for. Merged experts of the latest plan are kept per layer.
+ */
+export class WebgpuRunner implements Runner {
+  readonly model: MoeModel;
+  readonly #loaded: LayerRange;
+  readonly #use: DeviceUse;
+  readonly #settings: RunnerSettings;
+  #weights: ModelWeights | undefined;
+  readonly #workspace: Workspace;
+  readonly #rotary: RotaryTables;
+  readonly #planned = new Map<number, { key: string; experts: PlannedExperts }>();
+  readonly #caches = new Set<DeviceCache>();
+  readonly #validPlans = new WeakSet<Plan>();
+  #running = false;
+
+  constructor(
+    model: MoeModel,
+    loaded: LayerRange,
+    use: DeviceUse,
+    weights: ModelWeights,
+    settings: RunnerSettings,
+  ) {
+    this.model = model;
+    this.#loaded = loaded;
+    this.#use = use;
+    this.#weights = weights;
+    this.#settings = settings;
+    this.#workspace = new Workspace(use.gpu);
+    this.#rotary = new RotaryTables(use.gpu);
+  }
+
+  createCache(sequences: number, attention?: RunAttention): KvCache {
+    this.#alive();
+    if (!Number.isSafeInteger(sequences) || sequences < 1) {
+      throw new CoppiceError("COPPICE_USAGE", `a cache for ${sequences} sequences is wanted; give 1 or more`);
+    }
+    if (attention) {
+      checkRunAttention(this.model, attention, new Array<number>(sequences).fill(this.model.contextLength));
+    }
+    const cache = new DeviceCache(this, this.#use.gpu, sequences, (done) => this.#caches.delete(done));
+    this.#caches.add(cache);
+    return cache;
+  }
+
+  async run(request: RunRequest): Promise<RunResult> {
+    this.#alive();
+    throwIfAborted(request.signal, "starting a run");
+    if (this.#running) {
+      throw new CoppiceError(
+        "COPPICE_USAGE",
+        "a run began while another run of the same runner was going on",
+        {
+          hint: "await each run before the next, or load one runner per task",
+        },
+      );
+    }
+    this.#running = true;
+    try {
+      return await this.#run(request);
+    } finally {
+      this.#running = false;
+    }
+  }
+
+  async dispose(): Promise<void> {
+    const weights = this.#weights;
+    if (!weights) return;
+    this.#weights = undefined;
+    for (const cache of this.#caches) cache.dispose();
+    for (const { experts } of this.#planned.values()) experts.dispose();
+    this.#planned.clear();
+    this.#workspace.dispose();
+    this.#rotary.dispose();
+    weights.owned.dispose();
+    this.#use.release();
+  }
+
+  [Symbol.asyncDispose](): Promise<void> {
+    return this.dispose();
+  }
+
+  async #run(request: RunRequest): Promise<RunResult> {
+    const { model } = this;
+    const { gpu } = this.#use;
+    gpu.throwIfFailed();
+    const checked = checkRunRequest(model, request, this.#loaded);
+    const { tokens, from, to, rows, targets } = checked;
+    const plans = this.#layerPlans(request.plan);
+    const cache = this.#cache(request.cache);
+    await checkBatch(gpu, model, this.#loaded, tokens, this.#settings);
+    const workspace = this.#workspace;
+    const size = model.hiddenSize;
+    const batch = prepareBatch(gpu, model, checked, cache, this.#rotary, workspace);
+    const hidden = workspace.take("hidden", tokens * size);
+    if (request.hidden) gpu.write(hidden, request.hidden);
+    else this.#embed(request.sequences, tokens, hidden);
+    const counts = workspace.put("counts", new Uint32Array(1));
+    const context: MoeContext = { gpu, workspace, half: this.#settings.half, hidden: size, counts };
+
+    const boundaries = new Map<number, Float32Array>();
+    let expertTokens = 0;
+    for (let layer = from; layer < to; layer++) {
+      expertTokens += await this.#runLayer(context, layer, request, checked, plans.get(layer), batch, hidden);
+      if (request.boundaries?.includes(layer + 1)) {
+        boundaries.set(layer + 1, await gpu.readFloats(hidden, tokens * size));
+      }
+      if (layer + 1 === to) break;
+      if (tokens >= waitTokens) await gpu.idle();
+      throwIfAborted(request.signal, `running layer ${layer + 1} of ${to}`);
+    }
+    const { head } = this.#alive();
+    const shown = head && rows ? await runHead(context, model, head, rows, targets, hidden) : {};
+    if (this.#skips(plans, from, to)) {
+      const [bytes] = await gpu.read([{ buffer: counts, bytes: 4 }]);
+      expertTokens += new Uint32Array(bytes as ArrayBuffer)[0] as number;
+    } else if (!rows) await gpu.idle();
+    cache?.commit(request.sequences);
+    return { ...shown, boundaries, tokenLayers: tokens * (to - from), expertTokens };
+  }
+
+  /** @returns choices that ran, without those that are counted on the device */
+  async #runLayer(
+    context: MoeContext,
+    index: number,
+    request: RunRequest,
+    { starts }: CheckedRunRequest,
+    plan: LayerPlan | undefined,
+    batch: Batch,
+    hidden: GpuBuffer,
+  ): Promise<number> {
+    const weights = this.#alive().layers.get(index) as LayerWeights;
+    const { attention, feedForward } = this.model.layers[index] as MoeModel["layers"][number];
+    if (attention.kind === "other") throw new TypeError(`layer ${index} is ${attention.name}`);
+    const { gpu, workspace, half, hidden: size } = context;
+    const { tokens } = batch;
+    const { residualScale = 1 } = this.model;
+    const moe = feedForward.kind === "moe" ? feedForward : undefined;
+    // Planned before anything is recorded: making experts reads from the device.
+    const planned = moe && (await this.#experts(index, moe, weights.moe as MoeWeights, plan));
+    const normed = workspace.take("normed", tokens * size);
+    const added = workspace.take("added", tokens * size);
+    norm(gpu, { ...weights.attentionNorm, x: hidden, y: normed, size, rows: tokens });
+    const spare = (moe && skipRuleOf(moe.router, plan)?.spare) || 0;
+    const run = { gpu, workspace, batch, half };
+    const received = runAttention(run, attention, weights.attention, index, normed, added, spare > 0);
+    addScaled(gpu, added, hidden, tokens * size, residualScale);
+    norm(gpu, { ...weights.feedForwardNorm, x: hidden, y: normed, size, rows: tokens });
+    let ran = 0;
+    if (moe && planned && weights.moe) {
+      const spared =
+        received && (await sparedRows(context, received, normed, starts, spare, attention.heads));
+      const skips = skipRuleOf(moe.router, plan) !== undefined;
+      const call = { spec: moe, plan, weights: weights.moe, planned };
+      const counted = skips ? context : { ...context, counts: workspace.take("uncounted", 1) };
+      const choices = await this.#runMoe(counted, call, request, index, {
+        hidden,
+        normed,
+        added,
+        tokens,
+        spared,
+      });
+      if (!skips) ran = choices;
+    } else runMlp(context, weights.dense as Mlp, normed, tokens, added);
+    addScaled(gpu, added, hidden, tokens * size, residualScale);
+    return ran;
+  }
+
+  /** The MoE block, in blocks of tokens where its work buffers would be too large. @returns choices */
+  async #runMoe(
+    context: MoeContext,
+    call: { spec: MoeSpec; plan: LayerPlan | undefined; weights: MoeWeights; planned: PlannedExperts },
+    { tap }: RunRequest,
+    layer: number,
+    block: {
+      hidden: GpuBuffer;
+      normed: GpuBuffer;
+      added: GpuBuffer;
+      tokens: number;
+      spared: Uint32Array | undefined;
+    },
+  ): Promise<number> {
+    const { gpu, workspace, hidden: size } = context;
+    const { hidden, normed, added, tokens } = block;
+    const topK = Math.min(call.plan?.topK ?? call.spec.router.topK, call.planned.slotCount);
+    const perToken = 4 * topK * Math.max(size, call.weights.experts.width);
+    const most = Math.max(1, Math.floor(Math.min(expertBytes, gpu.maxBindingBytes) / perToken));
+    let ran = 0;
+    for (let from = 0; from < tokens; from += most) {
+      const count = Math.min(most, tokens - from);
+      const whole = count === tokens;
+      const part = (name: string, buffer: GpuBuffer) => {
+        if (whole) return buffer;
+        const own = workspace.take(name, count * size);
+        gpu.commands.copy(buffer, 4 * from * size, own, 0, 4 * count * size);
+        return own;
+      };
+      const x = part("block input", normed);
+      const y = whole ? added : workspace.take("block output", count * size);
+      const spared = block.spared && workspace.put("spared", block.spared.subarray(from, from + count));
+      const one = { ...call, spared };
+      const run = runRouted(context, one, x, count, y);
+      if (tap) {
+        const residual = part("block residual", hidden);
+        await showLayer(context, one, { layer, from, residual, input: x, output: y }, run, tap);
+      }
+      addShared(context, call.weights, x, count, y);
+      if (!whole) gpu.commands.copy(y, 0, added, 4 * from * size, 4 * count * size);
+      ran += count * run.topK;
+    }
+    return ran;
+  }
+
+  async #experts(
+    layer: number,
+    spec: MoeSpec,
+    weights: MoeWeights,
+    plan: LayerPlan | undefined,
+  ): Promise<PlannedExperts> {
+    const key = plan ? layerKey(plan) : "";
+    const known = this.#planned.get(layer);
+    if (known?.key === key) return known.experts;
+    known?.experts.dispose();
+    this.#planned.delete(layer);
+    const experts = await planExperts(this.#use.gpu, spec, weights, plan);
+    this.#planned.set(layer, { key, experts });
+    return experts;
+  }
+
+  #skips(plans: ReadonlyMap<number, LayerPlan>, from: number, to: number): boolean {
+    return this.model.layers
+      .slice(from, to)
+      .some(
+        ({ index, feedForward }) =>
+          feedForward.kind === "moe" && skipRuleOf(feedForward.router, plans.get(index)),
+      );
+  }
+
+  #layerPlans(plan: Plan | undefined): Map<number, LayerPlan> {
+    if (plan && !this.#validPlans.has(plan)) {
+      parsePlan(plan, this.model);
+      this.#validPlans.add(plan);
+    }
+    return new Map(plan?.layers.map((layer) => [layer.layer, layer]));
+  }
+
+  #cache(cache: KvCache | undefined): DeviceCache | undefined {
+    if (cache === undefined) return undefined;
+    if (!(cache instanceof DeviceCache) || cache.owner !== this) {
+      throw new CoppiceError("COPPICE_USAGE", "the cache was made by another runner", {
+        hint: "make it with createCache of the runner that runs",
+      });
+    }
+    if (cache.disposed)
+      throw new CoppiceError("COPPICE_BACKEND_DISPOSED", "the cache was disposed before this run");
+    return cache;
+  }
+
+  #embed(sequences: readonly Int32Array[], tokens: number, hidden: GpuBuffer): void {
+    const ids = new Uint32Array(tokens);
+    let at = 0;
+    for (const sequence of sequences) {
+      ids.set(sequence, at);
+      at += sequence.length;
+    }
+    const weight = this.#alive().embedding as NonNullable<ModelWeights["embedding"]>;
+    embed(this.#use.gpu, weight, this.#workspace.put("ids", ids), tokens, hidden, this.model.embeddingScale);
+  }
+
+  #alive(): ModelWeights {
+    if (this.#weights) return this.#weights;
+    throw new CoppiceError("COPPICE_BACKEND_DISPOSED", "the runner was disposed and cannot run again");
+  }
+}
