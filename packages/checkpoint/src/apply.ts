@@ -11,6 +11,7 @@ import { replaceJsonValues } from "./json-edit.js";
 import type { JsonObject } from "./json-object.js";
 import { defaultLimits } from "./limits.js";
 import type { LoadedCheckpoint } from "./load.js";
+import { attentionNoteFiles } from "./output/attention-note.js";
 import { checkComplete, companionFiles, textFile } from "./output/companion-files.js";
 import { configChanges } from "./output/config-changes.js";
 import { type ExportShape, exportShape, type OutputLayout } from "./output/export-shape.js";
@@ -28,7 +29,10 @@ export interface OutputOptions {
   readonly layout?: OutputLayout;
   /** Kept in `coppice.json` under `metadata`; must survive JSON. */
   readonly metadata?: JsonObject;
-  /** How far heads see, kept in `coppice.json`; default: what the loaded checkpoint brings along. */
+  /**
+   * How far heads see, kept in `coppice.json`, with a note about it in `ATTENTION.md`; default: what the loaded checkpoint
+   * brings along.
+   */
   readonly attention?: AttentionPlan;
 }
 
@@ -103,6 +107,7 @@ async function layOut(
     ...packShards(tensors, maxShardBytes),
     await rewriteConfig(loaded, shape, signal),
     textFile(provenanceFileName, provenanceText(createProvenance(model, checked, attention, metadata))),
+    ...attentionNoteFiles(attention, model),
     ...(await companionFiles(loaded, [provenanceFileName])),
   ];
   throwIfAborted(signal, "laying out the checkpoint");

@@ -52,6 +52,20 @@ async function copied(checkpoint: LoadedCheckpoint) {
 }
 
 describe("an attention plan", () => {
+  it("is described beside coppice.json for people and for runtimes that know windows", async () => {
+    const original = await load(await tinyFiles());
+    expect(original.model.contextLength).toBe(4096);
+    const { files, output } = await kept(original, [0, 2], { attention: spans(original.model) });
+    for (const written of [files, (await copied(output)).files]) {
+      const note = text(written.get("ATTENTION.md"));
+      // -8 + 4096 / 2 tokens in blocks of 4, and a layer that sees everything.
+      expect(note).toContain("| 0 | 2040 | 2040 |\n| 1 | as the model is | |\n");
+      expect(note).toContain("the first 2 tokens");
+      expect(note).toContain("74.9 % of the context");
+    }
+    expect((await copied(original)).files.has("ATTENTION.md")).toBe(false);
+  });
+
   it("travels in coppice.json through pruning, pruning again and rewriting", async () => {
     const original = await load(await tinyFiles());
     expect(original.attention).toBeUndefined();

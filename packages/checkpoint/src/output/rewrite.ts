@@ -11,6 +11,7 @@ import { readSmallFile } from "../folder.js";
 import { replaceJsonValues } from "../json-edit.js";
 import { defaultLimits } from "../limits.js";
 import type { LoadedCheckpoint } from "../load.js";
+import { attentionNoteFiles } from "./attention-note.js";
 import { checkComplete, companionFiles, textFile } from "./companion-files.js";
 import type { ConfigChanges } from "./config-changes.js";
 import { bytesContent, rangeContent } from "./content.js";
@@ -76,6 +77,7 @@ export async function rewriteCheckpoint(
     ...(index ? [index] : []),
     textFile("config.json", config ? replaceJsonValues(text, config.replace, config.insert) : text),
     textFile(provenanceFileName, await rewrittenProvenance(loaded, signal)),
+    ...attentionNoteFiles(loaded.attention, loaded.model),
     ...(await companionFiles(loaded, [provenanceFileName])),
   ];
   const tensorBytes = tensors.reduce((sum, tensor) => sum + bytesOf(tensor), 0);
