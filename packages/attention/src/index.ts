@@ -1,4 +1,7 @@
+export { type AntidiagonalOptions, antidiagonal, antidiagonalMask } from "./antidiagonal.js";
 export { ContextSamples } from "./context-samples.js";
+export { type FlexPrefillOptions, flexPrefill, flexPrefillMask } from "./flex-prefill.js";
 export { type MoaSpanOptions, moaSpan } from "./moa-span.js";
+export { PageChooser, type PageTopkOptions, pageTopk } from "./page-topk.js";
 export { type SinkWindowOptions, sinkWindow } from "./sink-window.js";
 export { type SpanProgram, type SpanSolution, solveSpans } from "./solve-spans.js";
