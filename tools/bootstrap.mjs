@@ -67,6 +67,8 @@ const commands = {
   "check-eval": (args) => script("coppice", "packages/cli/scripts/check-eval.mjs", args),
   "check-profiles": (args) => script("coppice", "packages/cli/scripts/check-profiles.mjs", args),
   "check-bits": (args) => script("coppice", "packages/cli/scripts/check-bits.mjs", args),
+  "check-layers": (args) =>
+    script("@coppice/export-onnx", "packages/export-onnx/scripts/check-layers.mjs", args),
   "check-browser": (args) =>
     script("coppice-example-browser^...", "examples/browser/scripts/check-browser.mjs", args),
   "check-kills": (args) => script("coppice", "packages/cli/scripts/check-kills.mjs", args),
@@ -85,6 +87,8 @@ const commands = {
 
 /** @type {Record<string, (args: readonly string[]) => void>} */
 const benches = {
+  attention: (args) => script("@coppice/backend-cpu", "packages/backend-cpu/bench/attention.mjs", args),
+  decode: (args) => script("@coppice/runtime", "packages/runtime/bench/decode.mjs", args),
   forms: (args) => script("@coppice/backend-cpu", "packages/backend-cpu/bench/graph-forms.mjs", args),
   search: (args) => script("coppice", "packages/cli/bench/search.mjs", args),
 };

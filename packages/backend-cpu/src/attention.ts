@@ -63,11 +63,13 @@ export async function runAttention(
     masked: starting?.masked ?? false,
     ...(request.received && { received: true as const }),
   };
-  if (request.received) feeds.queries = unit.queries();
+  if (request.received && !unit.step) feeds.queries = unit.queries();
   if (selected) {
-    const unpad = unit.feeds.unpad?.data as Int32Array;
-    const padded = selected.map((row) => unpad[row] as number);
-    feeds.unpad = new Tensor("int32", padded, [padded.length]);
+    const unpad = unit.feeds.unpad?.data as Int32Array | undefined;
+    if (unpad) {
+      const padded = selected.map((row) => unpad[row] as number);
+      feeds.unpad = new Tensor("int32", padded, [padded.length]);
+    }
     feeds.select = new Tensor("int32", selected, [selected.length]);
   }
   const results = await sessions.run(
@@ -123,11 +125,12 @@ function positionFeeds(
   const tables =
     attention.rotary &&
     rotary.of(attention.rotary, rotaryDimensions(attention, shape)).tables(unit.positions, length);
-  const inOperator = !behind && shape.kind === "gqa" && shape.rotation === "operator";
+  const byOperator = shape.kind === "gqa" && shape.rotation === "operator";
   const temperature = attention.kind === "gqa" ? attention.temperature : undefined;
   return {
     ...tables,
-    ...(tables && !inOperator && { positions: unit.rowPositions() }),
+    ...(tables && !byOperator && { positions: unit.rowPositions() }),
+    ...(tables && byOperator && behind && { turns: unit.turns() }),
     ...(temperature && { temperature: unit.temperature(temperature) }),
   };
 }

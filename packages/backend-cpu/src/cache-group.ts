@@ -34,6 +34,10 @@ interface LayerArrays {
   groups: readonly GroupArrays[];
 }
 
+/** Tokens that there is room for beyond those that need it: at least so many, and a thirty-second part. */
+const leastRoom = 32;
+const roomShift = 5;
+
 /** What places held before a run that may yet fail. */
 interface Overwritten {
   readonly array: Float32Array;
@@ -91,12 +95,12 @@ export class CacheGroup {
   }
 
   /**
-   * Makes room for `positions` tokens per sequence, and an eighth more so that decoding seldom moves the values. Not
+   * Makes room for `positions` tokens per sequence, and some more so that decoding seldom moves the values. Not
    * twice as many: every step computes over the places that are empty yet, and hides them.
    */
   reserve(positions: number): void {
     if (positions <= this.#positions) return;
-    this.#positions = Math.ceil(positions / 8) * 9;
+    this.#positions = positions + Math.max(leastRoom, positions >> roomShift);
     for (const layer of this.#layers.values()) {
       layer.groups = layer.groups.map((arrays) => this.#grown(arrays, layer.size));
     }

@@ -6,9 +6,6 @@ import { CachePlaces } from "./cache-places.js";
 import type { Feeds, Runtime } from "./sessions.js";
 import type { UnitInputs } from "./unit-inputs.js";
 
-/** Up to so many new tokens, products with keys and values as they lie in memory are faster than a copy of them. */
-const fewTokens = 8;
-
 /** How the graph of a layer takes what its cache holds, and the inputs for it. */
 export interface PastInputs {
   readonly past: AttentionPast;
@@ -27,9 +24,9 @@ export function pastInputs(
 ): PastInputs {
   const int32 = (values: ArrayLike<number>, dims: number[] = [values.length]) =>
     new runtime.Tensor("int32", Int32Array.from(values), dims);
-  const [{ past = 0 } = {}, ...others] = unit.pieces;
-  // Sequences that run side by side have one new token each.
-  const few = others.length > 0 || unit.longest <= fewTokens;
+  const past = unit.pieces[0]?.past ?? 0;
+  // Longer additions run one sequence after another.
+  const { step } = unit;
   const chunk = attention.kind === "gqa" ? attention.chunk : undefined;
   const { kvHeads } = operatorHeads(shape);
   const share = shape.heads / kvHeads;
@@ -39,14 +36,14 @@ export function pastInputs(
   const parts = groups.map((cache, g) => {
     const { group, key, value } = cache;
     const filled = new CachePlaces(group.span).filled(past);
-    const masked = few || group.span !== undefined || group.own !== undefined;
-    const before = few ? cache.places : filled;
+    const masked = step || group.span !== undefined || group.own !== undefined;
+    const before = step ? cache.places : filled;
     places.push(before);
     feeds[pastNames.key(g)] = key;
     feeds[pastNames.value(g)] = value;
     if (masked) feeds[pastNames.mask(g)] = unit.pastMask({ places: before, group, share, chunk });
     if (groups.length > 1) feeds[pastNames.heads(g)] = int32(group.heads);
-    if (few) {
+    if (step) {
       const sizes = BigInt64Array.from([before, unit.longest, ...sinks], BigInt);
       feeds[pastNames.sizes(g)] = new runtime.Tensor("int64", sizes, [sizes.length]);
     } else {
@@ -61,7 +58,7 @@ export function pastInputs(
       order[head] = place;
     feeds.order = int32(order);
   }
-  return { past: { groups: parts, by: few ? "products" : "operator" }, feeds, places };
+  return { past: { groups: parts, by: step ? "step" : "operator" }, feeds, places };
 }
 
 /**

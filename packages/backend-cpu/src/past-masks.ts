@@ -17,10 +17,7 @@ export interface PastMaskRequest {
 }
 
 /** [pieces, 1 or the group's query heads, S, P + S]: -Infinity where a new token does not see a place or a new token. */
-export function pastMask(request: PastMaskRequest): {
-  readonly values: Float32Array;
-  readonly dims: number[];
-} {
+export function pastMask(request: PastMaskRequest): Float32Array {
   const { pieces, longest, places, group, share, chunk } = request;
   const spans = group.own ?? [group.span];
   const repeats = group.own ? share : 1;
@@ -43,7 +40,7 @@ export function pastMask(request: PastMaskRequest): {
       at += repeats * each;
     }
   }
-  return { values, dims: [pieces.length, spans.length * repeats, longest, columns] };
+  return values;
 }
 
 /** [1, spans, S, S]: -Infinity where a span hides a token of sequences that start here. Causality is not its business. */

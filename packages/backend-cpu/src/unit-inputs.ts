@@ -16,6 +16,8 @@ export class UnitInputs {
   readonly positions: number;
   /** Its sequences have a past; otherwise all of them start here. */
   readonly behind: boolean;
+  /** Each of its sequences has one new token behind a past; rows are sequences. */
+  readonly step: boolean;
   readonly #runtime: Runtime;
   readonly #packed: PackedRows;
   readonly #made = new Map<string, Tensor>();
@@ -28,9 +30,12 @@ export class UnitInputs {
     this.longest = longest;
     this.positions = Math.max(...lengths) + 1;
     this.behind = pieces.some(({ past }) => past > 0);
+    this.step = this.behind && longest === 1;
     this.feeds = {
-      pad: new Tensor("int32", pad, [pieces.length, longest]),
-      unpad: new Tensor("int32", unpad, [unpad.length]),
+      ...(!this.step && {
+        pad: new Tensor("int32", pad, [pieces.length, longest]),
+        unpad: new Tensor("int32", unpad, [unpad.length]),
+      }),
       ...(!this.behind && {
         lengths: new Tensor("int32", lengths, [pieces.length]),
         total: new Tensor("int32", Int32Array.of(this.positions), []),
@@ -45,6 +50,14 @@ export class UnitInputs {
     return this.#once("positions", () => {
       const positions = this.#positionsOfRows();
       return new this.#runtime.Tensor("int32", positions, [positions.length]);
+    });
+  }
+
+  /** int64 [N, 1], the same for the operator that rotates. */
+  turns(): Tensor {
+    return this.#once("turns", () => {
+      const positions = BigInt64Array.from(this.#positionsOfRows(), BigInt);
+      return new this.#runtime.Tensor("int64", positions, [positions.length, 1]);
     });
   }
 
@@ -77,12 +90,16 @@ export class UnitInputs {
     );
   }
 
-  /** [pieces, 1 or heads, S, places and S], what is hidden from tokens behind a past. */
+  /** [pieces, 1 or heads, S, places and S], what is hidden from tokens behind a past; for a step [pieces, 1 or KV heads, 1 or heads of each, places and 1]. */
   pastMask(request: Omit<PastMaskRequest, "pieces" | "longest">): Tensor {
     const { group, ...sizes } = request;
     return this.#once(`past ${JSON.stringify({ ...sizes, span: group.span, own: group.own })}`, () => {
-      const { values, dims } = pastMask({ ...request, pieces: this.pieces, longest: this.longest });
-      return this.#mask(values, dims);
+      const values = pastMask({ ...request, pieces: this.pieces, longest: this.longest });
+      const heads = group.own ? [group.own.length, request.share] : [1, 1];
+      const columns = request.places + this.longest;
+      const [kvHeads, share] = heads as [number, number];
+      const rows = this.step ? heads : [kvHeads * share, this.longest];
+      return this.#mask(values, [this.pieces.length, ...rows, columns]);
     });
   }
 

@@ -1,9 +1,10 @@
 import { attentionOperator, type OperatorInputs } from "./attention-operator.js";
-import { type AttentionPast, attendPast, headsFirst, sumReceived } from "./attention-past.js";
-import { type AttentionShape, operatorHeads } from "./attention-shape.js";
+import { type AttentionPast, attendPast, headsFirst, pastParts, sumReceived } from "./attention-past.js";
+import { type AttentionShape, type GroupedQueryShape, operatorHeads } from "./attention-shape.js";
+import { attendStep } from "./attention-step.js";
 import { type Graph, GraphBuilder, type Value } from "./graph-builder.js";
 import { groupedQueryInputs } from "./grouped-query.js";
-import { cutHeads, type TokenRows } from "./heads.js";
+import { cutHeads, operatorRotation, type RotateHeads, rotateHeads, type TokenRows } from "./heads.js";
 import { latentInputs } from "./latent.js";
 import { addAndNorm, norm } from "./norms.js";
 import { inputWeights, type PartWeights } from "./part-weights.js";
@@ -40,15 +41,19 @@ export interface AttentionGraphOptions {
  *
  * Behind a past, for every group g of KV heads (`pastNames`): `pastKey0`, `pastValue0` [B, its KV heads, P, size] in any
  * order of positions; `mask0` [B or 1, its query heads or 1, S, P + S]; `heads0` int32, which KV heads it has, and `order` int32
- * [kvHeads], the place of each behind one another, when there are several groups. By the operator, `lengths0` int32 [B], filled
- * places of the past and new tokens less one, and `total0`, the most of them: the filled places come first, and new tokens
- * directly behind them. By products, which see all places that no mask hides, `sizes0` int64: P, S, and 1 where there are sinks.
+ * [kvHeads], the place of each behind one another, when there are several groups; `lengths0` int32 [B], filled places of the
+ * past and new tokens less one, and `total0`, the most of them: the filled places come first, and new tokens directly behind
+ * them. Where the operator could rotate, `turns` int64 [N, 1] instead of `positions`.
+ *
+ * For one step behind a past, rows are sequences: no `pad`, `unpad`, `queries`, lengths and totals. All places are seen that no
+ * mask hides, [B or 1, KV heads of the group or 1, query heads of each or 1, P + 1], and `sizes0` is int64: P, 1, and another 1
+ * where there are sinks.
  *
  * Outputs: `normed` [R, hidden], what the feed-forward block reads; `residual` [R, hidden], what is added to its
  * result; `logits` [R, E]; with a cache `newKey`, `newValue` [B, kvHeads, S, size], positions turned into keys; on request
  * `received` [B, S], the attention probabilities of every position summed over heads and `queries`, with anything behind
- * the last position of a sequence. Behind a past `received0` [B, P + S] for every group instead, and by products another
- * column where there are sinks.
+ * the last position of a sequence. Behind a past `received0` [B, P + S] for every group instead, and of a step another column
+ * where there are sinks.
  *
  * Operators: ONNX Runtime's GroupQueryAttention (causal; masks, windows and sinks are inputs and attributes of it),
  * SimplifiedLayerNormalization (root mean square) and SkipSimplifiedLayerNormalization.
@@ -61,23 +66,28 @@ export function attentionGraph(shape: AttentionShape, options: AttentionGraphOpt
   const rows = options.select ? "R" : "N";
   const input = graph.input("hidden", ["N", hidden]);
   const normed = norm(graph, weights, input, "attentionNorm", hidden, shape.attentionNorm);
-  const pad = graph.input("pad", ["B", "S"], "int32");
-  // Several padded tokens may name the same row.
-  const tokens: TokenRows = (value) => graph.node("Gather", [value, pad], { attributes: { axis: 0 } });
-  const heard = options.past
-    ? behindPast(graph, weights, shape, options.past, options, normed, tokens)
-    : fromStart(graph, weights, shape, options, normed, tokens);
-  const flat = graph.node("Reshape", [heard, graph.int64([-1, heads * size])]);
-  const unpad = graph.input("unpad", [rows], "int32");
-  const gathered = graph.node("Gather", [flat, unpad], { attributes: { axis: 0 } });
+  const select = options.select ? graph.input("select", ["R"], "int32") : "";
+  const take = (value: Value, at: Value) =>
+    at === "" ? value : graph.node("Gather", [value, at], { attributes: { axis: 0 } });
+  let gathered: Value;
+  if (options.past?.by === "step") {
+    gathered = take(oneStep(graph, weights, shape, options.past, options, normed), select);
+  } else {
+    const pad = graph.input("pad", ["B", "S"], "int32");
+    // Several padded tokens may name the same row.
+    const tokens: TokenRows = (value) => take(value, pad);
+    const heard = options.past
+      ? behindPast(graph, weights, shape, options.past, options, normed, tokens)
+      : fromStart(graph, weights, shape, options, normed, tokens);
+    const flat = graph.node("Reshape", [heard, graph.int64([-1, heads * size])]);
+    gathered = take(flat, graph.input("unpad", [rows], "int32"));
+  }
   const valueDim = shape.kind === "gqa" ? shape.headDim : shape.valueDim;
   const attended = cutHeads(graph, gathered, heads, size, valueDim);
   const projected = weights.linear(attended, "output", [hidden, heads * valueDim], {
     bias: shape.outputBias,
   });
-  const skip = options.select
-    ? graph.node("Gather", [input, graph.input("select", ["R"], "int32")], { attributes: { axis: 0 } })
-    : input;
+  const skip = take(input, select);
   const names = { sum: "residual", normed: "normed" };
   addAndNorm(graph, weights, [projected, skip], "feedForwardNorm", hidden, shape.feedForwardNorm, names);
   graph.output("normed", [rows, hidden]);
@@ -101,7 +111,7 @@ function fromStart(
 ): Value {
   const inOperator = shape.kind === "gqa" && shape.rotation === "operator";
   const turns = inOperator ? tables(graph, shape) : (["", ""] as const);
-  const operands = operatorInputs(graph, weights, shape, normed, tokens, { inOperator, together: true });
+  const operands = operatorInputs(graph, weights, shape, normed, tokens, "within");
   const lengths = graph.input("lengths", ["B"], "int32");
   const total = graph.input("total", [], "int32");
   const sinks = shape.kind === "gqa" && shape.sinks ? graph.input("sinks", [shape.heads]) : "";
@@ -134,31 +144,58 @@ function behindPast(
   tokens: TokenRows,
 ): Value {
   const { kvHeads, size } = operatorHeads(shape);
-  const places = { inOperator: false, together: false };
-  const operands = operatorInputs(graph, weights, shape, normed, tokens, places);
+  const operands = operatorInputs(graph, weights, shape, normed, tokens, "before");
   if (cache) {
     headsFirst(graph, operands.key, kvHeads, size, "newKey");
     headsFirst(graph, operands.value, kvHeads, size, "newValue");
     newOutputs(graph, shape);
   }
-  return attendPast(graph, shape, past, operands, received === true);
+  const queries = received ? graph.input("queries", ["B", 1, "S", 1], "bool") : "";
+  return attendPast(pastParts(graph, shape, past), operands, queries);
 }
 
-/** @param places whether the operator rotates, and whether it takes queries, keys and values in one where it can */
+/** [N, heads size], what one token of every sequence attends to: rows are sequences. */
+function oneStep(
+  graph: GraphBuilder,
+  weights: PartWeights,
+  shape: AttentionShape,
+  past: AttentionPast,
+  { cache, received }: AttentionGraphOptions,
+  normed: Value,
+): Value {
+  const { kvHeads, size } = operatorHeads(shape);
+  const operands = operatorInputs(graph, weights, shape, normed, (rows) => rows, "before");
+  const heads = (value: Value, name: string) =>
+    graph.node("Reshape", [value, graph.int64([-1, kvHeads, 1, size])], {}, name);
+  const own = { key: heads(operands.key, "newKey"), value: heads(operands.value, "newValue") };
+  if (cache) newOutputs(graph, shape);
+  return attendStep(pastParts(graph, shape, past), operands, received === true, own);
+}
+
+/** @param rotation whether the operator rotates, where it can, or heads are rotated before it, each kind on its own */
 function operatorInputs(
   graph: GraphBuilder,
   weights: PartWeights,
   shape: AttentionShape,
   normed: Value,
   tokens: TokenRows,
-  { inOperator, together }: { readonly inOperator: boolean; readonly together: boolean },
+  rotation: "within" | "before",
 ): OperatorInputs {
   if (shape.kind === "mla") {
     return latentInputs(graph, weights, shape, normed, tokens, ofRows(graph, tables(graph, shape)));
   }
-  const rotation =
-    !inOperator && shape.rotaryDimensions > 0 ? ofRows(graph, tables(graph, shape)) : undefined;
-  return groupedQueryInputs(graph, weights, shape, normed, tokens, rotation, together);
+  const together = rotation === "within";
+  const rotate = together && shape.rotation === "operator" ? undefined : rotationOf(graph, shape);
+  return groupedQueryInputs(graph, weights, shape, normed, tokens, rotate, together);
+}
+
+function rotationOf(graph: GraphBuilder, shape: GroupedQueryShape): RotateHeads | undefined {
+  if (shape.rotaryDimensions === 0) return undefined;
+  if (shape.rotation === "operator") {
+    return operatorRotation(graph, tables(graph, shape), graph.input("turns", ["N", 1], "int64"));
+  }
+  const rotation = ofRows(graph, tables(graph, shape));
+  return (value, heads, dimensions) => rotateHeads(graph, value, heads, dimensions, rotation);
 }
 
 function newOutputs(graph: GraphBuilder, shape: AttentionShape): void {

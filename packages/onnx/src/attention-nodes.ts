@@ -5,7 +5,7 @@ import { type DecoderInputs, decoderDims } from "./decoder-inputs.js";
 import type { Dim, GraphBuilder, Value } from "./graph-builder.js";
 import { groupedQueryInputs } from "./grouped-query.js";
 import { paddedShape, rotaryDimensions } from "./head-layout.js";
-import { cutHeads } from "./heads.js";
+import { cutHeads, type RotateHeads, rotateHeads } from "./heads.js";
 import { latentInputs } from "./latent.js";
 import type { PartWeights } from "./part-weights.js";
 
@@ -39,10 +39,12 @@ export function attentionNodes(
   const inOperator = shape.kind === "gqa" && shape.rotation === "operator";
   const [cos, sin] = rotary && inOperator ? inputs.tables(rotary, turning) : ["", ""];
   const rotation = rotary && !inOperator ? inputs.rowTables(rotary, turning) : undefined;
+  const rotate: RotateHeads | undefined =
+    rotation && ((value, heads, dimensions) => rotateHeads(graph, value, heads, dimensions, rotation));
   const operands =
     shape.kind === "mla"
       ? latentInputs(graph, part, shape, normed, inputs.tokens, rotation as readonly [Value, Value])
-      : groupedQueryInputs(graph, part, shape, normed, inputs.tokens, rotation);
+      : groupedQueryInputs(graph, part, shape, normed, inputs.tokens, rotate);
   const past = [decoderDims.batch, kvHeads, decoderDims.past, size];
   const state = {
     pastKey: graph.input(layerValues.pastKey(index), past),

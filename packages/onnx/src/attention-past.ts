@@ -18,10 +18,10 @@ export interface AttentionPast {
   readonly groups: readonly PastGroup[];
   /**
    * `operator`: ONNX Runtime's GroupQueryAttention, which makes a copy of past and new keys inside; any order of the past is
-   * the same to it, and windows are the business of masks. `products`: products with the past as it lies in memory; the
-   * faster for a few tokens, and several times slower for many, since all scores are written out.
+   * the same to it, and windows are the business of masks. `step`: every sequence has one new token, which is multiplied with
+   * the past as it lies in memory.
    */
-  readonly by: "operator" | "products";
+  readonly by: "operator" | "step";
 }
 
 /** The names of inputs and outputs of group `g`. */
@@ -36,53 +36,48 @@ export const pastNames = {
   received: (g: number) => `received${g}`,
 } as const;
 
-/** Takes `[B, .., kvHeads, width]` apart: the KV heads of a group, along the axis that has them. */
-type Pick = (value: Value, group: number, axis: number) => Value;
+/** What the groups of a layer have in common. */
+export interface PastParts {
+  readonly graph: GraphBuilder;
+  readonly shape: AttentionShape;
+  readonly past: AttentionPast;
+  /** [heads], or `""` */
+  readonly sinks: Value;
+  /** The KV heads of a group, along the axis that has them. */
+  readonly pick: (value: Value, group: number, axis: number) => Value;
+  /** All KV heads, along the axis that has those of each group. */
+  readonly whole: (parts: readonly Value[], axis: number) => Value;
+}
 
-/**
- * Attention over earlier and new tokens, group by group.
- * @param received whether the groups' `received` are outputs; takes `queries`
- * @returns [B, S, heads size]
- */
-export function attendPast(
-  graph: GraphBuilder,
-  shape: AttentionShape,
-  past: AttentionPast,
-  operands: OperatorInputs,
-  received: boolean,
-): Value {
+export function pastParts(graph: GraphBuilder, shape: AttentionShape, past: AttentionPast): PastParts {
   const { groups } = past;
-  const sinks = shape.kind === "gqa" && shape.sinks ? graph.input("sinks", [shape.heads]) : "";
-  const queries = received ? graph.input("queries", ["B", 1, "S", 1], "bool") : "";
   const several = groups.length > 1;
   const heads = groups.map(({ kvHeads }, g) =>
     several ? graph.input(pastNames.heads(g), [kvHeads], "int32") : "",
   );
-  const pick: Pick = (value, g, axis) =>
-    several ? graph.node("Gather", [value, heads[g] as Value], { attributes: { axis } }) : value;
-  const whole = (parts: readonly Value[], axis: number) => {
-    if (!several) return parts[0] as Value;
-    const joined = graph.node("Concat", parts, { attributes: { axis } });
-    const order = graph.input("order", [operatorHeads(shape).kvHeads], "int32");
-    return graph.node("Gather", [joined, order], { attributes: { axis } });
+  return {
+    graph,
+    shape,
+    past,
+    sinks: shape.kind === "gqa" && shape.sinks ? graph.input("sinks", [shape.heads]) : "",
+    pick: (value, g, axis) =>
+      several ? graph.node("Gather", [value, heads[g] as Value], { attributes: { axis } }) : value,
+    whole(parts, axis) {
+      if (!several) return parts[0] as Value;
+      const joined = graph.node("Concat", parts, { attributes: { axis } });
+      const order = graph.input("order", [operatorHeads(shape).kvHeads], "int32");
+      return graph.node("Gather", [joined, order], { attributes: { axis } });
+    },
   };
-  const parts = { graph, shape, past, operands, sinks, queries, pick };
-  return past.by === "operator" ? byOperator(parts, whole) : byProducts(parts, whole);
 }
 
-interface Parts {
-  readonly graph: GraphBuilder;
-  readonly shape: AttentionShape;
-  readonly past: AttentionPast;
-  readonly operands: OperatorInputs;
-  readonly sinks: Value;
-  readonly queries: Value;
-  readonly pick: Pick;
-}
-
-type Whole = (parts: readonly Value[], axis: number) => Value;
-
-function byOperator({ graph, shape, past, operands, sinks, queries, pick }: Parts, whole: Whole): Value {
+/**
+ * Attention over earlier and new tokens by the operator, group by group.
+ * @param queries which tokens are no padding, where the groups' `received` are wanted; or `""`
+ * @returns [B, S, heads size]
+ */
+export function attendPast(parts: PastParts, operands: OperatorInputs, queries: Value): Value {
+  const { graph, shape, past, sinks, pick, whole } = parts;
   const { kvHeads, size } = operatorHeads(shape);
   const share = shape.heads / kvHeads;
   const heads = (value: Value, width: number) =>
@@ -100,12 +95,12 @@ function byOperator({ graph, shape, past, operands, sinks, queries, pick }: Part
     const probabilities = graph.name("probabilities");
     const outputs = [name, graph.name("key"), graph.name("value")];
     const state = {
-      ...pastInputs(graph, group, g, size),
+      ...pastInputs(parts, g),
       lengths: graph.input(pastNames.lengths(g), ["B"], "int32"),
       total: graph.input(pastNames.total(g), [], "int32"),
       cos: "",
       sin: "",
-      sinks: sinks && groupSinks(graph, sinks, kvHeads, share, g, pick),
+      sinks: sinks && groupSinks(parts, g, [-1]),
     };
     attentionOperator(
       graph,
@@ -119,60 +114,6 @@ function byOperator({ graph, shape, past, operands, sinks, queries, pick }: Part
     return graph.node("Reshape", [name, graph.int64([0, 0, group.kvHeads, share * size])]);
   });
   return graph.node("Reshape", [whole(attended, 2), graph.int64([0, 0, shape.heads * size])]);
-}
-
-function byProducts({ graph, shape, past, operands, sinks, queries, pick }: Parts, whole: Whole): Value {
-  const { kvHeads, size } = operatorHeads(shape);
-  const { heads, scale } = shape;
-  const share = heads / kvHeads;
-  const query = headsFirst(graph, operands.query, heads, size);
-  const grouped = graph.node("Reshape", [query, graph.int64([0, kvHeads, -1, size])]);
-  const key = headsFirst(graph, operands.key, kvHeads, size);
-  const value = headsFirst(graph, operands.value, kvHeads, size);
-  const scores = (query: Value, key: Value) =>
-    graph.node("FusedMatMul", [query, key], {
-      domain: "com.microsoft",
-      attributes: { transB: 1, alpha: { float: scale } },
-    });
-  const attended = past.groups.map((group, g) => {
-    const { pastKey, pastValue, mask } = pastInputs(graph, group, g, size);
-    const query = pick(grouped, g, 1);
-    const both = graph.node("Concat", [scores(query, pastKey), scores(query, pick(key, g, 1))], {
-      attributes: { axis: 3 },
-    });
-    // [B, KV heads, queries of all their heads, T] is [B, heads, S, T].
-    const perHead = (count: number, rows: Value) => {
-      const columns = graph.node("Shape", [rows], { attributes: { start: 3 } });
-      const form = graph.node("Concat", [graph.int64([0, count, -1]), columns], { attributes: { axis: 0 } });
-      return graph.node("Reshape", [rows, form]);
-    };
-    let masked = perHead(group.kvHeads * share, both);
-    if (mask) masked = graph.node("Add", [masked, mask]);
-    const sizes = graph.input(pastNames.sizes(g), [sinks ? 3 : 2], "int64");
-    if (sinks) {
-      const own = graph.node("Reshape", [
-        groupSinks(graph, sinks, kvHeads, share, g, pick),
-        graph.int64([1, -1, 1, 1]),
-      ]);
-      const rows = graph.node("Shape", [masked], { attributes: { start: 0, end: 3 } });
-      const form = graph.node("Concat", [rows, graph.int64([1])], { attributes: { axis: 0 } });
-      const column = graph.node("Expand", [own, form]);
-      masked = graph.node("Concat", [masked, column], { attributes: { axis: 3 } });
-    }
-    const probabilities = graph.node("Softmax", [masked], { attributes: { axis: -1 } });
-    if (queries) sumReceived(graph, probabilities, queries, pastNames.received(g));
-    const shares = (sinks ? ["earlier", "new", "sink"] : ["earlier", "new"]).map((word) => graph.name(word));
-    const back = perHead(group.kvHeads, probabilities);
-    graph.nodes("Split", [back, sizes], shares, { attributes: { axis: 3 } });
-    const [earlier, latest] = shares as [Value, Value];
-    return graph.node("Add", [
-      graph.node("MatMul", [earlier, pastValue]),
-      graph.node("MatMul", [latest, pick(value, g, 1)]),
-    ]);
-  });
-  const back = graph.node("Reshape", [whole(attended, 1), graph.int64([0, heads, -1, size])]);
-  const rows = graph.node("Transpose", [back], { attributes: { perm: [0, 2, 1, 3] } });
-  return graph.node("Reshape", [rows, graph.int64([0, 0, heads * size])]);
 }
 
 /** [B, S, count size] -> [B, count, S, size] */
@@ -195,7 +136,9 @@ export function sumReceived(graph: GraphBuilder, probabilities: Value, queries: 
   graph.output(name, ["B", `${name} positions`]);
 }
 
-function pastInputs(graph: GraphBuilder, { kvHeads, masked }: PastGroup, g: number, size: number) {
+export function pastInputs({ graph, shape, past: { groups } }: PastParts, g: number) {
+  const { kvHeads, masked } = groups[g] as PastGroup;
+  const { size } = operatorHeads(shape);
   const past = (name: string) => graph.input(name, ["B", kvHeads, `P${g}`, size]);
   return {
     pastKey: past(pastNames.key(g)),
@@ -206,15 +149,13 @@ function pastInputs(graph: GraphBuilder, { kvHeads, masked }: PastGroup, g: numb
   };
 }
 
-/** [query heads of the group] */
-function groupSinks(
-  graph: GraphBuilder,
-  sinks: Value,
-  kvHeads: number,
-  share: number,
+/** Those of the group's query heads, as `dims`. */
+export function groupSinks(
+  { graph, shape, sinks, pick }: PastParts,
   g: number,
-  pick: Pick,
+  dims: readonly number[],
 ): Value {
-  const grouped = graph.node("Reshape", [sinks, graph.int64([kvHeads, share])]);
-  return graph.node("Reshape", [pick(grouped, g, 0), graph.int64([-1])]);
+  const { kvHeads } = operatorHeads(shape);
+  const grouped = graph.node("Reshape", [sinks, graph.int64([kvHeads, shape.heads / kvHeads])]);
+  return graph.node("Reshape", [pick(grouped, g, 0), graph.int64(dims)]);
 }

@@ -1,7 +1,7 @@
 import type { OperatorInputs } from "./attention-operator.js";
 import { type GroupedQueryShape, type HeadNormShape, operatorHeads } from "./attention-shape.js";
 import type { GraphBuilder, Value } from "./graph-builder.js";
-import { fillHeads, rotateHeads, type TokenRows } from "./heads.js";
+import { fillHeads, type RotateHeads, type TokenRows } from "./heads.js";
 import { norm } from "./norms.js";
 import type { PartWeights } from "./part-weights.js";
 
@@ -19,7 +19,7 @@ export function groupedQueryInputs(
   shape: GroupedQueryShape,
   normed: Value,
   tokens: TokenRows,
-  rotation: readonly [Value, Value] | undefined,
+  rotate: RotateHeads | undefined,
   together = true,
 ): OperatorInputs {
   const { hidden, heads, kvHeads, headDim, queryNorm, keyNorm, clip } = shape;
@@ -28,7 +28,7 @@ export function groupedQueryInputs(
   const qkv = weights.linear(normed, "qkv", [width, hidden], { bias: shape.inputBias });
   const limited = (value: Value) =>
     clip === undefined ? value : graph.node("Clip", [value, graph.float32(-clip), graph.float32(clip)]);
-  if (together && !queryNorm && !keyNorm && !shape.temperature && !rotation && size === headDim) {
+  if (together && !queryNorm && !keyNorm && !shape.temperature && !rotate && size === headDim) {
     return { query: tokens(limited(qkv), width), key: "", value: "" };
   }
   const sizes = graph.int64([heads * headDim, kvHeads * headDim, kvHeads * headDim]);
@@ -49,7 +49,7 @@ export function groupedQueryInputs(
     const normalize = (values: Value) =>
       spec ? headNorm(graph, weights, values, name, count, headDim, spec) : values;
     const turn = (values: Value) =>
-      rotation ? rotateHeads(graph, values, { count, headDim }, shape.rotaryDimensions, rotation) : values;
+      rotate ? rotate(values, { count, headDim }, shape.rotaryDimensions) : values;
     return shape.normAfterRotary ? normalize(turn(limited(value))) : turn(limited(normalize(value)));
   }
 }

@@ -32,6 +32,29 @@ export function rotateHeads(
   return graph.node("Reshape", [whole, graph.int64([-1, count * headDim])]);
 }
 
+/** Rotates the first `dimensions` of every head of rows [N, count headDim] by the positions of the rows. */
+export type RotateHeads = (value: Value, heads: Heads, dimensions: number) => Value;
+
+/**
+ * `rotateHeads` by ONNX Runtime's operator, which takes few head sizes (`headLayout`) and is one node instead of ten.
+ * @param tables cosines and sines of all positions, [M, dimensions / 2]
+ * @param positions int64 [N, 1]
+ */
+export function operatorRotation(
+  graph: GraphBuilder,
+  [cos, sin]: readonly [Value, Value],
+  positions: Value,
+): RotateHeads {
+  return (value, { count, headDim }, dimensions) => {
+    const rows = graph.node("Reshape", [value, graph.int64([-1, 1, count * headDim])]);
+    const turned = graph.node("RotaryEmbedding", [rows, positions, cos, sin], {
+      domain: "com.microsoft",
+      attributes: { num_heads: count, rotary_embedding_dim: dimensions, interleaved: 0 },
+    });
+    return graph.node("Reshape", [turned, graph.int64([-1, count * headDim])]);
+  };
+}
+
 /**
  * Heads filled up with zeros to `size` dimensions, which change neither a product of query and key nor a sum of values.
  * @param value [N, count headDim]

@@ -251,7 +251,7 @@ describe("the attention graph", () => {
   );
 
   const behind = ["plain", "no rotation, heads of odd size", "latent attention", "sinks and a window"];
-  const forms = (["operator", "products"] as const).flatMap((by) =>
+  const forms = (["operator", "step"] as const).flatMap((by) =>
     behind.flatMap((name) => [1, 2].map((groups) => ({ name, by, groups }))),
   );
   test.each(forms)("$name: tokens behind a past in $groups groups, by $by", async ({ name, by, groups }) => {
@@ -271,14 +271,14 @@ describe("the attention graph", () => {
     const graph = attentionGraph(shape, { ...packed, cache: true, past, received: true });
     const places = 8;
     const arrays = heads.map((of) =>
-      [0, 1].map(() => new Float32Array(of.length * places * size).fill(by === "products" ? 5 : 0)),
+      [0, 1].map(() => new Float32Array(of.length * places * size).fill(by === "step" ? 5 : 0)),
     );
     const window = shape.window ?? longest;
     let done = 0;
-    for (const count of [2, 1, 3, 1]) {
+    for (const count of by === "step" ? [2, 1, 1, 1, 1, 1] : [2, 1, 3, 1]) {
       // Behind a past, places count from the last one down, and from the first one where the operator looks there only.
-      const placeOf = (position: number) => (by === "products" ? places - 1 - position : position);
-      const before = by === "products" ? places : done;
+      const placeOf = (position: number) => (by === "step" ? places - 1 - position : position);
+      const before = by === "step" ? places : done;
       const columns = before + count;
       const feeds: Record<string, Tensor> = {
         ...placeFeeds(shape),
@@ -289,6 +289,11 @@ describe("the attention graph", () => {
         pad: int32([...Array(count).keys()], [1, count]),
         unpad: int32([...Array(count).keys()]),
         queries: bools(Array(count).fill(true), [1, 1, count, 1]),
+        turns: new Tensor(
+          "int64",
+          BigInt64Array.from({ length: count }, (_, i) => BigInt(done + i)),
+          [count, 1],
+        ),
         ...(done === 0 && { lengths: int32([count - 1]), total: int32([count], []) }),
       };
       for (const [g, of] of done > 0 ? heads.entries() : []) {
@@ -305,7 +310,8 @@ describe("the attention graph", () => {
         const dims = [1, of.length, places, size];
         feeds[pastNames.key(g)] = new Tensor("float32", key, dims);
         feeds[pastNames.value(g)] = new Tensor("float32", value, dims);
-        feeds[pastNames.mask(g)] = tensor(mask, [1, share * of.length, count, columns]);
+        const rows = by === "step" ? [of.length, share] : [of.length * share, count];
+        feeds[pastNames.mask(g)] = tensor(mask, [1, ...rows, columns]);
         if (groups > 1) feeds[pastNames.heads(g)] = int32(of);
         if (by === "operator") {
           feeds[pastNames.lengths(g)] = int32([columns - 1]);

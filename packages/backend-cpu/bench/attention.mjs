@@ -1,0 +1,104 @@
+// node packages/backend-cpu/bench/attention.mjs [--tokens 16384] [--layers 2] [--steps 31] [--threads 1]
+//
+// Decoding behind a long text under attention plans: 8 heads of size 64, random weights, and little else in the
+// model. Prints a Markdown table of medians
+// of interleaved steps, and what the caches take. Processor time is that of the whole process: with one thread it is the time
+// that a step takes on a machine that does nothing else.
+import { parseArgs } from "node:util";
+import { cpu } from "@coppice/backend-cpu";
+import { attentionPlanModel, spanDensity } from "@coppice/core";
+import { randomModel } from "@coppice/plugin-kit";
+
+const { values } = parseArgs({
+  options: {
+    tokens: { type: "string", default: "16384" },
+    layers: { type: "string", default: "2" },
+    steps: { type: "string", default: "31" },
+    threads: { type: "string", default: "1" },
+  },
+});
+const [tokens, layers, steps, threads] = [values.tokens, values.layers, values.steps, values.threads].map(
+  Number,
+);
+const heads = 8;
+const context = 2 * tokens;
+const loaded = randomModel({
+  layers,
+  heads,
+  kvHeads: heads,
+  headDim: 64,
+  hidden: 128,
+  width: 32,
+  vocab: 256,
+  context,
+});
+
+/** One rule for `few` heads, another for the rest; shares of the text. */
+const plan = (few, wide, narrow) => ({
+  format: "coppice.attention",
+  version: 1,
+  model: attentionPlanModel(loaded.model),
+  blockSize: 64,
+  sinks: 64,
+  rules: [wide, narrow].map((beta) => ({ alpha: 0, beta })),
+  layers: loaded.model.layers.map(() => Array.from({ length: heads }, (_, head) => (head < few ? 0 : 1))),
+});
+const plans = {
+  dense: undefined,
+  "1/2 in every head": plan(heads, 0.5, 0.5),
+  "7/8 in 4 heads, 1/8 in 4": plan(4, 0.875, 0.125),
+  "1/4 in every head": plan(heads, 0.25, 0.25),
+  "5/8 in 2 heads, 1/8 in 6": plan(2, 0.625, 0.125),
+};
+
+const median = (list) => list.toSorted((a, b) => a - b)[list.length >> 1];
+const runner = await (await cpu.create({ threads }, undefined)).load(loaded);
+const text = Int32Array.from({ length: tokens }, (_, i) => (i * 37) % 256);
+const next = { sequences: [Int32Array.of(5)], positions: [Int32Array.of(0)], targets: [Int32Array.of(0)] };
+const caches = {};
+const times = {};
+for (const [name, plan] of Object.entries(plans)) {
+  caches[name] = runner.createCache(1, plan && { plan, lengths: [tokens] });
+  times[name] = { wall: [], processor: [] };
+  process.stderr.write(`Reads ${tokens} tokens: ${name}\n`);
+  await runner.run({ sequences: [text], cache: caches[name] });
+}
+const names = Object.keys(plans);
+for (let i = -2; i < steps; i++) {
+  for (const name of i & 1 ? names.toReversed() : names) {
+    const [start, used] = [performance.now(), process.cpuUsage()];
+    await runner.run({ ...next, cache: caches[name] });
+    const { user, system } = process.cpuUsage(used);
+    if (i < 0) continue;
+    times[name].wall.push(performance.now() - start);
+    times[name].processor.push((user + system) / 1000);
+  }
+}
+const row = (...cells) => process.stdout.write(`| ${cells.join(" | ")} |\n`);
+row(
+  "spans",
+  "density",
+  "processor ms a step",
+  "times faster",
+  "wall ms",
+  "times faster",
+  "cache, MiB",
+  "share",
+);
+row(...Array(8).fill("---"));
+const of = (name) => [median(times[name].processor), median(times[name].wall), caches[name].bytes];
+const [processor, wall, bytes] = of("dense");
+for (const name of names) {
+  const [ownProcessor, ownWall, ownBytes] = of(name);
+  row(
+    name,
+    (plans[name] ? spanDensity(plans[name], tokens) : 1).toFixed(2),
+    ownProcessor.toFixed(2),
+    (processor / ownProcessor).toFixed(2),
+    ownWall.toFixed(2),
+    (wall / ownWall).toFixed(2),
+    (ownBytes / 2 ** 20).toFixed(1),
+    (ownBytes / bytes).toFixed(2),
+  );
+}
+await runner.dispose();
