@@ -1,11 +1,13 @@
 // Speed of exported folders: this package on each of them, and transformers.js on the same ones, one after the other in
 // turns, so that what else the machine does meets all alike.
 //
-//   node bench/decode.mjs [--rounds 7] [--tokens 48] [--threads 2] fp32=<folder> q4=<folder> ...
+//   npm run bench -- decode [--quick] [--rounds 9] [--tokens 48] [--threads 2] [--model <checkpoint>] [fp32=<folder> q4=<folder> ...]
 //
-// The first folder is the one that others are compared with. Every round prefills a prompt of 512 tokens and then decodes,
-// greedily. Decode times include everything that a caller waits for: sampling, and here also text. Processor time is that
-// of the whole process, spinning threads included; it says most where the machine is busy with something else.
+// Without folders the demo model (or another checkpoint) is exported as it is and at 4 bits in groups of 32. The first folder
+// is the one that others are compared with, and every other one has to be so much faster. Every round prefills a prompt of 512
+// tokens and then decodes, greedily. Decode times include everything that a caller waits for: sampling, and here also text.
+// Processor time is that of the whole process, spinning threads included; it says most where the machine is busy with
+// something else. `--quick` only tries whether everything runs.
 import {
   cpSync,
   linkSync,
@@ -16,22 +18,57 @@ import {
   rmSync,
   writeFileSync,
 } from "node:fs";
+import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
+import { loadModel } from "@coppice/checkpoint";
+import { folderTarget, openFolder } from "@coppice/checkpoint/node";
+import { modelPath } from "@coppice/demo-model";
+import { exportOnnx } from "@coppice/export-onnx";
+import { quantizeCheckpoint, rtn, uniformFormat } from "@coppice/quantizers";
 import { openModelFolder } from "@coppice/runtime/node";
 import { AutoModelForCausalLM, env, Tensor } from "@huggingface/transformers";
+
+/** What a folder of few bits has to reach. */
+const demands = { decode: 1.5, library: 1, prefill: 1.1 };
 
 const { values, positionals } = parseArgs({
   allowPositionals: true,
   options: {
-    rounds: { type: "string", default: "7" },
-    tokens: { type: "string", default: "48" },
+    quick: { type: "boolean", default: false },
+    rounds: { type: "string" },
+    tokens: { type: "string" },
     threads: { type: "string", default: "2" },
+    model: { type: "string", default: modelPath },
   },
 });
-const [rounds, tokens, threads] = [values.rounds, values.tokens, values.threads].map(Number);
-if (positionals.length === 0) throw new Error("name folders, such as fp32=./model-onnx q4=./model-q4-onnx");
+const { quick, rounds = quick ? "2" : "9", tokens: length = quick ? "12" : "48" } = values;
+const [turns, tokens, threads] = [rounds, length, values.threads].map(Number);
 env.allowRemoteModels = false;
+const folders =
+  positionals.length > 0 ? positionals.map((one) => one.split("=")) : await exported(values.model);
+
+/** Names and folders of the model as it is and at 4 bits. */
+async function exported(path) {
+  const scratch = mkdtempSync(join(tmpdir(), "coppice-decode-"));
+  process.on("exit", () => rmSync(scratch, { recursive: true }));
+  const write = async (from, name) => {
+    const loaded = await loadModel(await openFolder(from));
+    const folder = join(scratch, name);
+    const { bytes } = await exportOnnx(loaded, folderTarget(folder), { target: "cpu" });
+    await loaded.close();
+    console.log(`${name}: ${(bytes / 1e6).toFixed(1)} MB`);
+    return [name, folder];
+  };
+  const quantized = join(scratch, "checkpoint");
+  const whole = await loadModel(await openFolder(path));
+  await quantizeCheckpoint(whole, folderTarget(quantized), {
+    quantizer: await rtn.create({ clip: false }, undefined),
+    format: uniformFormat({ bits: 4, groupSize: 32, symmetric: true }),
+  });
+  await whole.close();
+  return [await write(path, "fp32"), await write(quantized, "q4")];
+}
 
 /** Ids that need no tokenizer. */
 const prompt = Int32Array.from({ length: 512 }, (_, i) => 100 + ((i * 37) % 900));
@@ -39,7 +76,7 @@ const prompt = Int32Array.from({ length: 512 }, (_, i) => 100 + ((i * 37) % 900)
 /** A copy of the folder, weights linked, whose texts never end by themselves, so that all write equally many tokens. */
 function endless(folder) {
   const copy = mkdtempSync(join(dirname(resolve(folder)), ".decode-bench-"));
-  process.on("exit", () => rmSync(copy, { recursive: true }));
+  process.on("exit", () => rmSync(copy, { recursive: true, force: true }));
   cpSync(folder, copy, { recursive: true, filter: (path) => resolve(path) !== resolve(folder, "onnx") });
   mkdirSync(join(copy, "onnx"));
   for (const name of readdirSync(join(folder, "onnx"))) {
@@ -52,6 +89,9 @@ function endless(folder) {
   return copy;
 }
 
+/** The run of transformers.js on a folder. */
+const libraryOn = (name) => `${name}, transformers.js`;
+
 const mark = () => {
   const { user, system } = process.cpuUsage();
   return { wall: performance.now(), cpu: (user + system) / 1000 };
@@ -59,8 +99,7 @@ const mark = () => {
 
 /** Runs once; gives the time and the processor time, in milliseconds, at the start and at each token. */
 const contenders = {};
-for (const positional of positionals) {
-  const [name, path] = positional.split("=");
+for (const [name, path] of folders) {
   const folder = endless(path);
   // Beginnings that are kept would save the prefill that is measured.
   const model = await openModelFolder(folder, { threads, keptPrefixes: 0, chunk: 512 });
@@ -71,7 +110,7 @@ for (const positional of positionals) {
   };
   const session_options = { intraOpNumThreads: threads };
   const theirs = await AutoModelForCausalLM.from_pretrained(folder, { session_options });
-  contenders[`${name}, transformers.js`] = async () => {
+  contenders[libraryOn(name)] = async () => {
     const times = [mark()];
     const dims = [1, prompt.length];
     let skipped = false;
@@ -96,7 +135,7 @@ for (const positional of positionals) {
 const measured = new Map(
   Object.keys(contenders).map((name) => [name, { prefill: [], prefillCpu: [], step: [], stepCpu: [] }]),
 );
-for (let round = -1; round < rounds; round++) {
+for (let round = -1; round < turns; round++) {
   for (const [name, run] of Object.entries(contenders)) {
     const times = await run();
     if (times.length !== tokens + 2) throw new Error(`${name} wrote ${times.length - 1} tokens`);
@@ -133,5 +172,31 @@ for (const entry of measured) {
       .join(" | ")} |`,
   );
 }
+
+let failed = false;
+const demand = (ok, what) => {
+  failed ||= !ok;
+  console.log(`${ok ? "reached" : "MISSED "}  ${what}`);
+};
+const [[first], ...others] = folders;
+for (const [name] of others) {
+  const own = measured.get(name);
+  const ratio = (other, kind) => median(other[kind]) / median(own[kind]);
+  const decode = ratio(base, "step");
+  demand(
+    decode >= demands.decode,
+    `${name} decodes ${decode.toFixed(2)} times as fast as ${first}, at least ${demands.decode}`,
+  );
+  const library = ratio(measured.get(libraryOn(name)), "step");
+  demand(
+    library >= demands.library,
+    `${name} decodes ${library.toFixed(2)} times as fast as transformers.js on it, at least ${demands.library}`,
+  );
+  const prefill = 1 / ratio(base, "prefill");
+  demand(
+    prefill <= demands.prefill,
+    `${name} takes ${prefill.toFixed(2)} times the prefill time of ${first}, at most ${demands.prefill}`,
+  );
+}
 // Native threads of the two libraries would keep the process.
-process.exit(0);
+process.exit(failed && !quick ? 1 : 0);

@@ -7,3 +7,4 @@ export {
 export * from "./exported-model.js";
 export type { OnnxRuntime } from "./onnx-runtime.js";
 export type { LayerExperts } from "./sequence.js";
+export { widenedFolder } from "./widened-folder.js";
