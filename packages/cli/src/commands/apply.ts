@@ -1,8 +1,10 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
+import { CoppiceError, createPlan } from "@coppice/core";
 import { projectToStock } from "@coppice/search-eep";
 import type { CliContext } from "../context.js";
 import { dryRunOption, examples, maxShardOption, outOption } from "../options.js";
 import { shownPlan } from "../terminal/shown-plan.js";
+import { readAttentionPlan } from "../work/attention-plan-file.js";
 import { openModel } from "../work/open-model.js";
 import { readPlan } from "../work/plan-file.js";
 import { describeWritten, writeCheckpoint } from "../work/write-checkpoint.js";
@@ -10,11 +12,15 @@ import { describeWritten, writeCheckpoint } from "../work/write-checkpoint.js";
 export function applyCommand(context: CliContext): CommandUnknownOpts {
   return new Command("apply")
     .description(
-      "Writes the checkpoint that a plan describes: an ordinary checkpoint of its family with fewer experts. " +
-        "The folder appears complete or not at all.",
+      "Writes the checkpoint that a plan describes: an ordinary checkpoint of its family with fewer experts, or with an " +
+        "attention plan. The folder appears complete or not at all.",
     )
     .argument("<model>", "checkpoint folder that the plan was made for")
-    .requiredOption("--plan <file>", "plan.json of a search, or any plan")
+    .option("--plan <file>", "plan.json of a search, or any plan")
+    .option(
+      "--attention <file>",
+      "attention plan that the checkpoint brings along from then on; alone: all experts stay",
+    )
     .addOption(
       new Option(
         "--project-router",
@@ -38,11 +44,21 @@ export function applyCommand(context: CliContext): CommandUnknownOpts {
         "coppice apply ./model --plan run/plan.json --out ./model-small",
         "coppice apply ./model --plan run/plan.json --out ./model-small --dry-run --json",
         "coppice apply ./model --plan uneven.json --layout runtime --out ./model-uneven",
+        "coppice apply ./model --attention attention.json --out ./model-sparse",
       ),
     )
     .action(async (path, options) => {
+      if (options.plan === undefined && options.attention === undefined) {
+        throw new CoppiceError("COPPICE_USAGE", "give --plan <file>, --attention <file> or both");
+      }
       await using opened = await openModel(path, context);
-      const given = await readPlan(options.plan, opened.checkpoint.model, context);
+      const { model } = opened.checkpoint;
+      const attention =
+        options.attention === undefined
+          ? undefined
+          : await readAttentionPlan(options.attention, model, context);
+      const given =
+        options.plan === undefined ? createPlan(model) : await readPlan(options.plan, model, context);
       const plan = options.projectRouter ? projectToStock(given) : given;
       const written = await writeCheckpoint(
         {
@@ -52,6 +68,7 @@ export function applyCommand(context: CliContext): CommandUnknownOpts {
           dryRun: options.dryRun,
           maxShardBytes: options.maxShardSize,
           layout: options.layout,
+          attention,
           metadata: { command: "apply" },
         },
         context,

@@ -8,7 +8,7 @@ import {
   predictOutput,
 } from "@coppice/checkpoint";
 import { folderTarget } from "@coppice/checkpoint/node";
-import { CoppiceError, modelSize, type Plan, RunEmitter } from "@coppice/core";
+import { type AttentionPlan, CoppiceError, modelSize, type Plan, RunEmitter } from "@coppice/core";
 import { formatBytes, formatCount, formatShare } from "@coppice/report";
 import type { CliContext } from "../context.js";
 import { formatFacts } from "../terminal/format.js";
@@ -23,6 +23,8 @@ export interface WriteRequest {
   readonly maxShardBytes: number | undefined;
   /** Default: what stock runtimes load. */
   readonly layout?: OutputLayout | undefined;
+  /** Default: the checkpoint's own. */
+  readonly attention?: AttentionPlan | undefined;
   /** Goes into `coppice.json`. */
   readonly metadata: JsonObject;
 }
@@ -80,13 +82,14 @@ export async function writeCheckpoint(
   request: WriteRequest,
   context: CliContext,
 ): Promise<WrittenCheckpoint> {
-  const { opened, plan, out, maxShardBytes, layout, metadata, dryRun = false } = request;
+  const { opened, plan, out, maxShardBytes, layout, attention, metadata, dryRun = false } = request;
   const { checkpoint } = opened;
   checkOutside(out, opened.path);
   const options = {
     metadata,
     ...(maxShardBytes !== undefined && { maxShardBytes }),
     ...(layout !== undefined && { layout }),
+    ...(attention && { attention }),
   };
   checkAbsent(out);
   const emitter = new RunEmitter();
