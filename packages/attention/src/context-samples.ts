@@ -20,6 +20,11 @@ export class ContextSamples {
     this.#separator = Int32Array.from(separator === undefined ? [] : [separator]);
   }
 
+  /** Tokens of the shortest sample: no text can be shorter. */
+  get shortest(): number {
+    return Math.min(...this.#pool.map(({ tokens }) => tokens.length));
+  }
+
   /**
    * `count` texts of at most `length` tokens, and nearly as many where samples are small.
    * @throws COPPICE_USAGE when every sample is longer
@@ -32,10 +37,9 @@ export class ContextSamples {
     // A long one first: it is what the length is about.
     const last = this.#fitting(length, length / 2) ?? this.#fitting(length, 0);
     if (!last) {
-      const shortest = Math.min(...this.#pool.map(({ tokens }) => tokens.length));
       throw new CoppiceError(
         "COPPICE_USAGE",
-        `no sample fits a context of ${length} tokens; the shortest has ${shortest}`,
+        `no sample fits a context of ${length} tokens; the shortest has ${this.shortest}`,
         { hint: "give longer lengths or shorter samples" },
       );
     }

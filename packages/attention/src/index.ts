@@ -1,5 +1,6 @@
 export { type AntidiagonalOptions, antidiagonal, antidiagonalMask } from "./antidiagonal.js";
 export { ContextSamples } from "./context-samples.js";
+export { type DuoHeadsOptions, duoHeads } from "./duo-heads.js";
 export { type FlexPrefillOptions, flexPrefill, flexPrefillMask } from "./flex-prefill.js";
 export { type MoaSpanOptions, moaSpan } from "./moa-span.js";
 export { PageChooser, type PageTopkOptions, pageTopk } from "./page-topk.js";

@@ -4,10 +4,8 @@ import {
   type AttentionPlan,
   type AttentionPlanRequest,
   type AttentionSample,
-  CoppiceError,
   definePlugin,
   type Runner,
-  type WeightReader,
 } from "@coppice/core";
 import * as v from "valibot";
 import { checkDecisions } from "./check-decisions.js";
@@ -15,8 +13,9 @@ import { type HeadProfile, profileHeads } from "./head-profile.js";
 import { Predictions } from "./layer-probe.js";
 import { profileEstimate } from "./moa-estimate.js";
 import { samplesByLength } from "./profile-samples.js";
+import { providedFor } from "./provided-for.js";
 import { type FrontPoint, spanFront } from "./span-front.js";
-import { blockSizeSchema, defaultSpans, sinksSchema } from "./span-options.js";
+import { blockSizeSchema, defaultSpans, rowsSchema, sinksSchema } from "./span-options.js";
 import { spanBudgets, spanPlan } from "./span-plan.js";
 import { spanRules } from "./span-rules.js";
 import { textLikelihood } from "./text-likelihood.js";
@@ -74,7 +73,7 @@ export const moaSpan = definePlugin({
     sinks: v.exactOptional(sinksSchema, defaultSpans.sinks),
     blockSize: v.exactOptional(blockSizeSchema, defaultSpans.blockSize),
     rulesPerLayer: v.exactOptional(v.picklist([0, 1, 2]), 2),
-    rows: v.exactOptional(count(8, 4096), 256),
+    rows: v.exactOptional(rowsSchema, 256),
     promptWeight: v.exactOptional(v.pipe(v.number(), v.minValue(0), v.maxValue(100)), 0.25),
     sensitivity: v.exactOptional(v.picklist(["layer", "head", "none"])),
     probeTexts: v.exactOptional(count(1, 64), 2),
@@ -188,13 +187,4 @@ async function judgeFront(
 /** [K][H], what every head loses by the rule that it got. */
 function predictedLosses({ losses }: HeadProfile, { choice }: FrontPoint, rules: number): number[][] {
   return losses.map((own) => Array.from(choice, (rule, head) => own[head * rules + rule] as number));
-}
-
-/** @throws COPPICE_USAGE when something that the method needs is missing */
-export function providedFor(
-  method: string,
-  { runner, weights }: AttentionPlanRequest,
-): { readonly runner: Runner; readonly weights: WeightReader } {
-  if (runner && weights) return { runner, weights };
-  throw new CoppiceError("COPPICE_USAGE", `${method} needs a runner and the weights of the model`);
 }

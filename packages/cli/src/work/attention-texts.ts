@@ -31,21 +31,25 @@ export async function attentionTexts(
   const { lengths, validationLength, samples: count, limit, chat = false, seed } = options;
   const tokenizer = await loadTokenizer(folder);
   const common = { tokenizer, model, chat, ...(limit !== undefined && { limit }) };
-  const samples: AttentionSample[] = [];
-  const validation: AttentionSample[] = [];
+  const sources: ((length: number) => ContextSamples)[] = [];
   for (const [i, path] of options.data.entries()) {
     const task = await readTask(path, context);
-    const separator = model.endTokens[0];
     const made = (length: number): ContextSamples => {
       const rng = Rng.fromSeed(1000 * seed + i);
-      return new ContextSamples(encoded(task, { ...common, window: length }, model), rng, separator);
+      return new ContextSamples(encoded(task, { ...common, window: length }, model), rng, model.endTokens[0]);
     };
     // Windows of a text are of the length that is wanted; samples of tasks are the same for all lengths.
     const pool = task.form === "text" ? undefined : made(model.contextLength);
-    for (const length of lengths) samples.push(...(pool ?? made(length)).take(length, count));
-    validation.push(...(pool ?? made(validationLength)).take(validationLength, count));
+    sources.push((length) => pool ?? made(length));
   }
-  return { samples, validation };
+  const take = (length: number): AttentionSample[] => {
+    const pools = sources.map((source) => source(length));
+    const fitting = pools.filter(({ shortest }) => shortest <= length);
+    // Where nothing fits, the first says so.
+    return (fitting.length > 0 ? fitting : pools.slice(0, 1)).flatMap((pool) => pool.take(length, count));
+  };
+  const samples = lengths.flatMap(take);
+  return { samples, validation: take(validationLength) };
 }
 
 /** Prompts with their answers; windows of texts. */

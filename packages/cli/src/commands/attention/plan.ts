@@ -28,6 +28,7 @@ import { formatDuration } from "../../terminal/format.js";
 import { attentionTexts } from "../../work/attention-texts.js";
 import { backendHere } from "../../work/backend-here.js";
 import { type OpenModel, openModel } from "../../work/open-model.js";
+import { readTextFile } from "../../work/text-file.js";
 import { checkFileAbsent } from "../../work/write-checkpoint.js";
 
 export function planCommand(context: CliContext): CommandUnknownOpts {
@@ -42,6 +43,7 @@ export function planCommand(context: CliContext): CommandUnknownOpts {
       new Option("--method <name>", "attention plugin: sink-window, moa-span, duo-heads").default("moa-span"),
     )
     .addOption(new Option("--set <key=value>", "option of the method; repeatable").argParser(settings))
+    .option("--pattern <file>", "duo-heads: published head pattern, full_attention_heads.tsv")
     .addOption(
       new Option("--density <share>", "most that heads see of a context, on average")
         .argParser(numberIn(0, 1))
@@ -78,6 +80,7 @@ export function planCommand(context: CliContext): CommandUnknownOpts {
       examples(
         "coppice attention plan ./model --density 0.5 --lengths 1024,2048,4096 --data task.jsonl --out attention.json",
         "coppice attention plan ./model --method sink-window --density 0.25 --out window.json",
+        "coppice attention plan ./model --method duo-heads --pattern full_attention_heads.tsv --out duo.json",
         "coppice eval ./model --attention attention.json --task dev.jsonl",
       ),
     )
@@ -89,7 +92,8 @@ export function planCommand(context: CliContext): CommandUnknownOpts {
       await using opened = await openModel(path, context);
       const { model } = opened.checkpoint;
       const { plugin } = await loadPlugin("attention", options.method, context.io.cwd);
-      const method = await plugin.create(options.set ?? {}, undefined);
+      const pattern = options.pattern === undefined ? {} : await readPattern(options.pattern, context);
+      const method = await plugin.create({ ...options.set, ...pattern }, undefined);
       if (!method.plan) {
         throw new CoppiceError("COPPICE_USAGE", `${options.method} makes masks while a text runs, no plans`, {
           hint: "name it with --attention of eval or generate",
@@ -122,6 +126,14 @@ export function planCommand(context: CliContext): CommandUnknownOpts {
         ].join("\n\n"),
       );
     });
+}
+
+/** A number per head: a megabyte is far more than any model needs. */
+const patternBytes = 1_000_000;
+
+async function readPattern(path: string, context: CliContext): Promise<{ readonly pattern: string }> {
+  const code = "COPPICE_ATTENTION_INVALID";
+  return { pattern: await readTextFile(context.path(path), patternBytes, code, context.signal) };
 }
 
 interface PlanOptions {
@@ -174,7 +186,7 @@ async function planWith(
       `The profile takes about ${formatBytes(estimate.bytes)} besides the loaded model, and about ${formatDuration(ms)}.`,
     );
   }
-  return plan({ ...given, runner });
+  return await plan({ ...given, runner });
 }
 
 /** How fast the runner is here and now, by the beginning of a text. */
