@@ -1,8 +1,7 @@
 // node packages/backend-cpu/bench/attention.mjs [--tokens 16384] [--layers 2] [--steps 31] [--threads 1]
 //
 // Decoding behind a long text under attention plans: 8 heads of size 64, random weights, and little else in the
-// model. Prints a Markdown table of medians
-// of interleaved steps, and what the caches take. Processor time is that of the whole process: with one thread it is the time
+// model. Prints a Markdown table of medians of interleaved steps, and what the caches take. Processor time is that of the whole process: with one thread it is the time
 // that a step takes on a machine that does nothing else.
 import { parseArgs } from "node:util";
 import { cpu } from "@coppice/backend-cpu";

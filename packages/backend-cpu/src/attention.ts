@@ -1,7 +1,16 @@
 import type { DecoderLayer, HeadSpan, LayerSpans } from "@coppice/core";
-import { type AttentionShape, attentionGraph, paddedShape, pastNames, rotaryDimensions } from "@coppice/onnx";
+import {
+  type AttentionShape,
+  attentionGraph,
+  type GroupedQueryShape,
+  paddedShape,
+  pastNames,
+  queryKeyGraph,
+  rotaryDimensions,
+} from "@coppice/onnx";
 import type { Tensor } from "onnxruntime-node";
 import type { LayerCache } from "./cache-group.js";
+import { type Sights, sightMask } from "./masked-sight.js";
 import { pastInputs, receivedByPosition } from "./past-inputs.js";
 import type { RotaryTables } from "./rotary-table.js";
 import type { Feeds, Runtime, Sessions } from "./sessions.js";
@@ -20,6 +29,8 @@ export interface AttentionRequest {
   readonly cache: LayerCache | undefined;
   /** What a plan lets its KV heads see; undefined: what the model does. */
   readonly spans: LayerSpans | undefined;
+  /** What a masker lets the sequences see. */
+  readonly sights: Sights | undefined;
   /** Rows whose result is wanted; absent: all. */
   readonly selected: Int32Array | undefined;
   /** Whether the attention that positions receive is wanted. */
@@ -45,7 +56,9 @@ export async function runAttention(
   const { layer, hidden, weights, router, unit, cache, selected } = request;
   const shape = paddedShape(layer, hidden.dims[1] as number);
   const earlier =
-    cache && unit.behind ? pastInputs(runtime, unit, cache.groups, layer.attention, shape) : undefined;
+    cache && unit.behind
+      ? pastInputs(runtime, unit, cache.groups, layer.attention, shape, request.sights)
+      : undefined;
   const starting = earlier ? undefined : startInputs(runtime, request, shape);
   const feeds: Record<string, Tensor> = {
     hidden,
@@ -91,12 +104,31 @@ export async function runAttention(
   };
 }
 
+/** Queries and keys of rows of `hidden`, for a layer of grouped queries. */
+export async function queriesAndKeys(
+  sessions: Sessions,
+  request: Pick<AttentionRequest, "layer" | "hidden" | "weights" | "unit" | "length" | "rotary">,
+): Promise<{ readonly queries: Tensor; readonly keys: Tensor }> {
+  const { layer, hidden, weights } = request;
+  const shape = paddedShape(layer, hidden.dims[1] as number) as GroupedQueryShape;
+  const feeds = { hidden, ...weights, ...positionFeeds(request, shape, true) };
+  const key = `queries and keys ${JSON.stringify(shape)}`;
+  const { queries, keys } = await sessions.run(key, () => queryKeyGraph(shape), feeds);
+  return { queries: queries as Tensor, keys: keys as Tensor };
+}
+
 /** What sequences that start here do not see besides what the operator hides by itself. */
 function startInputs(
   { Tensor }: Runtime,
-  { layer: { attention }, unit, spans }: AttentionRequest,
+  { layer: { attention }, unit, spans, sights }: AttentionRequest,
   shape: AttentionShape,
 ): { readonly masked: boolean | "heads"; readonly feeds: Feeds } {
+  if (sights?.size) {
+    const sizes = { heads: shape.heads, longest: unit.longest, places: 0 };
+    const dims = [unit.pieces.length, shape.heads, unit.longest, unit.longest];
+    const mask = new Tensor("float32", sightMask(sights, unit.pieces, sizes), dims);
+    return { masked: true, feeds: { mask } };
+  }
   const chunk = attention.kind === "gqa" ? attention.chunk : undefined;
   const hides = (span: HeadSpan | undefined) => span && span.sinks + span.window < unit.longest;
   if (!spans?.some(hides)) {
@@ -116,7 +148,7 @@ function startInputs(
 
 /** What depends on the positions of the rows. */
 function positionFeeds(
-  { layer, unit, length, rotary }: AttentionRequest,
+  { layer, unit, length, rotary }: Pick<AttentionRequest, "layer" | "unit" | "length" | "rotary">,
   shape: AttentionShape,
   behind: boolean,
 ): Feeds {

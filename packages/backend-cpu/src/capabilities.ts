@@ -2,6 +2,6 @@ import type { AttentionCapabilities } from "@coppice/core";
 
 export const attentionCapabilities: AttentionCapabilities = {
   spans: true,
-  prefillMasks: false,
-  decodePages: false,
+  prefillMasks: true,
+  decodePages: true,
 };

@@ -1,6 +1,7 @@
 import {
   type AttentionPlan,
   type AttentionSpec,
+  type CheckedAttention,
   type HeadSpan,
   type LayerSpans,
   resolveSpans,
@@ -19,6 +20,15 @@ export function planSpans(plan: AttentionPlan, length: number): PlanSpans | unde
   const layers = plan.layers.map((_, layer) => resolveSpans(plan, layer, length));
   if (layers.every((spans) => spans === undefined)) return undefined;
   return { key: JSON.stringify(layers), layers };
+}
+
+/** What heads see in each sequence; undefined: what the model says. */
+export function spansOf(
+  attention: CheckedAttention | undefined,
+  sequences: number,
+): (PlanSpans | undefined)[] {
+  const { plan, lengths = [] } = attention?.plan ? attention : {};
+  return Array.from({ length: sequences }, (_, s) => plan && planSpans(plan, lengths[s] as number));
 }
 
 /** KV heads of a layer that have arrays of one length in a cache. */

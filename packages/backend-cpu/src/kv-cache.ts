@@ -1,4 +1,4 @@
-import { CoppiceError, type KvCache } from "@coppice/core";
+import { type AttentionMasker, CoppiceError, type KvCache } from "@coppice/core";
 import type { CacheGroup } from "./cache-group.js";
 import type { PlanSpans } from "./head-groups.js";
 
@@ -10,13 +10,16 @@ export class CpuCache implements KvCache {
   readonly owner: object;
   /** What the heads of each sequence see; undefined: as the model is. */
   readonly spans: readonly (PlanSpans | undefined)[];
+  /** What decides in every run what is seen. */
+  readonly masker: AttentionMasker | undefined;
   #lengths: number[];
   #groups: readonly CacheGroup[] | undefined;
   #disposed = false;
 
-  constructor(owner: object, spans: readonly (PlanSpans | undefined)[]) {
+  constructor(owner: object, spans: readonly (PlanSpans | undefined)[], masker?: AttentionMasker) {
     this.owner = owner;
     this.spans = spans;
+    this.masker = masker;
     this.#lengths = new Array<number>(spans.length).fill(0);
   }
 

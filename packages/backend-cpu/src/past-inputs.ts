@@ -3,6 +3,7 @@ import { type AttentionPast, type AttentionShape, operatorHeads, pastNames } fro
 import type { Tensor } from "onnxruntime-node";
 import type { HeadCache } from "./cache-group.js";
 import { CachePlaces } from "./cache-places.js";
+import { type Sights, sightMask } from "./masked-sight.js";
 import type { Feeds, Runtime } from "./sessions.js";
 import type { UnitInputs } from "./unit-inputs.js";
 
@@ -14,13 +15,17 @@ export interface PastInputs {
   readonly places: readonly number[];
 }
 
-/** @param groups of the layer's cache */
+/**
+ * @param groups of the layer's cache
+ * @param sights what a masker lets the sequences see, in a layer whose keys all lie by their positions
+ */
 export function pastInputs(
   runtime: Runtime,
   unit: UnitInputs,
   groups: readonly HeadCache[],
   attention: AttentionSpec,
   shape: AttentionShape,
+  sights?: Sights,
 ): PastInputs {
   const int32 = (values: ArrayLike<number>, dims: number[] = [values.length]) =>
     new runtime.Tensor("int32", Int32Array.from(values), dims);
@@ -36,12 +41,14 @@ export function pastInputs(
   const parts = groups.map((cache, g) => {
     const { group, key, value } = cache;
     const filled = new CachePlaces(group.span).filled(past);
-    const masked = step || group.span !== undefined || group.own !== undefined;
+    const shown = sights && sights.size > 0;
+    const masked = shown || step || group.span !== undefined || group.own !== undefined;
     const before = step ? cache.places : filled;
     places.push(before);
     feeds[pastNames.key(g)] = key;
     feeds[pastNames.value(g)] = value;
-    if (masked) feeds[pastNames.mask(g)] = unit.pastMask({ places: before, group, share, chunk });
+    if (shown) feeds[pastNames.mask(g)] = maskOf(sights, before);
+    else if (masked) feeds[pastNames.mask(g)] = unit.pastMask({ places: before, group, share, chunk });
     if (groups.length > 1) feeds[pastNames.heads(g)] = int32(group.heads);
     if (step) {
       const sizes = BigInt64Array.from([before, unit.longest, ...sinks], BigInt);
@@ -57,6 +64,13 @@ export function pastInputs(
     for (const [place, head] of groups.flatMap(({ group }) => [...group.heads]).entries())
       order[head] = place;
     feeds.order = int32(order);
+  }
+  function maskOf(sights: Sights, places: number): Tensor {
+    const { heads } = shape;
+    const { pieces, longest } = unit;
+    const values = sightMask(sights, pieces, { heads, longest, places });
+    const rows = step ? [kvHeads, share] : [heads, longest];
+    return new runtime.Tensor("float32", values, [pieces.length, ...rows, places + longest]);
   }
   return { past: { groups: parts, by: step ? "step" : "operator" }, feeds, places };
 }

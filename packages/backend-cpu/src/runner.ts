@@ -1,5 +1,5 @@
 import {
-  type CheckedAttention,
+  type AttentionMasker,
   type CheckedRunRequest,
   CoppiceError,
   checkRunAttention,
@@ -21,9 +21,10 @@ import type { CpuSettings } from "./backend.js";
 import { attentionCapabilities } from "./capabilities.js";
 import { runFeedForward } from "./feed-forward.js";
 import { allocateOutputs, type HeadOutputs, runHead } from "./head.js";
-import { type PlanSpans, planSpans } from "./head-groups.js";
+import { spansOf } from "./head-groups.js";
 import { CpuCache } from "./kv-cache.js";
 import { CpuMemory, type UnitMemory } from "./layer-memory.js";
+import { layerSights } from "./layer-sights.js";
 import { MergeCache } from "./merge-cache.js";
 import { type PackedRows, packRows } from "./packed-rows.js";
 import { LayerPlanner, type PlannedExperts } from "./planned-layers.js";
@@ -51,6 +52,8 @@ interface Work {
   readonly experts: ReadonlyMap<number, PlannedExperts>;
   /** Some layer spares tokens that it compares with the rest of their sequence. */
   readonly spares: boolean;
+  /** Decides layer by layer what tokens see. */
+  readonly masker: AttentionMasker | undefined;
   readonly outputs: HeadOutputs;
   /** Layer index -> [T, hidden]. */
   readonly boundaries: ReadonlyMap<number, Float32Array>;
@@ -122,7 +125,7 @@ export class CpuRunner implements Runner {
     this.#live();
     const lengths = new Array<number>(sequences).fill(this.model.contextLength);
     const checked = attention && checkRunAttention(this.model, attention, lengths, attentionCapabilities);
-    return new CpuCache(this, spansOf(checked, sequences));
+    return new CpuCache(this, spansOf(checked, sequences), checked?.masker);
   }
 
   createMemory(): LayerMemory {
@@ -142,11 +145,13 @@ export class CpuRunner implements Runner {
     const experts = planner.plan(needed, plan, signal);
     const spares = this.model.layers.some((layer) => spareShare(layer, experts.get(layer.index)) > 0);
     const memory = this.#ownMemory(request.memory);
+    const masker = cache ? cache.masker : checked.attention?.masker;
     const work: Work = {
       request,
       checked: needed,
       experts,
       spares,
+      masker,
       outputs: rows ? allocateOutputs(rows.length, vocabSize, targets !== undefined) : {},
       boundaries: new Map(
         request.boundaries?.map((layer) => [layer, new Float32Array(checked.tokens * hiddenSize)]),
@@ -156,8 +161,9 @@ export class CpuRunner implements Runner {
       tokenLayers: 0,
       expertTokens: 0,
     };
-    // Probabilities of attention are as large as its scores.
-    const limits = { ...this.#limits, scores: this.#limits.scores / (spares ? 2 : 1) };
+    // Probabilities of attention, and masks of every head, are as large as its scores.
+    const matrices = 1 + Number(spares) + Number(masker !== undefined);
+    const limits = { ...this.#limits, scores: this.#limits.scores / matrices };
     const units = cache
       ? splitCached(this.#runtime, this.model, needed, limits, cache)
       : splitSequences(
@@ -170,7 +176,7 @@ export class CpuRunner implements Runner {
         );
     try {
       let first = 0;
-      for (const bundle of bundleUnits(units, spares)) {
+      for (const bundle of bundleUnits(units, spares || masker !== undefined)) {
         await this.#runBundle(bundle, first, work);
         first += bundle.length;
       }
@@ -212,11 +218,11 @@ export class CpuRunner implements Runner {
   }
 
   /** A unit before the first layer. */
-  #enter(unit: Unit, index: number, { request, checked, spares }: Work): Passage {
+  #enter(unit: Unit, index: number, { request, checked, spares, masker }: Work): Passage {
     const { sequences, hidden: given, tap } = request;
     const { hiddenSize, vocabSize } = this.model;
-    // Tokens that begin alike are not spared alike: what they receive depends on what follows.
-    const share = !unit.cache && !tap && !spares;
+    // Tokens that begin alike are neither spared nor masked alike: that depends on what follows.
+    const share = !unit.cache && !tap && !spares && !masker;
     const input = given && { values: given, size: hiddenSize };
     const packed = packRows(unit.pieces, sequences, checked, vocabSize, share, input);
     return {
@@ -242,6 +248,17 @@ export class CpuRunner implements Runner {
     // Behind the last layer only rows whose logits are wanted matter; what is spared depends on all of them.
     const last = index + 1 === layers.length && !boundaries.has(index + 1) && !tap;
     const memory = index === work.checked.from && experts ? work.memory : undefined;
+    const sights =
+      work.masker &&
+      (await layerSights(work.masker, {
+        sessions: this.#sessions,
+        rotary: this.#rotary,
+        layer,
+        hiddenSize,
+        weights: weights.attention,
+        request: work.request,
+        passages,
+      }));
     const attended: AttendedPassage[] = [];
     for (const passage of passages) {
       const { unit, wanted, inputs, hidden, packed } = passage;
@@ -264,6 +281,7 @@ export class CpuRunner implements Runner {
         rotary: this.#rotary,
         cache,
         spans: unit.spans?.layers[index],
+        sights,
         selected,
         received: spare > 0,
       });
@@ -343,17 +361,11 @@ export class CpuRunner implements Runner {
   }
 }
 
-/** What heads see in each sequence; undefined: what the model says. */
-function spansOf(attention: CheckedAttention | undefined, sequences: number): (PlanSpans | undefined)[] {
-  const { plan, lengths = [] } = attention?.plan ? attention : {};
-  return Array.from({ length: sequences }, (_, s) => plan && planSpans(plan, lengths[s] as number));
-}
-
 /** Layer behind which nothing that was asked for is computed. */
 function lastLayer(
-  { boundaries = [], positions, tap, cache }: RunRequest,
+  { boundaries = [], positions, tap, cache, attention }: RunRequest,
   checked: CheckedRunRequest,
 ): number {
-  if (positions || tap || cache) return checked.to;
+  if (positions || tap || cache || attention?.masker) return checked.to;
   return Math.max(checked.from, ...boundaries);
 }

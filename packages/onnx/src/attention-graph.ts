@@ -173,7 +173,7 @@ function oneStep(
 }
 
 /** @param rotation whether the operator rotates, where it can, or heads are rotated before it, each kind on its own */
-function operatorInputs(
+export function operatorInputs(
   graph: GraphBuilder,
   weights: PartWeights,
   shape: AttentionShape,

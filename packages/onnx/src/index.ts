@@ -1,4 +1,4 @@
-export * from "./attention-graph.js";
+export { type AttentionGraphOptions, attentionGraph } from "./attention-graph.js";
 export { type AttentionPast, type PastGroup, pastNames } from "./attention-past.js";
 export * from "./attention-shape.js";
 export * from "./decoder-graph.js";
@@ -15,5 +15,6 @@ export * from "./moe-graph.js";
 export { type NormShape, normShape } from "./norms.js";
 export * from "./part-weights.js";
 export * from "./quantized-nodes.js";
+export * from "./query-key-graph.js";
 export * from "./router-graph.js";
 export { routingObstacle } from "./routing-nodes.js";
