@@ -1,7 +1,7 @@
 import { cpSync, existsSync, readFileSync, renameSync, rmSync, truncateSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { describe, expect, it } from "vitest";
-import { coppice, coppiceJson } from "./cli.js";
+import { coppice, coppiceHere, coppiceJson } from "./cli.js";
 import { copyModel, readSafetensors, workshop, writeSafetensors, writeTask } from "./workshop.js";
 
 const work = workshop();
@@ -181,6 +181,30 @@ describe("a bad model file", () => {
     const finished = await coppice(["logits", folder, "--ids", "1,2"]);
     expect(finished.stderr).toMatch(/COPPICE_FORMAT_NAN: .*model\.layers\.1\.self_attn\.q_proj\.weight/);
     expect([finished.code, finished.stdout]).toEqual([4, ""]);
+  });
+
+  it.each([
+    ["a matrix", some],
+    ["a norm", "model.layers.0.input_layernorm.weight"],
+    ["an embedding", "model.embed_tokens.weight"],
+    ["a router", "model.layers.1.block_sparse_moe.gate.weight"],
+  ])("NaN in %s, before anything is quantized or exported", async (_, name) => {
+    const folder = broken(
+      tensors(({ header, data }) => {
+        data.writeFloatLE(Number.NaN, header[name]!.data_offsets[0] + 4);
+      }),
+    );
+    const commands = [
+      ["quantize", folder, "--group", "16"],
+      ["export", folder, "--format", "onnx"],
+    ];
+    for (const command of commands) {
+      const out = join(work, `nan-${count++}`);
+      const { code, stderr } = await coppiceHere([...command, "--out", out]);
+      expect([code, stderr]).toEqual([4, expect.stringContaining("COPPICE_FORMAT_NAN")]);
+      expect(stderr).toContain(name);
+      expect(existsSync(out)).toBe(false);
+    }
   });
 
   it("a folder that does not exist", async () => {

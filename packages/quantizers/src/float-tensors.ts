@@ -30,7 +30,12 @@ export function floatTensors(model: MoeModel, quantized: readonly FormattedMatri
   }
   const left = new Map(all.map((ref) => [ref.name, ref]));
   for (const { weight } of quantized) left.delete(weight.name);
-  for (const { name, view, scales } of left.values()) {
+  return [...left.values()];
+}
+
+/** @throws COPPICE_FAMILY_UNSUPPORTED for tensors that `writeFloats` cannot write */
+export function checkWritable(floats: readonly TensorRef[]): void {
+  for (const { name, view, scales } of floats) {
     if (!view && !scales) continue;
     throw new CoppiceError(
       "COPPICE_FAMILY_UNSUPPORTED",
@@ -41,7 +46,30 @@ export function floatTensors(model: MoeModel, quantized: readonly FormattedMatri
       },
     );
   }
-  return [...left.values()];
+}
+
+/** Values that are read at once, 32 MiB: embeddings of large vocabularies are not held as a whole. */
+const bandValues = 8 << 20;
+
+/**
+ * Reads tensors that are copied as they are.
+ * @throws COPPICE_FORMAT_NAN for values that are no numbers
+ */
+export async function checkFinite(
+  floats: readonly TensorRef[],
+  weights: WeightReader,
+  signal: AbortSignal | undefined,
+): Promise<void> {
+  for (const ref of floats) {
+    const [rows = 1, columns = 1] = ref.shape;
+    const whole = ref.shape.length !== 2 || ref.view !== undefined || ref.scales !== undefined;
+    const high = whole ? rows : Math.max(1, Math.floor(bandValues / columns));
+    for (let first = 0; first < rows; first += high) {
+      const shape = [Math.min(high, rows - first), columns];
+      const band = { ...ref, shape, view: { offset: first * columns, strides: [columns, 1] } };
+      await weights.read(whole ? ref : band, signal ? { signal } : {});
+    }
+  }
 }
 
 /** Writes a tensor in its dtype, rounded to nearest. */

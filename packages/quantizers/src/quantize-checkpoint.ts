@@ -10,7 +10,7 @@ import { CoppiceError, type Quantizer, type RunEmitter, type ScaleDType } from "
 import { type CalibrationData, calibratedPass } from "./calibrated-pass.js";
 import { compressedConfig } from "./compressed-config.js";
 import { EditedWeights } from "./edited-weights.js";
-import { floatTensors, writeFloats } from "./float-tensors.js";
+import { checkFinite, checkWritable, floatTensors, writeFloats } from "./float-tensors.js";
 import { type FormatOf, type FormattedMatrix, formatMatrices } from "./format-rules.js";
 import { MatrixWork, type QuantizedMatrixReport, scaleDtype } from "./matrix-work.js";
 import { modelMatrices } from "./model-matrices.js";
@@ -41,8 +41,8 @@ export interface QuantizeSummary extends RewriteSummary {
  * and rotation change.
  *
  * Memory: one matrix at a time; with calibration data see `calibratedPass`.
- * @throws COPPICE_USAGE, COPPICE_FAMILY_UNSUPPORTED before anything is written; COPPICE_FORMAT_NAN and what
- * `rewriteCheckpoint` and the backend throw
+ * @throws COPPICE_USAGE, COPPICE_FAMILY_UNSUPPORTED before anything is written; COPPICE_FORMAT_NAN, also for weights that
+ * stay as they are, and what `rewriteCheckpoint` and the backend throw
  */
 export async function quantizeCheckpoint(
   loaded: LoadedCheckpoint,
@@ -62,16 +62,19 @@ export async function quantizeCheckpoint(
   if (rotate !== undefined) await rotateModel(loaded, weights, rotate);
   const work = new MatrixWork(matrices, options);
   const changes = rotate !== undefined || quantizer.scaleInputs !== undefined;
-  const floats = changes ? floatTensors(model, matrices) : [];
+  const floats = floatTensors(model, matrices);
+  if (changes) checkWritable(floats);
+  else await checkFinite(floats, loaded.weights, options.signal);
+  const changed = changes ? floats : [];
   const summary = await rewriteCheckpoint(
     loaded,
     target,
-    outputTensors(loaded, matrices, new Set(floats.map(({ name }) => name)), options.scales),
+    outputTensors(loaded, matrices, new Set(changed.map(({ name }) => name)), options.scales),
     async (write) => {
       if (calibration && quantizer.needs.inputs) {
         await calibratedPass({ model, weights, matrices, work, write, ...options, calibration });
       } else for (const matrix of matrices) await work.quantize(matrix, weights, write);
-      for (const ref of floats) await writeFloats(ref, weights, write, options.signal);
+      for (const ref of changed) await writeFloats(ref, weights, write, options.signal);
     },
     {
       ...options,
