@@ -1,48 +1,18 @@
 // The page, built and served on loopback, and a Chromium that opens it. For the tests and for check-browser.mjs.
-import { accessSync, constants } from "node:fs";
 import { cp, mkdtemp, rm } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { delimiter, join } from "node:path";
+import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
 import { build, preview } from "vite";
+import { chromiumFlags, chromiumPath } from "../../../tools/chromium.mjs";
+
+export { chromiumPath };
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 
 /** @typedef {import("playwright-core").Page} Page */
 /** @typedef {import("playwright-core").BrowserContextOptions} BrowserContextOptions */
-
-/** Path of a Chromium or Chrome: that of COPPICE_CHROMIUM, or the first that is found; undefined where there is none. */
-export function chromiumPath() {
-  const names = ["chromium", "chromium-browser", "google-chrome-stable", "google-chrome", "chrome"];
-  const folders = (process.env["PATH"] ?? "").split(delimiter);
-  const candidates = [
-    ...(process.env["COPPICE_CHROMIUM"] ? [process.env["COPPICE_CHROMIUM"]] : []),
-    ...names.flatMap((name) => folders.map((folder) => join(folder, name))),
-    "/Applications/Google Chrome.app/Contents/MacOS/Google Chrome",
-    "C:\\Program Files\\Google\\Chrome\\Application\\chrome.exe",
-  ];
-  return candidates.find((path) => {
-    try {
-      accessSync(path, constants.X_OK);
-      return true;
-    } catch {
-      return false;
-    }
-  });
-}
-
-/** A new profile each, no sandbox where it would need rights of its own, and nothing that looks for a network. */
-const flags = [
-  ...(process.getuid?.() === 0 ? ["--no-sandbox"] : []),
-  "--disable-gpu",
-  "--disable-dev-shm-usage",
-  "--disable-quic",
-  "--no-first-run",
-  "--disable-background-networking",
-  "--disable-component-update",
-  "--disable-sync",
-];
 
 /**
  * @param {string} models a folder that make-models.mjs wrote
@@ -62,7 +32,7 @@ export async function servePage(models, executablePath) {
     build: { outDir },
     preview: { host, port: 0 },
   });
-  const browser = await chromium.launch({ executablePath, args: flags });
+  const browser = await chromium.launch({ executablePath, args: [...chromiumFlags, "--disable-gpu"] });
   /** @param {typeof isolated} server */
   const urlOf = (server) => /** @type {string} */ (server.resolvedUrls?.local[0]);
 

@@ -1,5 +1,5 @@
 import type { AttentionSpec, CheckedRunRequest, MoeModel, RotarySpec } from "@coppice/core";
-import { attentionTables, type Gpu, type GpuBuffer, type SequenceSpan } from "@coppice/kernels-webgpu";
+import { attentionTables, type GpuBuffer, type SequenceSpan } from "@coppice/kernels-webgpu";
 import type { DeviceCache } from "./kv-cache.js";
 import type { RotaryTables } from "./rotary-tables.js";
 import type { Workspace } from "./workspace.js";
@@ -29,7 +29,6 @@ export interface Batch {
 type Attention = Exclude<AttentionSpec, { kind: "other" }>;
 
 export function prepareBatch(
-  gpu: Gpu,
   model: MoeModel,
   { tokens, starts, from, to }: CheckedRunRequest,
   cache: DeviceCache | undefined,

@@ -12,6 +12,7 @@ import {
   checkUnfold,
   type Gpu,
   type KernelCheck,
+  lanesFor,
   selfCheck,
   type WeightFormat,
 } from "@coppice/kernels-webgpu";
@@ -151,8 +152,9 @@ function productChecks(
   return checks;
 }
 
-/** Few columns, read the same way: in vectors, in groups. */
+/** Few columns, read the same way: in vectors, in groups, by as many threads. */
 function smallColumns(format: WeightFormat, columns: number): number {
-  if (format.kind === "quantized") return 2 * format.groupSize;
-  return columns % 4 === 0 ? 24 : 22;
+  const least = lanesFor(columns) === 32 ? 256 : 16;
+  if (format.kind === "quantized") return format.groupSize * Math.ceil(least / format.groupSize);
+  return least + (columns % 4 === 0 ? 8 : 6);
 }

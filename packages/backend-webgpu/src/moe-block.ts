@@ -146,7 +146,10 @@ export function addShared(
   const { gpu, workspace, hidden } = context;
   const output = workspace.take("shared output", tokens * hidden);
   runMlp(context, shared, x, tokens, output);
-  if (!sharedGate) return addScaled(gpu, output, y, tokens * hidden, 1);
+  if (!sharedGate) {
+    addScaled(gpu, output, y, tokens * hidden, 1);
+    return;
+  }
   const shares = workspace.take("shares", tokens);
   matmul(gpu, { x, rows: tokens, weight: sharedGate, y: shares });
   addGated(gpu, output, shares, y, tokens, hidden);

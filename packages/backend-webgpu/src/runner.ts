@@ -18,7 +18,7 @@ import {
   skipRuleOf,
   throwIfAborted,
 } from "@coppice/core";
-import { addScaled, embed, type Gpu, type GpuBuffer, norm } from "@coppice/kernels-webgpu";
+import { addScaled, embed, type GpuBuffer, norm } from "@coppice/kernels-webgpu";
 import { runAttention } from "./attention-block.js";
 import { type Batch, prepareBatch } from "./batch.js";
 import { checkBatch } from "./check-kernels.js";
@@ -139,7 +139,7 @@ export class WebgpuRunner implements Runner {
     await checkBatch(gpu, model, this.#loaded, tokens, this.#settings);
     const workspace = this.#workspace;
     const size = model.hiddenSize;
-    const batch = prepareBatch(gpu, model, checked, cache, this.#rotary, workspace);
+    const batch = prepareBatch(model, checked, cache, this.#rotary, workspace);
     const hidden = workspace.take("hidden", tokens * size);
     if (request.hidden) gpu.write(hidden, request.hidden);
     else this.#embed(request.sequences, tokens, hidden);

@@ -3,7 +3,7 @@ import { type ActivationKind, activationParams, isGated } from "./activation-cod
 import type { Gpu } from "./gpu.js";
 import type { GpuBuffer } from "./gpu-buffer.js";
 import { type GpuMatrix, partBuffers } from "./gpu-matrix.js";
-import { rowsKey, rowsOutputs, rowsSource } from "./rows-code.js";
+import { lanesFor, rowsKey, rowsOutputs, rowsSource } from "./rows-code.js";
 import { type Tile, tileColumns, tiledKey, tiledSource } from "./tiled-code.js";
 
 /** Which expert every choice of every token goes to; a choice is `token * topK + rank`. */
@@ -68,11 +68,11 @@ export function expertMatmul(gpu: Gpu, call: ExpertMatmulCall): void {
     const shared = { format, bias: bias !== undefined, activation: kind, scaled, vectors: columns % 4 === 0 };
     const tile = sorted?.tile ?? 16;
     const tiledOptions = { ...shared, grouped: true, half, tile };
-    const rowsOptions = { ...shared, rows: 1, gathered: true } as const;
+    const rowsOptions = { ...shared, rows: 1, gathered: true, lanes: lanesFor(columns) } as const;
     const kernel = sorted
       ? gpu.kernel(tiledKey(tiledOptions), () => tiledSource(tiledOptions))
       : gpu.kernel(rowsKey(rowsOptions), () => rowsSource(rowsOptions));
-    const across = Math.ceil(rows / (sorted ? tileColumns(tile, isGated(kind)) : rowsOutputs));
+    const across = Math.ceil(rows / (sorted ? tileColumns(tile, isGated(kind)) : rowsOutputs(columns)));
     const where = sorted ? [sorted.order, sorted.tiles] : [slots, places];
     for (const part of parts) {
       const params = {

@@ -44,4 +44,5 @@ export * from "./matmul.js";
 export * from "./norm.js";
 export * from "./rotary.js";
 export * from "./route-choices.js";
+export { lanesFor } from "./rows-code.js";
 export * from "./sort-choices.js";

@@ -3,7 +3,7 @@ import { type ActivationKind, activationParams, isGated } from "./activation-cod
 import type { Gpu } from "./gpu.js";
 import type { GpuBuffer } from "./gpu-buffer.js";
 import { type GpuMatrix, partBuffers } from "./gpu-matrix.js";
-import { rowsKey, rowsOutputs, rowsSource } from "./rows-code.js";
+import { lanesFor, rowsKey, rowsOutputs, rowsSource } from "./rows-code.js";
 import { tileColumns, tiledKey, tiledSource } from "./tiled-code.js";
 
 /** `y = activation(x Wᵀ + bias) * factor`. */
@@ -43,7 +43,7 @@ export function matmul(gpu: Gpu, call: MatmulCall): void {
   const few = rows <= fewRows;
   const tile = rows >= 512 && blocks >= 512 ? 128 : rows > 32 ? 64 : 16;
   const perGroup = rows > 4 ? 8 : rows > 2 ? 4 : rows === 2 ? 2 : 1;
-  const rowsOptions = { ...shared, rows: perGroup, gathered: false } as const;
+  const rowsOptions = { ...shared, rows: perGroup, gathered: false, lanes: lanesFor(columns) } as const;
   const tiledOptions = { ...shared, grouped: false, half, tile } as const;
   const kernel = few
     ? gpu.kernel(rowsKey(rowsOptions), () => rowsSource(rowsOptions))
@@ -62,7 +62,7 @@ export function matmul(gpu: Gpu, call: MatmulCall): void {
       ...activationParams(activation),
     };
     const [across, down] = few
-      ? [Math.ceil(part.count / rowsOutputs), 1]
+      ? [Math.ceil(part.count / rowsOutputs(columns)), 1]
       : [Math.ceil(part.count / tileColumns(tile, isGated(kind))), Math.ceil(rows / tile)];
     gpu.commands.dispatch(
       kernel,

@@ -13,10 +13,12 @@ export interface RowsOptions {
   readonly gathered: boolean;
   readonly scaled: boolean;
   readonly vectors: boolean;
+  /** Threads that share the columns of one output. */
+  readonly lanes: 8 | 32;
 }
 
 export const rowsKey = (o: RowsOptions) =>
-  `rows ${formatKey(o.format)} ${o.activation} ${o.rows} ${[o.bias, o.gathered, o.scaled, o.vectors].map(Number).join("")}`;
+  `rows ${formatKey(o.format)} ${o.activation} ${o.rows} ${o.lanes} ${[o.bias, o.gathered, o.scaled, o.vectors].map(Number).join("")}`;
 
 export type RowsParam =
   | "m"
@@ -31,9 +33,13 @@ export type RowsParam =
   | "limit"
   | "alpha";
 
-/** Outputs per workgroup, and threads that share the columns of one. */
-export const rowsOutputs = 4;
-const lanes = 32;
+const threads = 128;
+
+/** Threads that share the columns of one output: no more than have work. */
+export const lanesFor = (columns: number): 8 | 32 => (columns >= 256 ? 32 : 8);
+
+/** Outputs of one workgroup. */
+export const rowsOutputs = (columns: number) => threads / lanesFor(columns);
 
 /**
  * y = activation(x Wᵀ + bias) * factor for few rows of x, as decoding has them: weights are read once, 8 columns per thread
@@ -44,9 +50,8 @@ const lanes = 32;
  * Bindings: x, W, bias, slots, places (and gate weights) where rows are gathered, y.
  */
 export function rowsSource(options: RowsOptions): KernelSource<RowsParam> {
-  const { format, bias, activation, rows, gathered, scaled, vectors } = options;
+  const { format, bias, activation, rows, gathered, scaled, vectors, lanes } = options;
   const names = isGated(activation) ? ["up", "gate"] : ["up"];
-  const threads = lanes * rowsOutputs;
   const add = (which: number) =>
     bias
       ? ` + bias[${gathered ? "p.column + weight_row" : `${names.length}u * p.column + weight_row`} + ${which}u]`
@@ -69,7 +74,7 @@ ${
 @compute @workgroup_size(${threads})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) t: u32) {
   let lane = t % ${lanes}u;
-  let n = group.x * ${rowsOutputs}u + t / ${lanes}u;
+  let n = group.x * ${threads / lanes}u + t / ${lanes}u;
 ${
   gathered
     ? `  let choice = group.y;

@@ -1,0 +1,54 @@
+import { fileURLToPath } from "node:url";
+import { packFloats } from "@coppice/core";
+import { intoMemory } from "@coppice/plugin-kit";
+import { type FixtureName, loadFixture } from "@coppice/plugin-kit/node";
+import { afterAll, beforeAll, describe, expect, it, test } from "vitest";
+import { hasChromium, openWebgpuPage } from "../../../tools/webgpu-page.mjs";
+import { conformanceCases, type FixtureText, fixtureNames, isChosen } from "./conformance-cases.js";
+import { deviceCases } from "./device-cases.js";
+
+const unused = () => Promise.reject(new Error("cases run in the page"));
+const names = conformanceCases(unused).map(({ name }) => name);
+const chosen = [
+  ...names.filter(isChosen),
+  ...deviceCases({ name: "", requestAdapter: unused }).map(({ name }) => name),
+];
+
+/** What the page fetches of a fixture. */
+async function fixtureText(name: string): Promise<string> {
+  const { model, weights, golden } = await loadFixture(name as FixtureName);
+  const { tensors } = await intoMemory(model, weights);
+  const text: FixtureText = {
+    model,
+    tensors: Object.fromEntries(Array.from(tensors, ([key, values]) => [key, packFloats(values)])),
+    sequences: golden.sequences.map((ids) => [...ids]),
+    logits: packFloats(golden.logits),
+    greedy: [...golden.greedy],
+    routers: golden.routers.map(({ layer, logits, gates, experts }) => ({
+      layer,
+      logits: packFloats(logits),
+      gates: packFloats(gates),
+      experts: [...experts],
+    })),
+  };
+  return JSON.stringify(text);
+}
+
+// Needs Chromium; skipped where there is none.
+describe.skipIf(!hasChromium)("the webgpu backend on a software adapter", () => {
+  let page: Awaited<ReturnType<typeof openWebgpuPage>>;
+  beforeAll(async () => {
+    const known = new Set<string>(fixtureNames);
+    page = await openWebgpuPage(fileURLToPath(new URL("page.ts", import.meta.url)), (path) =>
+      known.has(path) ? fixtureText(path) : undefined,
+    );
+  }, 300_000);
+  afterAll(() => page?.close());
+
+  for (const name of chosen) test(name, () => page.run(name), 300_000);
+});
+
+it("chooses cases of every kind, and every family", () => {
+  for (const name of fixtureNames) expect(chosen.some((one) => one.startsWith(`${name}: logits`))).toBe(true);
+  expect(chosen.length).toBeGreaterThan(30);
+});

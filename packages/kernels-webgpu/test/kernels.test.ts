@@ -1,0 +1,23 @@
+import { fileURLToPath } from "node:url";
+import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { hasChromium, openWebgpuPage } from "../../../tools/webgpu-page.mjs";
+import { kernelCases } from "./kernel-cases.js";
+
+// Needs Chromium, whose software adapter has subgroups of 4 threads; skipped where there is none.
+describe.skipIf(!hasChromium)("kernels on a software adapter give what formulas in float64 give", () => {
+  let page: Awaited<ReturnType<typeof openWebgpuPage>>;
+  beforeAll(async () => {
+    page = await openWebgpuPage(fileURLToPath(new URL("page.ts", import.meta.url)));
+  }, 300_000);
+  afterAll(() => page?.close());
+
+  it.each(kernelCases.map(({ kernel, key }) => [kernel, key] as const))(
+    "%s: %s",
+    (_, key) => page.run(key),
+    300_000,
+  );
+});
+
+it("names no case twice", () => {
+  expect(new Set(kernelCases.map(({ key }) => key)).size).toBe(kernelCases.length);
+});
