@@ -81,7 +81,7 @@ export interface Runner extends AsyncDisposable {
   /**
    * An empty cache for a batch of `sequences` sequences.
    * @param attention what all runs with this cache are limited to; keys that no later token sees need not be kept
-   * @throws COPPICE_USAGE, COPPICE_ATTENTION_MODEL, COPPICE_ATTENTION_LENGTH, COPPICE_BACKEND_UNSUPPORTED
+   * @throws COPPICE_USAGE, COPPICE_BACKEND_DISPOSED, and what `checkRunAttention` does
    */
   createCache(sequences: number, attention?: RunAttention): KvCache;
   /** An empty memory of a layer; absent where a backend computes everything anew. */

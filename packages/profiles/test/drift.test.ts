@@ -1,7 +1,7 @@
 import { partialModel } from "@coppice/checkpoint";
 import { createPlan, type MoeModel, moeLayers, type Plan, selectExperts } from "@coppice/core";
 import { generate, type Tokenizer } from "@coppice/evaluate";
-import { type MemoryModel, randomModel, slowForward } from "@coppice/plugin-kit";
+import { type MemoryModel, randomModel, sampleAttention, slowForward } from "@coppice/plugin-kit";
 import { DriftMonitor, openWideningRunner, readRouters, type Widening } from "@coppice/profiles";
 import { describe, expect, test } from "vitest";
 import { backend, expectCode, models, sequences } from "./models.js";
@@ -175,18 +175,19 @@ describe("openWideningRunner", () => {
     expect(runner.plan).toEqual(plans[1]);
   });
 
-  test("keeps batches in one cache, gives taps what they ask for, and disposes what it loaded", async () => {
+  test("keeps batches in one cache and its attention, gives taps what they ask for, and disposes what it loaded", async () => {
     const plans = [narrowPlan(model), narrowPlan(model, 4)];
     const runner = await openWideningRunner({
-      ...{ backend: await backend(), model, weights, threshold: 0, least: 8 },
+      ...{ backend: await backend(), model, weights, threshold: 0, least: 22 },
       plans,
     });
-    const cache = runner.createCache(2);
-    const [a, b] = sequences(model.vocabSize, [3, 4]) as [Int32Array, Int32Array];
+    const attention = { plan: sampleAttention(model), lengths: [10, 13] };
+    const cache = runner.createCache(2, attention);
+    const [a, b] = sequences(model.vocabSize, [9, 12]) as [Int32Array, Int32Array];
     const last = (ids: Int32Array) => Int32Array.of(ids.length - 1);
     const seen = new Set<number>();
     await runner.run({ sequences: [a, b], cache, positions: [last(a), last(b)] });
-    expect(cache.lengths).toEqual([3, 4]);
+    expect(cache.lengths).toEqual([9, 12]);
     const step = [Int32Array.of(1), Int32Array.of(2)];
     const { logits } = await runner.run({
       sequences: step,
@@ -194,7 +195,7 @@ describe("openWideningRunner", () => {
       positions: step.map(last),
       tap: { fields: ["routing"], onLayer: ({ layer, slots }) => slots && seen.add(layer) },
     });
-    expect(cache.lengths).toEqual([4, 5]);
+    expect(cache.lengths).toEqual([10, 13]);
     expect(runner.plan).toEqual(plans[1]);
     expect([...seen].sort()).toEqual([0, 1, 2]);
     await using whole = await (await backend()).load(source);
@@ -203,6 +204,7 @@ describe("openWideningRunner", () => {
       sequences: joined,
       positions: joined.map(last),
       plan: plans[1] as Plan,
+      attention,
     });
     (direct.logits ?? []).forEach((value, i) => {
       expect(logits?.[i]).toBeCloseTo(value, 4);
