@@ -45,7 +45,8 @@ export function prepareProgram(program: SpanProgram): PreparedProgram {
     losses,
     shares: costs.map((cost, i) => cost / (budgets[i % budgetCount] as number)),
     starts,
-    sets: ruleSets(rules, rulesPerLayer),
+    // So few heads have no more rules anyway.
+    sets: ruleSets(rules, layers.every((n) => n <= (rulesPerLayer ?? 0)) ? undefined : rulesPerLayer),
   };
 }
 
