@@ -1,6 +1,6 @@
 // Runs the models, so that the page stays free: a token holds its thread up while it is computed.
 import { isCoppiceError } from "@coppice/core";
-import { openExportedModel, type TextModel, urlFolder } from "@coppice/runtime";
+import { openExportedModel, type TextModel, urlFolder, widenedFolder } from "@coppice/runtime";
 import script from "onnxruntime-web/ort-wasm-simd-threaded.mjs?url";
 import wasm from "onnxruntime-web/ort-wasm-simd-threaded.wasm?url";
 import * as ort from "onnxruntime-web/wasm";
@@ -50,7 +50,7 @@ async function load({ base, models: entries, threads }: Load): Promise<void> {
           answer({ kind: "progress", loaded: [...loaded.values()].reduce((sum, bytes) => sum + bytes, 0) });
         },
       });
-      models.push(await openExportedModel(source, { runtime: ort, keptPrefixes: 0 }));
+      models.push(await openExportedModel(widenedFolder(source), { runtime: ort, keptPrefixes: 0 }));
     }
   } catch (error) {
     await dispose();

@@ -37,7 +37,7 @@ describe.skipIf(chromium === undefined)("the page", () => {
     page = tab.page;
     await page.goto(served.urls.isolated);
     await written(page);
-  }, 180_000);
+  }, 600_000);
   afterAll(async () => {
     await served?.close();
     await rm(scratch, { recursive: true, force: true });

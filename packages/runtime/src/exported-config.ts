@@ -19,8 +19,8 @@ export interface ExportedConfig {
   readonly sampling: SamplingOptions;
   /** The weights that the exporter named, such as "q4"; see `graphFileName`. */
   readonly dtype: string | undefined;
-  /** Graphs write into buffers that are given for both past and present, as those of this project do. */
-  readonly extendsInPlace: boolean;
+  /** `coppice export` wrote the graphs, so that more is known of them than the names of their inputs. */
+  readonly isCoppiceExport: boolean;
   /** External data files of the graph `model<suffix>.onnx`. */
   externalData(graph: string): string[];
 }
@@ -69,7 +69,7 @@ export async function readExportedConfig(folder: ExportedFolder): Promise<Export
     endTokens: typeof ends === "number" ? [ends] : ends,
     sampling: samplingOf(generation ?? {}),
     dtype: typeof dtype === "string" ? dtype : dtype?.["model"],
-    extendsInPlace: config.coppice_export !== undefined,
+    isCoppiceExport: config.coppice_export !== undefined,
     externalData(graph) {
       const files = typeof format === "object" ? (format[graph] ?? format["model"]) : format;
       return Array.from({ length: Number(files ?? 0) }, (_, i) => `${graph}_data${i === 0 ? "" : `_${i}`}`);

@@ -122,7 +122,7 @@ export async function openExportedModel(
       turns: new Turns(),
       chunk,
       ones: new Ones(),
-      inPlace: inPlace && config.extendsInPlace,
+      inPlace: inPlace && config.isCoppiceExport,
       released: () => released,
     };
     return textModel(graph, config, tokenizer, new KeptPrefixes(graph, keptPrefixes), async () => {

@@ -1,10 +1,8 @@
 import { decodeValues } from "@coppice/checkpoint";
 import { CoppiceError, type DType, dequantizeMatrix, elementCount, type QuantizedBits } from "@coppice/core";
 import { decodeModel, encodeModel, type Graph, type GraphInitializer, type GraphNode } from "@coppice/onnx";
+import { readExportedConfig } from "./exported-config.js";
 import type { ExportedFolder, GraphSource } from "./exported-folder.js";
-
-/** Bytes of config.json; published ones have a few thousand. */
-const configBytes = 16_000_000;
 
 /**
  * A folder whose matrices of few bits are float32 when they are loaded. ONNX Runtime has no kernels for `MatMulNBits` on
@@ -21,8 +19,8 @@ export function widenedFolder(folder: ExportedFolder): ExportedFolder {
   return {
     ...folder,
     async graph(name, externalData) {
-      const config = await folder.text("config.json", configBytes);
-      if (config === undefined || !/"coppice_export"/.test(config)) {
+      const { isCoppiceExport } = await readExportedConfig(folder);
+      if (!isCoppiceExport) {
         throw new CoppiceError(
           "COPPICE_BACKEND_UNSUPPORTED",
           `the graphs of ${folder.label} are not of \`coppice export\`, so that their matrices cannot be widened`,
