@@ -153,7 +153,7 @@ const learned: RandomModelShape = sampleShapes["attention-sinks"];
 
 /** An arbitrary pattern, with the block of the query in it. */
 function inPattern(layer: number, sequence: number, head: number, row: number, column: number): boolean {
-  return row === column || (7 * row + 5 * column + 3 * head + 11 * layer + 2 * sequence) % 3 === 0;
+  return row === column || (7 * row + 5 * column + 4 * head + 11 * layer + 2 * sequence) % 3 === 0;
 }
 
 function sampleMask({ layer, sequence, heads, tokens }: PrefillView): BlockMask {
