@@ -1,5 +1,5 @@
 import { answerOf, type PreparedProgram, type SpanAnswer, shareTolerance } from "./span-program.js";
-import { pricedLosses, setValue } from "./span-relaxation.js";
+import { layerColumns, pricedLosses, setValue } from "./span-relaxation.js";
 
 /** Choices of rules that are tried before the search is given up. */
 const nodeLimit = 400_000;
@@ -23,11 +23,12 @@ export function branch(program: PreparedProgram, prices: Float64Array, start: Sp
   const leastShares = Float64Array.from({ length: budgetCount }, (_, k) =>
     Math.min(...Array.from({ length: rules }, (_, r) => shares[r * budgetCount + k] as number)),
   );
-  const ordered = Array.from({ length: layers }, (_, layer) =>
-    sets
-      .map((set, s) => ({ s, value: setValue(program, priced, layer, set) }))
-      .sort((a, b) => a.value - b.value),
-  );
+  const ordered = Array.from({ length: layers }, (_, layer) => {
+    const columns = layerColumns(program, priced, layer);
+    return sets
+      .map((set, s) => ({ s, value: setValue(columns, rules, set) }))
+      .sort((a, b) => a.value - b.value);
+  });
   // Least priced loss of this layer and those behind it.
   const rest = new Float64Array(layers + 1);
   for (let layer = layers - 1; layer >= 0; layer--)

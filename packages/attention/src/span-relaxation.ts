@@ -21,24 +21,37 @@ export function pricedLosses(program: PreparedProgram, prices: Float64Array): Fl
   return priced;
 }
 
-/** The sum over the heads of a layer of the least priced loss among the rules of a set. */
-export function setValue(
+/** Priced losses of a layer with those of one rule side by side, [R, heads of the layer]: sums over sets read whole rows. */
+export function layerColumns(
   { rules, starts }: Pick<PreparedProgram, "rules" | "starts">,
   priced: Float64Array,
   layer: number,
-  set: readonly number[],
-): number {
-  const [from, to] = [(starts[layer] as number) * rules, (starts[layer + 1] as number) * rules];
+): Float64Array {
+  const from = starts[layer] as number;
+  const heads = (starts[layer + 1] as number) - from;
+  const columns = new Float64Array(heads * rules);
+  for (let h = 0; h < heads; h++)
+    for (let r = 0; r < rules; r++) columns[r * heads + h] = priced[(from + h) * rules + r] as number;
+  return columns;
+}
+
+/** The sum over the heads of a layer of the least priced loss among the rules of a set. */
+export function setValue(columns: Float64Array, rules: number, set: readonly number[]): number {
+  const heads = columns.length / rules;
   let sum = 0;
   if (set.length === 2) {
-    const [a, b] = set as [number, number];
-    for (let row = from; row < to; row += rules) {
-      const [x, y] = [priced[row + a] as number, priced[row + b] as number];
+    const [a, b] = [(set[0] as number) * heads, (set[1] as number) * heads];
+    for (let h = 0; h < heads; h++) {
+      const [x, y] = [columns[a + h] as number, columns[b + h] as number];
       sum += Math.min(x, y);
     }
     return sum;
   }
-  for (let row = from; row < to; row += rules) sum += priced[row + leastOf(priced, row, set)] as number;
+  for (let h = 0; h < heads; h++) {
+    let least = Number.POSITIVE_INFINITY;
+    for (const rule of set) least = Math.min(least, columns[rule * heads + h] as number);
+    sum += least;
+  }
   return sum;
 }
 
@@ -58,8 +71,9 @@ export function relax(program: PreparedProgram, prices: Float64Array): Relaxed {
   let bound = -prices.reduce((sum, price) => sum + price, 0);
   for (let layer = 0; layer < chosenSets.length; layer++) {
     let [best, least] = [0, Number.POSITIVE_INFINITY];
+    const columns = layerColumns(program, priced, layer);
     sets.forEach((set, s) => {
-      const value = setValue(program, priced, layer, set);
+      const value = setValue(columns, rules, set);
       if (value < least) [best, least] = [s, value];
     });
     bound += least;

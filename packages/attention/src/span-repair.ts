@@ -1,5 +1,5 @@
 import { answerOf, fits, type PreparedProgram, type SpanAnswer, shareTolerance } from "./span-program.js";
-import { leastOf, pricedLosses, setValue } from "./span-relaxation.js";
+import { layerColumns, leastOf, pricedLosses, setValue } from "./span-relaxation.js";
 
 /** Another rule, of its layer's set, for one head. */
 interface Move {
@@ -203,8 +203,9 @@ function layerMoves(
     }
     const priceOfRoom = room.reduce((sum, share, k) => sum + share * (prices[k] as number), 0);
     // No choice of the set within the room loses less than this.
+    const columns = layerColumns(program, priced, layer);
     const promising = sets
-      .map((set, s) => ({ s, least: setValue(program, priced, layer, set) - priceOfRoom }))
+      .map((set, s) => ({ s, least: setValue(columns, rules, set) - priceOfRoom }))
       .filter(({ least }) => least < own - 1e-12 * Math.abs(own))
       .sort((a, b) => a.least - b.least)
       .slice(0, 60);
