@@ -73,6 +73,7 @@ describe("eval --long-context", () => {
     [["--long-context", "retrieval", "--lengths", "200,900"], /900 .* 512/],
     [["--long-context", "retrieval", "--data", text], /--data is no option of --long-context retrieval/],
     [["--long-context", "positions"], /--data <file>/],
+    [["--long-context", "positions", "--data", text, "--lengths", "60,513"], /513 .* 512/],
     [["--long-context", "positions", "--data", task], /form "generation", expected texts/],
     [["--long-context", "facts", "--lengths", "40"], /40 tokens is too short/],
   ])("refuses %o", async (words, message) => {

@@ -1,5 +1,6 @@
 import { CoppiceError, type Plan, type RunEmitter } from "@coppice/core";
 import {
+  checkLengths,
   factsTask,
   type LongContextOptions,
   type LongContextTask,
@@ -79,9 +80,10 @@ export async function longContextJob(
 ): Promise<LongContextJob> {
   const { model, folder } = checkpoint;
   const { kind, samples, seed, depths, chat, data, confusing, metric } = request;
-  const lengths = wantedLengths(request, model.contextLength);
-  const texts = data === undefined ? undefined : await readTexts(data, context);
   checkFitting(request);
+  const lengths = wantedLengths(request, model.contextLength);
+  checkLengths(lengths, model);
+  const texts = data === undefined ? undefined : await readTexts(data, context);
   if (kind === "positions") return positionsJob(request, lengths, texts, context);
   const options: LongContextOptions = {
     tokenizer: await loadTokenizer(folder),
