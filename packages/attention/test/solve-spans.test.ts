@@ -118,14 +118,18 @@ describe("solveSpans", () => {
         expect(solution.loss).toBeCloseTo(best, 9);
         expect(solution.optimal).toBe(true);
       }),
-      { numRuns: 400 },
+      { numRuns: 300 },
     );
   });
 
-  it.each([undefined, 1, 2] as const)(
-    "is within one percent of its bound for 1,024 heads, %s rules per layer",
-    (rulesPerLayer) => {
-      const program = typical(32, 32, rulesPerLayer);
+  it.each([
+    [8, undefined],
+    [8, 1],
+    [32, 2],
+  ] as const)(
+    "is within one percent of its bound for %i layers of 32 heads, %s rules per layer",
+    (layers, rulesPerLayer) => {
+      const program = typical(layers, 32, rulesPerLayer);
       expect(program.costs.length / 3).toBeGreaterThanOrEqual(45);
       const solution = checkSolution(program);
       const { loss, bound } = solution as NonNullable<typeof solution>;
