@@ -1,0 +1,92 @@
+// Slow check of exported graphs: every layer of a quantized model, as ONNX Runtime computes it in Node and in WebAssembly, against
+// the reference backend on the dequantized weights.
+//
+//   node scripts/check-layers.mjs [--quick] [--tokens 48] [<checkpoint> ...]
+//
+// Default: the demo model. All bits, groups that divide its rows, with zero points and without; `--quick`: groups of 32 alone.
+import { basename } from "node:path";
+import { parseArgs } from "node:util";
+import { reference } from "@coppice/backend-reference";
+import { loadModel, memoryFolder, memoryTarget } from "@coppice/checkpoint";
+import { openFolder } from "@coppice/checkpoint/node";
+import { quantizedBits, quantizedGroups } from "@coppice/core";
+import { modelPath } from "@coppice/demo-model";
+import { exportOnnx } from "@coppice/export-onnx";
+import { modelMatrices, quantizeCheckpoint, rtn, uniformFormat } from "@coppice/quantizers";
+import * as node from "onnxruntime-node";
+import * as web from "onnxruntime-web";
+import { layerAgreement } from "./layer-agreement.mjs";
+
+/** The same where rows are int8 (CPU, 2 and 8 bits): a token may move across a tie between two experts. */
+const [least, leastOfInt8] = [0.9999, 0.999];
+const { values, positionals } = parseArgs({
+  allowPositionals: true,
+  options: { quick: { type: "boolean", default: false }, tokens: { type: "string", default: "48" } },
+});
+const ids = Int32Array.from({ length: Number(values.tokens) }, (_, i) => 100 + ((i * 37) % 900));
+web.env.wasm.numThreads = 1;
+const runtimes = { cpu: node, wasm: web };
+const backend = await reference.create({}, undefined);
+const quantizer = await rtn.create({ clip: false }, undefined);
+const models = positionals.length > 0 ? positionals : [modelPath];
+const name = (path) => (path === modelPath ? "demo model" : basename(path));
+const row = (model, bits, group, zeros, ...cosines) =>
+  console.log(
+    [model.padEnd(24), ...[bits, group, zeros].map((cell) => String(cell).padEnd(7)), ...cosines].join(" "),
+  );
+
+let [lowest, lowestOfInt8] = [1, 1];
+// Least cosines of a layer: of what it puts out, and of what it adds to its input.
+const titles = ["cpu out", "cpu added", "wasm out", "wasm added"].map((title) => title.padEnd(11));
+row("model", "bits", "group", "zeros", ...titles);
+for (const path of models) {
+  const whole = await loadModel(await openFolder(path));
+  const columns = modelMatrices(whole.model).map(({ weight }) => weight.shape[1]);
+  const groups = quantizedGroups.filter((size) => columns.every((count) => count % size === 0));
+  for (const bits of quantizedBits) {
+    for (const groupSize of values.quick ? [32] : groups) {
+      for (const symmetric of [true, false]) {
+        const worst = await agreement(whole, { bits, groupSize, symmetric });
+        const [cpu, wasm] = worst.map(({ output }) => output);
+        lowest = Math.min(lowest, wasm, bits === 4 ? cpu : 1);
+        lowestOfInt8 = Math.min(lowestOfInt8, cpu);
+        const cosines = worst.flatMap(({ output, added }) => [output, added]);
+        row(
+          name(path),
+          bits,
+          groupSize,
+          symmetric ? "no" : "yes",
+          ...cosines.map((value) => value.toFixed(9)),
+        );
+      }
+    }
+  }
+  await whole.close();
+}
+demand(lowest, least, "every layer puts out what the weights say");
+demand(lowestOfInt8, leastOfInt8, "also where rows are int8");
+process.exit(lowest >= least && lowestOfInt8 >= leastOfInt8 ? 0 : 1);
+
+function demand(found, limit, what) {
+  const verdict = found >= limit ? "reached" : "MISSED ";
+  console.log(`${verdict}  ${what}: the least cosine is ${found.toFixed(8)}, at least ${limit}`);
+}
+
+/** The least cosines of all layers, per runtime. */
+async function agreement(whole, format) {
+  const target = memoryTarget();
+  await quantizeCheckpoint(whole, target, { quantizer, format: uniformFormat(format) });
+  const loaded = await loadModel(memoryFolder(target.files));
+  const runner = await backend.load({ model: loaded.model, weights: loaded.weights });
+  const worst = [];
+  for (const [target, runtime] of Object.entries(runtimes)) {
+    const output = memoryTarget();
+    await exportOnnx(loaded, output, { target });
+    const layers = await layerAgreement({ loaded, files: output.files, runner, runtime, ids });
+    const lowest = (kind) => Math.min(...layers.map((one) => one[kind]));
+    worst.push({ output: lowest("output"), added: lowest("added") });
+  }
+  await runner.dispose();
+  await loaded.close();
+  return worst;
+}

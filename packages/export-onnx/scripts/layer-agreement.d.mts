@@ -1,0 +1,22 @@
+import type { LoadedCheckpoint } from "@coppice/checkpoint";
+import type { Runner } from "@coppice/core";
+import type * as node from "onnxruntime-node";
+
+export interface LayerAgreement {
+  readonly layer: number;
+  /** Cosine of the hidden states behind the layer, given those before it. */
+  readonly output: number;
+  /** Cosine of what the layer adds to them. */
+  readonly added: number;
+}
+
+/** Compares every layer of an exported graph with the reference backend on the dequantized weights. */
+export function layerAgreement(request: {
+  readonly loaded: Pick<LoadedCheckpoint, "model" | "weights">;
+  /** The exported folder. */
+  readonly files: ReadonlyMap<string, Uint8Array>;
+  /** Of the reference backend, with the same weights. */
+  readonly runner: Runner;
+  readonly runtime: Pick<typeof node, "InferenceSession" | "Tensor">;
+  readonly ids: Int32Array;
+}): Promise<LayerAgreement[]>;

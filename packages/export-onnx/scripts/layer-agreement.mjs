@@ -1,0 +1,81 @@
+import { decodeModel, encodeModel } from "@coppice/onnx";
+
+/**
+ * Compares every layer of an exported graph, as ONNX Runtime runs it, with the reference backend on the dequantized weights and
+ * the same input.
+ * @returns per layer the cosine of what it puts out, and of what it adds to its input
+ */
+export async function layerAgreement({ loaded, files, runner, runtime, ids }) {
+  const { model, weights } = loaded;
+  let input = embedded(model, await weights.read(model.embedding), ids);
+  const agreement = [];
+  for (const [layer, output] of (await hiddenStates(files, model, runtime, ids)).entries()) {
+    const to = layer + 1;
+    const range = { from: layer, to, boundaries: [to] };
+    const hidden = layer > 0 && { hidden: input };
+    const expected = (await runner.run({ sequences: [ids], ...range, ...hidden })).boundaries.get(to);
+    const added = (values) => values.map((value, i) => value - input[i]);
+    agreement.push({
+      layer,
+      output: cosine(output, expected),
+      added: cosine(added(output), added(expected)),
+    });
+    input = output;
+  }
+  return agreement;
+}
+
+/** What the first layer reads, [tokens, hidden]. */
+function embedded({ hiddenSize, embeddingScale = 1 }, table, ids) {
+  const rows = Array.from(ids, (id) => table.subarray(id * hiddenSize, (id + 1) * hiddenSize));
+  return Float32Array.from(rows.flatMap((row) => Array.from(row, (value) => embeddingScale * value)));
+}
+
+/** What every layer puts out, [tokens, hidden] each: sums that the graph makes anyway, asked for as outputs. */
+async function hiddenStates(files, model, { InferenceSession, Tensor }, ids) {
+  const name = [...files.keys()].find((file) => file.endsWith(".onnx"));
+  const graph = decodeModel(files.get(name));
+  const sums = graph.nodes.flatMap(({ outputs }) => outputs.filter((one) => /^residual_\d+$/.test(one)));
+  // Behind attention and behind the feed-forward block of every layer.
+  const layers = model.layers.length;
+  if (sums.length !== 2 * layers)
+    throw new Error(`the graph has ${sums.length} sums, expected ${2 * layers}`);
+  const wanted = sums.filter((_, i) => i % 2 === 1);
+  const shown = wanted.map((one) => ({ name: one, type: "float32", shape: ["rows", "hidden"] }));
+  const bytes = encodeModel({ ...graph, outputs: [...graph.outputs, ...shown] });
+  const externalData = [...files]
+    .filter(([file]) => file.includes(".onnx_data"))
+    .map(([file, data]) => ({ path: file.replace(/^onnx\//, ""), data }));
+  const session = await InferenceSession.create(bytes, {
+    intraOpNumThreads: 1,
+    logSeverityLevel: 3,
+    externalData,
+  });
+  try {
+    const int64 = (values, dims) => new Tensor("int64", BigInt64Array.from(values, BigInt), dims);
+    const feeds = {
+      input_ids: int64(ids, [1, ids.length]),
+      attention_mask: int64(new Array(ids.length).fill(1), [1, ids.length]),
+      num_logits_to_keep: int64([0], []),
+    };
+    for (const input of session.inputMetadata) {
+      if (!input.name.startsWith("past_key_values.")) continue;
+      const [, heads, , size] = input.shape;
+      feeds[input.name] = new Tensor("float32", new Float32Array(0), [1, heads, 0, size]);
+    }
+    const outputs = await session.run(feeds, wanted);
+    return wanted.map((one) => Float32Array.from(outputs[one].data));
+  } finally {
+    await session.release();
+  }
+}
+
+function cosine(a, b) {
+  let [ab, aa, bb] = [0, 0, 0];
+  for (let i = 0; i < b.length; i++) {
+    ab += a[i] * b[i];
+    aa += a[i] * a[i];
+    bb += b[i] * b[i];
+  }
+  return ab / Math.sqrt(aa * bb);
+}
