@@ -24,6 +24,8 @@ const portable: readonly string[] = [
   "search-cma-es",
   "search-nsga2",
   "backend-reference",
+  "backend-webgpu",
+  "kernels-webgpu",
   "plugin-kit",
   "profiles",
   "quantizers",

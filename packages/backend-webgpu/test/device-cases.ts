@@ -74,30 +74,6 @@ export function deviceCases(source: DeviceSource): ConformanceCase[] {
       },
     },
     {
-      name: "runners share a device, and the last one gives everything back",
-      async run() {
-        const own = watched(source);
-        const backend = createWebgpuBackend(own);
-        for (let cycle = 0; cycle < 2; cycle++) {
-          const first = await backend.load(loaded);
-          const second = await backend.load(loaded);
-          expect(own.devices.length === cycle + 1, `${own.devices.length} devices were opened`);
-          const cache = first.createCache(1);
-          await first.run({ sequences: [ids(5)], cache });
-          await second.run(positionsOf(3));
-          const held = own.alive.buffers;
-          await first.dispose();
-          expect(
-            own.alive.buffers > 0 && own.alive.buffers < held,
-            `${own.alive.buffers} of ${held} buffers are left`,
-          );
-          await second.run(positionsOf(3));
-          await second.dispose();
-          expect(own.alive.buffers === 0, `${own.alive.buffers} buffers are left at the end`);
-        }
-      },
-    },
-    {
       name: "matrices beyond the binding limit are split, and give the same",
       async run() {
         const expected = slowForward(loaded, [...ids(40)])
@@ -126,19 +102,31 @@ export function deviceCases(source: DeviceSource): ConformanceCase[] {
       },
     },
     {
-      name: "a lost device is named, and the next load opens another",
+      name: "a lost device is named; the next load opens another, which runners share and the last one gives back",
       async run() {
         const own = watched(source);
         const backend = createWebgpuBackend(own);
-        const runner = await backend.load(loaded);
+        const lost = await backend.load(loaded);
         own.devices[0]?.destroy();
         await own.devices[0]?.lost;
-        const { code, message } = await codeOf(() => runner.run(positionsOf(3)));
+        const { code, message } = await codeOf(() => lost.run(positionsOf(3)));
         expect(code === "COPPICE_BACKEND_FAILED" && message.includes("lost"), `${code} ${message}`);
-        const next = await backend.load(loaded);
-        await next.run(positionsOf(3));
-        await Promise.all([runner.dispose(), next.dispose()]);
+        await lost.dispose();
+        expect(own.alive.buffers === 0, `${own.alive.buffers} buffers are left of the lost device`);
+        const first = await backend.load(loaded);
+        const second = await backend.load(loaded);
         expect(own.devices.length === 2, `${own.devices.length} devices were opened`);
+        const cache = first.createCache(1);
+        await first.run({ sequences: [ids(3)], cache });
+        const held = own.alive.buffers;
+        await first.dispose();
+        expect(
+          own.alive.buffers > 0 && own.alive.buffers < held,
+          `${own.alive.buffers} of ${held} buffers are left`,
+        );
+        await second.run(positionsOf(3));
+        await second.dispose();
+        expect(own.alive.buffers === 0, `${own.alive.buffers} buffers are left at the end`);
       },
     },
     {

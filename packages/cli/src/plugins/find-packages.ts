@@ -15,6 +15,7 @@ const builtInNames = [
   "@coppice/attention",
   "@coppice/backend-cpu",
   "@coppice/backend-reference",
+  "@coppice/backend-webgpu",
 ] as const;
 
 const require = createRequire(import.meta.url);
