@@ -3,7 +3,7 @@
 import { existsSync } from "node:fs";
 import { mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
-import { dirname, join, resolve } from "node:path";
+import { dirname, join, resolve, sep } from "node:path";
 import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { modelPath, taskPath } from "@coppice/demo-model";
@@ -19,14 +19,20 @@ async function coppice(...words) {
   if (code !== 0) throw new Error(`coppice ${words[0]} ended with ${code}`);
 }
 
-/** @param {string} folder */
-async function bytesOf(folder) {
-  let sum = 0;
+/**
+ * Names of the files of a folder, as they are in URLs, and their bytes together.
+ * @param {string} folder
+ */
+async function contentOf(folder) {
+  const files = [];
+  let bytes = 0;
   for (const name of await readdir(folder, { recursive: true })) {
     const at = await stat(join(folder, name));
-    if (at.isFile()) sum += at.size;
+    if (!at.isFile()) continue;
+    files.push(name.split(sep).join("/"));
+    bytes += at.size;
   }
-  return sum;
+  return { files, bytes };
 }
 
 const { values } = parseArgs({
@@ -87,15 +93,22 @@ try {
       "Once upon a time",
     ],
     models: [
-      { label: "Original", folder: "original", kept: all },
+      {
+        label: "Original",
+        folder: "original",
+        experts,
+        kept: all,
+        ...(await contentOf(join(models, "original"))),
+      },
       {
         label: `Pruned for ${task}`,
         folder: "pruned",
+        experts,
         kept: plan.layers.map((/** @type {{ experts: number[] }} */ layer) => layer.experts),
+        ...(await contentOf(join(models, "pruned"))),
       },
-    ].map((entry) => ({ ...entry, experts, bytes: 0 })),
+    ],
   };
-  for (const entry of manifest.models) entry.bytes = await bytesOf(join(models, entry.folder));
   await writeFile(join(models, "models.json"), `${JSON.stringify(manifest, undefined, 2)}\n`);
   // As a whole, so that a page never finds half of it.
   await rm(out, { recursive: true, force: true });

@@ -11,6 +11,8 @@ const manifestSchema = v.object({
         label: v.string(),
         /** Folder of the exported model, beside this file. */
         folder: v.string(),
+        /** All that the folder holds; what is not here is not asked for. */
+        files: v.array(v.string()),
         /** Of all files of the folder. */
         bytes: count,
         /** Experts of every layer in the model that all began with. */

@@ -43,8 +43,11 @@ async function load({ base, models: entries, threads }: Load): Promise<void> {
   ort.env.logLevel = "error";
   const loaded = new Map<string, number>();
   try {
-    for (const { folder } of entries) {
+    for (const { folder, files } of entries) {
+      const urls = new Set(files.map((file) => `${base}${folder}/${file}`));
       const source = urlFolder(`${base}${folder}`, {
+        // Consoles show every request that fails as an error, also for files that a folder need not have.
+        fetch: async (url, init) => (urls.has(url) ? fetch(url, init) : new Response(null, { status: 404 })),
         onProgress(progress) {
           loaded.set(`${folder}/${progress.file}`, progress.loaded);
           answer({ kind: "progress", loaded: [...loaded.values()].reduce((sum, bytes) => sum + bytes, 0) });

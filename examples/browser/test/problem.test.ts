@@ -42,7 +42,7 @@ describe("models.json", () => {
     vi.stubGlobal("fetch", async () => new Response(body, { status }));
     return readManifest("http://page.example/models/", new AbortController().signal);
   };
-  const model = { label: "a", folder: "b", bytes: 1, experts: 2, kept: [[0, 1]] };
+  const model = { label: "a", folder: "b", files: ["config.json"], bytes: 1, experts: 2, kept: [[0, 1]] };
 
   it("is read", async () => {
     const manifest = { prompts: ["Once"], models: [model] };
