@@ -1,16 +1,14 @@
-import type { MoeModel, WeightReader } from "@coppice/core";
+import type { MoeModel } from "@coppice/core";
 
-const tables = new WeakMap<WeightReader, Promise<Float32Array>>();
-
-/** [tokens, hidden], what the first layer reads. The table is read once per reader. */
-export async function embedTokens(
-  { embedding, embeddingScale = 1, hiddenSize }: MoeModel,
-  weights: WeightReader,
+/**
+ * [tokens, hidden], what the first layer reads.
+ * @param table [vocab, hidden]
+ */
+export function embedTokens(
+  { embeddingScale = 1, hiddenSize }: MoeModel,
+  table: Float32Array,
   tokens: Int32Array,
-): Promise<Float32Array> {
-  const reading = tables.get(weights) ?? weights.read(embedding);
-  tables.set(weights, reading);
-  const table = await reading;
+): Float32Array {
   const hidden = new Float32Array(tokens.length * hiddenSize);
   tokens.forEach((token, row) => {
     for (let i = 0; i < hiddenSize; i++)

@@ -1,5 +1,6 @@
 import {
   type AttentionSample,
+  CoppiceError,
   type LimitableLayer,
   limitableLayers,
   type MoeModel,
@@ -85,7 +86,9 @@ export async function profileHeads(request: ProfileRequest): Promise<HeadProfile
     const grams = Array.from({ length: kvHeads }, (_, head) =>
       outputGram(read.output, all * headDim, head * width, width),
     );
-    const work = { request, layer: own, read, grams };
+    // Only the first layer reads embeddings, which are the largest matrix of small models.
+    const table = own.index === 0 ? await weights.read(model.embedding) : undefined;
+    const work = { request, layer: own, read, grams, table };
     const hidden = texts[0]?.map((text) => text.hidden) ?? [];
     const probed = probe && (await probe.measure(own, place, hidden));
     for (const [k, group] of texts.entries()) {
@@ -112,19 +115,21 @@ interface LayerWork {
   readonly read: ProfileWeights;
   /** [kvHeads][G * headDim, G * headDim], see `spanErrors`. */
   readonly grams: readonly Float64Array[];
+  /** [vocab, hidden], for the first layer. */
+  readonly table: Float32Array | undefined;
 }
 
 /** Relative errors of all rules on one text, [kvHeads, R]; the text moves on to the next layer. */
 async function textErrors(
-  { request, layer, read, grams }: LayerWork,
+  { request, layer, read, grams, table }: LayerWork,
   text: Text,
   probed: ProbedLayer | undefined,
 ): Promise<Float64Array> {
-  const { model, runner, weights, rules, signal } = request;
+  const { model, runner, rules, signal } = request;
   const { attention, index } = layer;
   const { heads, kvHeads, headDim, scale } = attention;
   const { positions, weights: rowWeights } = text.rows;
-  const hidden = text.hidden ?? (await embedTokens(model, weights, text.tokens));
+  const hidden = text.hidden ?? embedTokens(model, table as Float32Array, text.tokens);
   const { queries, keys, values } = layerHeads(hidden, positions, layer, read);
   text.hidden = await passLayer(runner, index, text, signal);
   const group = heads / kvHeads;
@@ -203,7 +208,7 @@ async function passLayer(
   layer: number,
   { tokens, hidden }: Text,
   signal: AbortSignal | undefined,
-): Promise<Float32Array | undefined> {
+): Promise<Float32Array> {
   const to = layer + 1;
   const { boundaries } = await runner.run({
     sequences: [tokens],
@@ -213,7 +218,9 @@ async function passLayer(
     ...(hidden && { hidden }),
     ...(signal && { signal }),
   });
-  return boundaries.get(to);
+  const next = boundaries.get(to);
+  if (next) return next;
+  throw new CoppiceError("COPPICE_BACKEND_FAILED", `the backend returned no output of layer ${layer}`);
 }
 
 /** Factors are measured on little: none is taken to be more than ten times, or less than a tenth of, the middle one. */

@@ -114,7 +114,8 @@ async function outputs(
   behind: Float32Array,
 ) {
   const { model } = runner;
-  if (layer === 0) return differences(model, behind, await embedTokens(model, weights, tokens));
+  if (layer === 0)
+    return differences(model, behind, embedTokens(model, await weights.read(model.embedding), tokens));
   const { boundaries } = await runner.run({ sequences: [tokens], to: layer, boundaries: [layer] });
   return differences(model, behind, boundaries.get(layer) as Float32Array);
 }
