@@ -1,8 +1,8 @@
 // node packages/backend-cpu/bench/attention.mjs [--tokens 16384] [--layers 2] [--steps 31] [--threads 1]
 //
-// Decoding behind a long text under attention plans: 8 heads of size 64, random weights, and little else in the
-// model. Prints a Markdown table of interleaved steps, their medians and the least of each, and what the caches take. Processor time is that of the whole process: with one thread it is the time
-// that a step takes on a machine that does nothing else.
+// Decoding behind a long text under attention plans: 8 heads of size 64, random weights, and little else in the model. Prints
+// a Markdown table of interleaved steps, their medians and the least of each, and what the caches take. Processor time is that
+// of the whole process: with one thread it is the time that a step takes on a machine that does nothing else.
 import { parseArgs } from "node:util";
 import { cpu } from "@coppice/backend-cpu";
 import { attentionPlanModel, spanDensity } from "@coppice/core";

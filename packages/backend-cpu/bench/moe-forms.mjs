@@ -1,6 +1,6 @@
 // The ways to express one MoE layer that graph-forms.mjs compares: Mixtral's routing, weights of one layer.
 import { routeTokens } from "@coppice/core";
-import { encodeModel, GraphBuilder, mlp, mlpInputs, moeGraph } from "@coppice/onnx";
+import { encodeModel, GraphBuilder, inputWeights, mlp, moeGraph } from "@coppice/onnx";
 import * as ort from "onnxruntime-node";
 
 const tensor = (type, data, dims) => new ort.Tensor(type, data, dims);
@@ -191,7 +191,7 @@ function singleForm(hidden, width) {
 
 function mlpInput(graph, x, hidden, width, slot) {
   const shape = shapeOf(hidden, width);
-  return mlp(graph, x, shape.activation, mlpInputs(graph, shape, `${slot}`));
+  return mlp(graph, inputWeights(graph, `${slot}`), x, shape);
 }
 
 function shapeOf(hidden, width) {

@@ -95,13 +95,13 @@ describe("a long text", () => {
     const cache = runner.createCache(1, attention);
     expect(cache.bytes).toBe(0);
     await runner.run({ sequences: [text], cache });
-    // Spans of 320, 192 and 640 tokens, of which the newest needs no place before the next one.
-    const places = 319 + 2 * 191 + 639 + (639 + 3 * 319);
+    // Spans of 320, 192 and 640 tokens, of which the newest needs no place before the next one, in whole sixteens.
+    const places = 320 + 2 * 192 + 640 + (640 + 3 * 320);
     expect(cache.bytes).toBe(places * 2 * 16 * 4);
     const dense = runner.createCache(1);
     await runner.run({ sequences: [text], cache: dense });
     expect(dense.bytes).toBeGreaterThanOrEqual(8 * 1200 * 2 * 16 * 4);
-    expect(dense.bytes).toBeLessThan(1.04 * 8 * 1200 * 2 * 16 * 4);
+    expect(dense.bytes).toBeLessThan(1.05 * 8 * 1200 * 2 * 16 * 4);
     await runner.dispose();
   });
 
@@ -111,7 +111,7 @@ describe("a long text", () => {
     );
     const cache = runner.createCache(1);
     await runner.run({ sequences: [text.subarray(0, 200)], cache });
-    expect(cache.bytes).toBe(4 * (32 + 232) * 2 * 16 * 4);
+    expect(cache.bytes).toBe(4 * (32 + 240) * 2 * 16 * 4);
     await runner.dispose();
   });
 });
