@@ -60,7 +60,8 @@ export async function planExperts(
     const whole = plan ? unchangedExpert(plan, slot) : slot;
     return whole ?? count + changed.push(slot) - 1;
   });
-  const own: { dispose(): void }[] = [];
+  const made = plan && changed.length > 0 ? await makeSlots(gpu, spec, weights, plan, changed) : undefined;
+  const own: { dispose(): void }[] = made ? [made] : [];
   const upload = (values: Float32Array | Uint32Array | undefined, label: string) => {
     const buffer = values && gpu.upload(values, label);
     if (buffer) own.push(buffer);
@@ -75,8 +76,6 @@ export async function planExperts(
   );
   own.push({ dispose: () => disposeMatrix(matrix) });
   writeRows(gpu, matrix, 0, rows.weight);
-  const made = plan && changed.length > 0 ? await makeSlots(gpu, spec, weights, plan, changed) : undefined;
-  if (made) own.push(made);
   const groupOf = slotGroups(spec.router, slotCount, plan);
   return {
     slotCount,
@@ -136,17 +135,23 @@ async function makeSlots(
   const unitBias = new Float32Array(first.upBias ? blocks * turns * width : 0);
   const downBias = new Float32Array(first.downBias ? blocks * hidden : 0);
   const source = new StoredExperts(gpu, experts.units.matrix, experts.down.matrix, biases, turns);
-  for (const [i, slot] of slots.entries()) {
-    const values = (part: Part) => slotPart(spec, plan, slot, part, source);
-    const up = (await values("up")) as Float32Array;
-    const gate = await values("gate");
-    writeRows(gpu, units, i * turns * width, gate ? interleave(up, gate, hidden) : up);
-    writeRows(gpu, down, i * hidden, (await values("down")) as Float32Array);
-    const upBias = await values("upBias");
-    const gateBias = await values("gateBias");
-    if (upBias) unitBias.set(gateBias ? interleave(upBias, gateBias, 1) : upBias, i * turns * width);
-    const last = await values("downBias");
-    if (last) downBias.set(last, i * hidden);
+  try {
+    for (const [i, slot] of slots.entries()) {
+      const values = (part: Part) => slotPart(spec, plan, slot, part, source);
+      const up = (await values("up")) as Float32Array;
+      const gate = await values("gate");
+      writeRows(gpu, units, i * turns * width, gate ? interleave(up, gate, hidden) : up);
+      writeRows(gpu, down, i * hidden, (await values("down")) as Float32Array);
+      const upBias = await values("upBias");
+      const gateBias = await values("gateBias");
+      if (upBias) unitBias.set(gateBias ? interleave(upBias, gateBias, 1) : upBias, i * turns * width);
+      const last = await values("downBias");
+      if (last) downBias.set(last, i * hidden);
+    }
+  } catch (error) {
+    disposeMatrix(units);
+    disposeMatrix(down);
+    throw error;
   }
   const upload = (values: Float32Array) =>
     values.length > 0 ? gpu.upload(values, "biases of merged experts") : undefined;
