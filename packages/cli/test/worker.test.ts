@@ -10,10 +10,11 @@ import { copyModel, workshop, writeTask } from "./workshop.js";
 const work = workshop();
 const model = copyModel(join(work, "model"));
 const task = writeTask(join(work, "task.jsonl"), 40);
+const further = writeTask(join(work, "further.jsonl"), 40, 100);
 const bin = fileURLToPath(new URL("../dist/bin.js", import.meta.url));
 
 const args = (out: string, ...more: string[]) => [
-  ...["search", model, "--task", task, "--keep", "4", "--limit", "16", "--budget", "24"],
+  ...["search", model, "--task", task, "--task", further, "--keep", "4", "--limit", "8", "--budget", "24"],
   ...["--objective", "log-likelihood", "--metric", "log-likelihood", "--out", join(work, out), ...more],
 ];
 const outcome = (out: string) => {
