@@ -8,6 +8,8 @@ export interface LayerAgreement {
   readonly output: number;
   /** Cosine of what the layer adds to them. */
   readonly added: number;
+  /** Tokens that were left out, since two experts were as good for them. */
+  readonly ties: number;
 }
 
 /** Compares every layer of an exported graph with the reference backend on the dequantized weights. */

@@ -1,9 +1,12 @@
 import { decodeModel, encodeModel } from "@coppice/onnx";
 
+/** Nearer router logits of the last expert that is chosen and the first that is not are a tie: rounding may decide. */
+const tie = 0.01;
+
 /**
  * Compares every layer of an exported graph, as ONNX Runtime runs it, with the reference backend on the dequantized weights and
- * the same input.
- * @returns per layer the cosine of what it puts out, and of what it adds to its input
+ * the same input. Tokens at a tie between two experts are left out: there the layer is no continuous function.
+ * @returns per layer the cosine of what it puts out, and of what it adds to its input, and how many tokens were at a tie
  */
 export async function layerAgreement({ loaded, files, runner, runtime, ids }) {
   const { model, weights } = loaded;
@@ -13,16 +16,35 @@ export async function layerAgreement({ loaded, files, runner, runtime, ids }) {
     const to = layer + 1;
     const range = { from: layer, to, boundaries: [to] };
     const hidden = layer > 0 && { hidden: input };
-    const expected = (await runner.run({ sequences: [ids], ...range, ...hidden })).boundaries.get(to);
-    const added = (values) => values.map((value, i) => value - input[i]);
+    const margins = new Float32Array(ids.length).fill(Number.POSITIVE_INFINITY);
+    const tap = { fields: ["routerLogits"], onLayer: (seen) => setMargins(margins, seen) };
+    const ran = await runner.run({ sequences: [ids], ...range, ...hidden, tap });
+    const compared = Array.from(margins.keys()).filter((token) => margins[token] >= tie);
+    const rowsOf = (values) =>
+      compared.flatMap((token) =>
+        Array.from(values.subarray(token * model.hiddenSize, (token + 1) * model.hiddenSize)),
+      );
+    const [before, found, expected] = [input, output, ran.boundaries.get(to)].map(rowsOf);
+    const added = (values) => values.map((value, i) => value - before[i]);
     agreement.push({
       layer,
-      output: cosine(output, expected),
-      added: cosine(added(output), added(expected)),
+      output: cosine(found, expected),
+      added: cosine(added(found), added(expected)),
+      ties: ids.length - compared.length,
     });
     input = output;
   }
   return agreement;
+}
+
+/** How far the router's logits of the last expert that a token chooses are above those of the next. */
+function setMargins(margins, { tokens, topK, rows, routerLogits }) {
+  const slots = routerLogits.length / tokens;
+  if (slots === topK) return;
+  for (let t = 0; t < tokens; t++) {
+    const sorted = routerLogits.slice(t * slots, (t + 1) * slots).sort((a, b) => b - a);
+    margins[rows[t]] = sorted[topK - 1] - sorted[topK];
+  }
 }
 
 /** What the first layer reads, [tokens, hidden]. */

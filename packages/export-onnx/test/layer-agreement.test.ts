@@ -55,7 +55,8 @@ describe.each([
           await exportOnnx(loaded, output, { target });
           const found = await layerAgreement({ loaded, files: output.files, runner, runtime, ids });
           expect(found).toHaveLength(sizes.layers);
-          for (const { output, added } of found) {
+          for (const { output, added, ties } of found) {
+            expect(ties).toBe(0);
             expect(output).toBeGreaterThan(0.9999);
             // Rows are int8 only where ONNX Runtime has no fast way for others.
             const exact = target === "wasm" || form.bits === 4;
