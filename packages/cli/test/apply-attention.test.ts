@@ -30,6 +30,8 @@ describe("apply --attention", () => {
       );
     }
     expect(await coppiceJson(["verify", model, sparse])).toMatchObject({ equal: true });
+    const exported = await coppice(["export", sparse, "--format", "onnx", "--out", join(work, "onnx")]);
+    expect(exported).toMatchObject({ code: 0, stderr: expect.stringContaining("attention plan") });
   });
 
   it("refuses plans of other models, and nothing to apply", async () => {

@@ -36,4 +36,4 @@ it("the demo leaves a proven checkpoint, a plan and a report, and a second run f
     },
   );
   expect((text["tokens"] as number[]).length).toBeGreaterThan(0);
-}, 240_000);
+}, 480_000);

@@ -52,6 +52,11 @@ export function exportCommand(context: CliContext): CommandUnknownOpts {
       const out = context.path(options.out);
       checkOutside(out, opened.path);
       checkAbsent(out);
+      if (opened.checkpoint.attention) {
+        context.out.warn(
+          `the checkpoint brings an attention plan, which ${options.format.toUpperCase()} files do not carry: what is written sees all that the model does`,
+        );
+      }
       switch (options.format) {
         case "onnx": {
           const { target, expertOutputs, maxFileSize } = options;
