@@ -49,6 +49,15 @@ interface Manifest {
 }
 
 const manifest = (folder: string): Manifest => JSON.parse(readFileSync(join(folder, "package.json"), "utf8"));
+/** What the catalog of the workspace says instead of "catalog:", as publishing writes it. */
+const catalog = new Map(
+  (/^catalog:\n((?: .*\n)*)/m.exec(readFileSync(join(root, "pnpm-workspace.yaml"), "utf8"))?.[1] ?? "")
+    .split("\n")
+    .flatMap((line) => {
+      const [, name, version] = /^ +"?([^":\s]+)"?: "?([^"#\s]+)"?/.exec(line) ?? [];
+      return name && version ? [[name, version] as const] : [];
+    }),
+);
 const isOurs = (name: string) => name === "coppice" || name.startsWith("@coppice/");
 
 function run(program: string, args: readonly string[], cwd: string): string {
@@ -75,7 +84,9 @@ function install(folder: string, base: Partial<Manifest>, wanted: readonly strin
     if (!path) throw new Error(`${name} was not packed`);
     return `file:${path}`;
   };
-  const foreign = Object.entries(base.dependencies ?? {}).filter(([name]) => !isOurs(name));
+  const foreign = Object.entries(base.dependencies ?? {})
+    .filter(([name]) => !isOurs(name))
+    .map(([name, version]) => [name, version === "catalog:" ? (catalog.get(name) ?? version) : version]);
   const { devDependencies: _, ...rest } = base;
   const dependencies = Object.fromEntries([...foreign, ...wanted.map((name) => [name, file(name)])]);
   const overrides = Object.fromEntries([...tarballs.keys()].map((name) => [name, file(name)]));
@@ -165,7 +176,9 @@ describe("examples", () => {
       const dependencies = { ...base.dependencies, ...base.devDependencies };
       install(folder, { ...base, dependencies }, Object.keys(dependencies).filter(isOurs));
       expect(base.scripts).toHaveProperty("start");
-      run("npm", ["run", "--silent", "start"], folder);
+      // A page is served until it is stopped; what is served is made before.
+      const scripts = base.scripts?.["preview"] ? ["models", "bundle"] : ["start"];
+      for (const script of scripts) run("npm", ["run", "--silent", script], folder);
       installed.set(name, folder);
     },
     5 * minutes,
@@ -246,6 +259,7 @@ describe("the command", () => {
       "sums.jsonl",
       "--budget",
       "9",
+      "--no-reconstruct",
     ];
     const result = there(...search, "--seeds", "none", "--set", "swaps=2", "--out", "run");
     expect(result).toMatchObject({ evaluations: 9, samples: { search: 21 } });

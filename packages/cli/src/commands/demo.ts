@@ -36,6 +36,8 @@ import { writeCheckpoint } from "../work/write-checkpoint.js";
 
 /** Evaluations of 200 samples of `arith` that two slow cores manage in a minute. */
 const evaluationsPerMinute = 160;
+/** A shorter search is to try the way: fitting projections would take many times as long. */
+const leastFitMinutes = 0.5;
 /** Minutes of searching; calibration, baselines, writing and proving take about one more. */
 const defaultMinutes = 2.5;
 const searchSamples = 200;
@@ -54,7 +56,10 @@ export function demoCommand(context: CliContext): CommandUnknownOpts {
         .default(4),
     )
     .addOption(
-      new Option("--budget-minutes <m>", "about how long to search on two cores")
+      new Option(
+        "--budget-minutes <m>",
+        "about how long to search on two cores; below 0.5 projections are not fitted",
+      )
         .argParser(numberIn(0.05, 1440))
         .default(defaultMinutes),
     )
@@ -86,7 +91,7 @@ export function demoCommand(context: CliContext): CommandUnknownOpts {
         strategy: await loadPlugin("search", "eep", cwd),
         // Fitting the projections takes the place of a search for merges, and keeps far more.
         options: { keep, mergeEvaluations: 0 },
-        reconstruct: true,
+        reconstruct: options.budgetMinutes >= leastFitMinutes,
         keep,
         topK: undefined,
         criteria: await Promise.all(criteria.map((name) => loadPlugin("criterion", name, cwd))),
