@@ -1,5 +1,5 @@
 import { type KernelSource, reads, writes } from "./kernel.js";
-import { range } from "./tiled-code.js";
+import { range } from "./range.js";
 
 export interface AttentionOptions {
   /** Whether rows of queries and keys, and of values, are read in vectors: their sizes are multiples of 4. */

@@ -1,7 +1,8 @@
 import { type ActivationKind, activationCode, isGated } from "./activation-code.js";
 import { formatKey, loadCode, matrixBindings, type WeightFormat } from "./gpu-matrix.js";
 import { type KernelSource, reads, writes } from "./kernel.js";
-import { range } from "./tiled-code.js";
+import { loadXCode, type MatmulParam, matmulParams } from "./matmul-code.js";
+import { range } from "./range.js";
 
 export interface RowsOptions {
   readonly format: WeightFormat;
@@ -20,19 +21,6 @@ export interface RowsOptions {
 export const rowsKey = (o: RowsOptions) =>
   `rows ${formatKey(o.format)} ${o.activation} ${o.rows} ${o.lanes} ${[o.bias, o.gathered, o.scaled, o.vectors].map(Number).join("")}`;
 
-export type RowsParam =
-  | "m"
-  | "n"
-  | "k"
-  | "divisor"
-  | "first"
-  | "count"
-  | "column"
-  | "stride"
-  | "factor"
-  | "limit"
-  | "alpha";
-
 const threads = 128;
 
 /** Threads that share the columns of one output: no more than have work. */
@@ -49,7 +37,7 @@ export const rowsOutputs = (columns: number) => threads / lanesFor(columns);
  *
  * Bindings: x, W, bias, slots, places (and gate weights) where rows are gathered, y.
  */
-export function rowsSource(options: RowsOptions): KernelSource<RowsParam> {
+export function rowsSource(options: RowsOptions): KernelSource<MatmulParam> {
   const { format, bias, activation, rows, gathered, scaled, vectors, lanes } = options;
   const names = isGated(activation) ? ["up", "gate"] : ["up"];
   const add = (which: number) =>
@@ -62,15 +50,7 @@ export function rowsSource(options: RowsOptions): KernelSource<RowsParam> {
 var<workgroup> sums: array<f32, ${threads * sums.length}>;
 ${loadCode("w", format, "((p.k + 7u) / 8u * 8u)")}
 ${activationCode(activation)}
-fn load_x(row: u32, k4: u32) -> vec4f {
-${
-  vectors
-    ? "  if (4u * k4 >= p.k) { return vec4f(0.0); }\n  return x[row * (p.k / 4u) + k4];"
-    : `  var v = vec4f(0.0);
-  for (var i = 0u; i < 4u; i++) { if (4u * k4 + i < p.k) { v[i] = x[row * p.k + 4u * k4 + i]; } }
-  return v;`
-}
-}
+${loadXCode(vectors)}
 @compute @workgroup_size(${threads})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) t: u32) {
   let lane = t % ${lanes}u;
@@ -120,7 +100,7 @@ ${range(rows)
 }`;
   return {
     name: gathered ? "matmul-gathered" : "matmul-rows",
-    params: rowsParams,
+    params: matmulParams,
     bindings: [
       reads("x", vectors ? "array<vec4f>" : "array<f32>"),
       ...matrixBindings("w", format),
@@ -132,17 +112,3 @@ ${range(rows)
     code,
   };
 }
-
-const rowsParams: Readonly<Record<RowsParam, "u32" | "f32">> = {
-  m: "u32",
-  n: "u32",
-  k: "u32",
-  divisor: "u32",
-  first: "u32",
-  count: "u32",
-  column: "u32",
-  stride: "u32",
-  factor: "f32",
-  limit: "f32",
-  alpha: "f32",
-};

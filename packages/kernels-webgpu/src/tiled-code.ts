@@ -1,6 +1,8 @@
 import { type ActivationKind, activationCode, isGated } from "./activation-code.js";
 import { formatKey, loadCode, matrixBindings, type WeightFormat } from "./gpu-matrix.js";
 import { type KernelSource, reads, writes } from "./kernel.js";
+import { loadXCode, type MatmulParam, matmulParams } from "./matmul-code.js";
+import { range } from "./range.js";
 
 /** A small one fills more multiprocessors, a large one reads less. */
 export type Tile = 16 | 64 | 128;
@@ -27,19 +29,6 @@ export const tileColumns = (tile: Tile, gated: boolean) => (gated && tile > 16 ?
 export const tiledKey = (o: TiledOptions) =>
   `tiled ${formatKey(o.format)} ${o.activation} ${[o.bias, o.grouped, o.scaled, o.vectors, o.half].map(Number).join("")} ${o.tile}`;
 
-export type TiledParam =
-  | "m"
-  | "n"
-  | "k"
-  | "divisor"
-  | "first"
-  | "count"
-  | "column"
-  | "stride"
-  | "factor"
-  | "limit"
-  | "alpha";
-
 /**
  * y = activation(x Wᵀ + bias) * factor, x [m, k] and W [n, k] of one part, tile by tile: both tiles lie in workgroup memory by
  * vectors of 4 columns, and each thread sums a square of outputs in registers. For gated activations, rows of W are those of up
@@ -48,7 +37,7 @@ export type TiledParam =
  * Bindings: x, W, bias, sorted choices, tiles and gate weights where it has any, y. The bias is that of the part where rows are
  * grouped, else that of all columns of y.
  */
-export function tiledSource(options: TiledOptions): KernelSource<TiledParam> {
+export function tiledSource(options: TiledOptions): KernelSource<MatmulParam> {
   const { format, bias, activation, grouped, scaled, vectors, half, tile } = options;
   const gated = isGated(activation);
   const names = gated ? ["up", "gate"] : ["up"];
@@ -78,15 +67,7 @@ ${names.map((name) => `var<workgroup> ${name}_tile: array<${vector}, ${tileN * d
 var<workgroup> x_row: array<u32, ${tile}>;
 ${loadCode("w", format, "((p.k + 7u) / 8u * 8u)")}
 ${activationCode(activation)}
-fn load_x(row: u32, k4: u32) -> vec4f {
-${
-  vectors
-    ? "  if (4u * k4 >= p.k) { return vec4f(0.0); }\n  return x[row * (p.k / 4u) + k4];"
-    : `  var v = vec4f(0.0);
-  for (var i = 0u; i < 4u; i++) { if (4u * k4 + i < p.k) { v[i] = x[row * p.k + 4u * k4 + i]; } }
-  return v;`
-}
-}
+${loadXCode(vectors)}
 @compute @workgroup_size(16, 16)
 fn main(
   @builtin(workgroup_id) group: vec3u,
@@ -168,7 +149,7 @@ ${range(perN)
   return {
     name: grouped ? "matmul-grouped" : "matmul-tiled",
     ...(half && { enable: ["f16"] }),
-    params: tiledParams,
+    params: matmulParams,
     bindings: [
       reads("x", vectors ? "array<vec4f>" : "array<f32>"),
       ...matrixBindings("w", format),
@@ -180,19 +161,3 @@ ${range(perN)
     code,
   };
 }
-
-export const range = (length: number) => Array.from({ length }, (_, i) => i);
-
-const tiledParams: Readonly<Record<TiledParam, "u32" | "f32">> = {
-  m: "u32",
-  n: "u32",
-  k: "u32",
-  divisor: "u32",
-  first: "u32",
-  count: "u32",
-  column: "u32",
-  stride: "u32",
-  factor: "f32",
-  limit: "f32",
-  alpha: "f32",
-};
