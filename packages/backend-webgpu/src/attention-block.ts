@@ -180,9 +180,8 @@ function projectLatent(
 }
 
 function received({ gpu, workspace, batch }: AttentionContext, call: AttentionCall): GpuBuffer {
-  const ends = batch.spans.flatMap(({ row, tokens }) => new Array<number>(tokens).fill(row + tokens));
   const out = workspace.take("received", batch.tokens);
   const totals = workspace.take("totals", 2 * batch.tokens * call.shape.heads);
-  attentionReceived(gpu, call, workspace.put("ends", Uint32Array.from(ends)), totals, out);
+  attentionReceived(gpu, call, totals, out);
   return out;
 }

@@ -1,3 +1,4 @@
+import { attentionParams, type SightKind, sightBindings, sightCode } from "./attention-sight-code.js";
 import { type KernelSource, reads, writes } from "./kernel.js";
 import { range } from "./range.js";
 
@@ -8,6 +9,7 @@ export interface AttentionOptions {
   /** Room for vectors of 4 dimensions of a query (split), or of the output per thread (prefill). */
   readonly room: number;
   readonly sinks: boolean;
+  readonly sight: SightKind;
 }
 
 export const attentionKey = (options: AttentionOptions) => Object.values(options).map(String).join(" ");
@@ -32,22 +34,27 @@ export function rowVector(name: string, size: string, vectors: boolean): string 
 
 export const rowType = (vectors: boolean) => (vectors ? "array<vec4f>" : "array<f32>");
 
-/** WGSL of the first position that a position sees. */
-export const firstSeenCode = `fn first_seen(position: u32) -> u32 {
-  var first = 0u;
-  if (p.window > 0u && position + 1u > p.window) { first = position + 1u - p.window; }
-  if (p.chunk > 0u) { first = max(first, position - position % p.chunk); }
-  return first;
-}`;
-
 /**
- * A tile of 32 queries of one head against tiles of 64 keys, from the first that any of them sees to the last. Scores of a tile
+ * A tile of 32 queries of one head against tiles of 64 keys: those of the sinks, then from the first that any of them sees to the
+ * last; of a block mask, those tiles of which a block is seen. Scores of a tile
  * are summed in registers, 4 queries by 4 keys a thread; softmax runs along with maximum and sum per query; the output stays in
  * registers, 4 queries by some vectors of 4 dimensions a thread.
  */
-export function prefillSource({ keyVectors, valueVectors, room, sinks }: AttentionOptions): KernelSource {
+export function prefillSource({
+  keyVectors,
+  valueVectors,
+  room,
+  sinks,
+  sight,
+}: AttentionOptions): KernelSource {
   const rows = range(4);
   const columns = range(room);
+  const after = `k0 + ${keyTile}u`;
+  // Behind the sinks comes the window of the first query.
+  const [first, next] =
+    sight === "spans"
+      ? ["select(reach, 0u, sight.x > 0u)", `select(${after}, max(${after}, reach), ${after} >= sight.x)`]
+      : ["reach", after];
   const code = `
 const NONE = -3.4028234e38;
 var<workgroup> q_tile: array<vec4f, ${queryTile * depth}>;
@@ -60,9 +67,9 @@ var<workgroup> shrink: array<f32, ${queryTile}>;
 ${rowVector("queries", "p.keyDim", keyVectors)}
 ${rowVector("keys", "p.keyDim", keyVectors)}
 ${rowVector("values", "p.valueDim", valueVectors)}
-${firstSeenCode}
-fn masked(score: f32, position: u32, key: u32) -> f32 {
-  return select(NONE, score * p.scale, key <= position && key >= first_seen(position));
+${sightCode(sight)}
+fn masked(sight: vec4u, score: f32, position: u32, key: u32) -> f32 {
+  return select(NONE, score * p.scale, sees(sight, position, key));
 }
 @compute @workgroup_size(16, 8)
 fn main(
@@ -74,8 +81,8 @@ fn main(
   let value_vectors = (p.valueDim + 3u) / 4u;
   let tile = tiles[group.x];
   let head = group.y;
-  let kv_heads = p.heads / p.group;
   let kv_head = head / p.group;
+  let sight = sight_of(${sight === "none" ? "0u" : "rows[tile.x].z"}, head);
   let count = tile.y;
   let position = tile.z;
   let end = position + count;
@@ -84,7 +91,9 @@ fn main(
     total[t] = ${sinks ? "1.0" : "0.0"};
   }
 ${rows.flatMap((i) => columns.map((c) => `  var o_${i}_${c} = vec4f(0.0);`)).join("\n")}
-  for (var k0 = first_seen(position); k0 < end; k0 += ${keyTile}u) {
+  let reach = first_seen(sight, position);
+  for (var k0 = ${first}; k0 < end; k0 = ${next}) {
+${sight === "blocks" ? `    if (!any_seen(sight, position, end - 1u, k0, k0 + ${keyTile - 1}u)) { continue; }` : ""}
 ${rows.map((i) => `    var s_${i} = vec4f(0.0);`).join("\n")}
     for (var d0 = 0u; d0 < key_vectors; d0 += ${depth}u) {
       for (var i = t; i < ${queryTile * depth}u; i += ${threads}u) {
@@ -98,7 +107,7 @@ ${rows.map((i) => `    var s_${i} = vec4f(0.0);`).join("\n")}
         let key = i / ${depth}u;
         let v = d0 + i % ${depth}u;
         var value = vec4f(0.0);
-        if (k0 + key < end && v < key_vectors) { value = keys_at((tile.w + k0 + key) * kv_heads + kv_head, v); }
+        if (k0 + key < end && v < key_vectors) { value = keys_at(key_row(sight, tile.w, k0 + key, kv_head), v); }
         // Keys 4 n to 4 n + 3 belong to one thread; apart by 16, neighbours read neighbouring banks.
         k_tile[(i % ${depth}u) * ${keyTile}u + (key % 4u) * 16u + key / 4u] = value;
       }
@@ -123,8 +132,8 @@ ${rows
       let at = position + row;
       let key = k0 + 4u * thread.x;
       weights[row * 16u + thread.x] = vec4f(
-        masked(s_${i}.x, at, key), masked(s_${i}.y, at, key + 1u),
-        masked(s_${i}.z, at, key + 2u), masked(s_${i}.w, at, key + 3u));
+        masked(sight, s_${i}.x, at, key), masked(sight, s_${i}.y, at, key + 1u),
+        masked(sight, s_${i}.z, at, key + 2u), masked(sight, s_${i}.w, at, key + 3u));
     }`,
   )
   .join("\n")}
@@ -165,7 +174,7 @@ ${rows.flatMap((i) => columns.map((c) => `    o_${i}_${c} *= shrink_${i};`)).joi
 ${rows.map((i) => `      let w_${i} = weights[(thread.y + ${8 * i}u) * 16u + k4];`).join("\n")}
       for (var j = 0u; j < 4u; j++) {
         let key = min(k0 + 4u * k4 + j, end - 1u);
-        let value_row = (tile.w + key) * kv_heads + kv_head;
+        let value_row = key_row(sight, tile.w, key, kv_head);
 ${columns
   .map(
     (c) => `        if (thread.x + ${16 * c}u < value_vectors) {
@@ -204,18 +213,10 @@ ${columns
       reads("values", rowType(valueVectors)),
       ...(sinks ? [reads("sinks", "array<f32>")] : []),
       reads("tiles", "array<vec4u>"),
+      ...(sight === "none" ? [] : [reads("rows", "array<vec4u>")]),
+      ...sightBindings(sight),
       writes("y", "array<f32>"),
     ],
     code,
   };
 }
-
-export const attentionParams = {
-  heads: "u32",
-  group: "u32",
-  keyDim: "u32",
-  valueDim: "u32",
-  scale: "f32",
-  window: "u32",
-  chunk: "u32",
-} as const;

@@ -1,10 +1,5 @@
-import {
-  type AttentionOptions,
-  attentionParams,
-  firstSeenCode,
-  rowType,
-  rowVector,
-} from "./attention-prefill-code.js";
+import { type AttentionOptions, rowType, rowVector } from "./attention-prefill-code.js";
+import { attentionParams, sightBindings, sightCode } from "./attention-sight-code.js";
 import { type KernelSource, reads, writes } from "./kernel.js";
 import { reduceCode } from "./spread.js";
 
@@ -13,10 +8,10 @@ export const splitKeys = 128;
 const threads = 64;
 
 /**
- * One query of one head against a stretch of its keys: partial outputs, then their maximum and sum,
+ * One query of one head against a stretch of the keys that it sees: partial outputs, then their maximum and sum,
  * [tokens, heads, splits, valueDim + 2].
  */
-export function splitSource({ keyVectors, room }: AttentionOptions): KernelSource {
+export function splitSource({ keyVectors, room, sight }: AttentionOptions): KernelSource {
   return {
     name: "attention-split",
     params: { ...attentionParams, splits: "u32" },
@@ -24,16 +19,18 @@ export function splitSource({ keyVectors, room }: AttentionOptions): KernelSourc
       reads("queries", rowType(keyVectors)),
       reads("keys", rowType(keyVectors)),
       reads("values", "array<f32>"),
-      reads("rows", "array<vec2u>"),
+      reads("rows", "array<vec4u>"),
+      ...sightBindings(sight),
       writes("partial", "array<f32>"),
     ],
     code: `
 const NONE = -3.4028234e38;
 var<workgroup> query: array<vec4f, ${room}>;
 var<workgroup> weights: array<f32, ${splitKeys}>;
+var<workgroup> key_rows: array<u32, ${splitKeys}>;
 ${rowVector("queries", "p.keyDim", keyVectors)}
 ${rowVector("keys", "p.keyDim", keyVectors)}
-${firstSeenCode}
+${sightCode(sight)}
 ${reduceCode("add_all", "sum", threads)}
 ${reduceCode("most_of", "max", threads)}
 @compute @workgroup_size(${threads})
@@ -41,33 +38,36 @@ fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) t:
   let key_vectors = (p.keyDim + 3u) / 4u;
   let row = group.x / p.heads;
   let head = group.x % p.heads;
-  let kv_heads = p.heads / p.group;
   let kv_head = head / p.group;
   let place = rows[row];
-  let first = max(first_seen(place.x), group.y * ${splitKeys}u);
-  let end = min(place.x + 1u, (group.y + 1u) * ${splitKeys}u);
+  let sight = sight_of(place.z, head);
+  // Counted in keys that are seen.
+  let first = group.y * ${splitKeys}u;
+  let end = min(seen_keys(sight, place.x), first + ${splitKeys}u);
   let out = (group.x * p.splits + group.y) * (p.valueDim + 2u);
   for (var v = t; v < key_vectors; v += ${threads}u) { query[v] = queries_at(group.x, v); }
   workgroupBarrier();
   var high = NONE;
-  for (var key = first + t; key < end; key += ${threads}u) {
+  for (var n = first + t; n < end; n += ${threads}u) {
+    let row = key_row(sight, place.y, seen_key(sight, place.x, n), kv_head);
     var sum = 0.0;
-    for (var v = 0u; v < key_vectors; v++) { sum += dot(query[v], keys_at((place.y + key) * kv_heads + kv_head, v)); }
-    weights[key - first] = sum * p.scale;
+    for (var v = 0u; v < key_vectors; v++) { sum += dot(query[v], keys_at(row, v)); }
+    key_rows[n - first] = row;
+    weights[n - first] = sum * p.scale;
     high = max(high, sum * p.scale);
   }
   let most = most_of(t, high);
   var part = 0.0;
-  for (var key = first + t; key < end; key += ${threads}u) {
-    let e = exp(weights[key - first] - most);
-    weights[key - first] = e;
+  for (var n = first + t; n < end; n += ${threads}u) {
+    let e = exp(weights[n - first] - most);
+    weights[n - first] = e;
     part += e;
   }
   let total = add_all(t, part);
   for (var d = t; d < p.valueDim; d += ${threads}u) {
     var sum = 0.0;
-    for (var key = first; key < end; key++) {
-      sum += weights[key - first] * values[((place.y + key) * kv_heads + kv_head) * p.valueDim + d];
+    for (var n = first; n < end; n++) {
+      sum += weights[n - first] * values[key_rows[n - first] * p.valueDim + d];
     }
     partial[out + d] = sum;
   }

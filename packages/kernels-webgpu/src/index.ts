@@ -2,6 +2,7 @@ export * from "./answers.js";
 export {
   type AttentionCall,
   type AttentionShape,
+  type AttentionSight,
   type AttentionTables,
   attendPrefill,
   attendSplit,
@@ -10,6 +11,7 @@ export {
   type SequenceSpan,
   splitBytes,
 } from "./attention.js";
+export { type KeepRowsCall, keepRows, maskTable } from "./attention-cache.js";
 export * from "./check/check-attention.js";
 export {
   checkEmbedding,

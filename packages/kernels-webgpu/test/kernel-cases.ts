@@ -155,6 +155,14 @@ const sequences = [
   { tokens: 5, past: 60 },
 ];
 const attention: KernelCheck[] = (["prefill", "split", "received"] as const).flatMap((way) => [
+  checkAttention({ shape: { ...shape, valueDim: 80 }, sinks: true, sequences, way, sight: "rings" }),
+  checkAttention({
+    shape: { ...shape, kvHeads: 4, valueDim: 80 },
+    sinks: true,
+    sequences,
+    way,
+    sight: "spans",
+  }),
   checkAttention({ shape: { ...shape, window: 9, valueDim: 80 }, sinks: true, sequences, way }),
   // Latent attention: sizes of keys and values that differ and are no multiples of 4.
   checkAttention({
@@ -164,6 +172,16 @@ const attention: KernelCheck[] = (["prefill", "split", "received"] as const).fla
     way,
   }),
 ]);
+
+const masked: KernelCheck[] = (["prefill", "received"] as const).map((way) =>
+  checkAttention({
+    shape,
+    sinks: true,
+    sequences: [...sequences, { tokens: 130, past: 0 }],
+    way,
+    sight: "blocks",
+  }),
+);
 
 const rows: KernelCheck[] = [
   ...(["rms", "layer"] as const).flatMap((kind) => [
@@ -184,5 +202,6 @@ export const kernelCases: readonly KernelCheck[] = [
   ...experts,
   ...routings,
   ...attention,
+  ...masked,
   ...rows,
 ];

@@ -58,14 +58,14 @@ export function worstDifference(found: ArrayLike<number>, expected: ArrayLike<nu
   return worst;
 }
 
+/** Makes buffers of one check. */
+export interface CheckBuffers {
+  upload(values: Float32Array | Uint32Array | Int32Array): GpuBuffer;
+  empty(words: number): GpuBuffer;
+}
+
 /** Buffers of one check, disposed together. */
-export async function withBuffers<T>(
-  gpu: Gpu,
-  work: (own: {
-    upload(values: Float32Array | Uint32Array | Int32Array): GpuBuffer;
-    empty(words: number): GpuBuffer;
-  }) => Promise<T>,
-): Promise<T> {
+export async function withBuffers<T>(gpu: Gpu, work: (own: CheckBuffers) => Promise<T>): Promise<T> {
   const made: GpuBuffer[] = [];
   const keep = (buffer: GpuBuffer) => {
     made.push(buffer);
