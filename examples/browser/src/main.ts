@@ -114,8 +114,9 @@ function stop(): void {
 function handle(answer: Answer): void {
   if (answer.kind === "progress") progress.value = answer.loaded;
   else if (answer.kind === "ready") {
+    progress.hidden = answer.left === 0;
+    if (ready) return;
     ready = true;
-    progress.hidden = true;
     write();
   } else if (answer.kind === "failed" && answer.run === undefined) fail(answer.problem);
   else if (answer.kind !== "disposed" && answer.run === run) handleText(answer);

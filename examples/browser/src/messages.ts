@@ -18,7 +18,8 @@ export type Request =
 /** What the worker answers; `model` is a place in the list of `load`. */
 export type Answer =
   | { readonly kind: "progress"; readonly loaded: number }
-  | { readonly kind: "ready" }
+  /** The next model of the list can write; `left` are still to be loaded. */
+  | { readonly kind: "ready"; readonly left: number }
   | {
       readonly kind: "begin";
       readonly run: number;

@@ -12,6 +12,8 @@ type Write = Extract<Request, { kind: "write" }>;
 
 const answer = (message: Answer) => postMessage(message);
 let models: TextModel[] = [];
+/** Opens the models that are not loaded yet. */
+let waiting: (() => Promise<TextModel>)[] = [];
 let writing = new AbortController();
 /** Requests are done one after the other; `writing` makes the present one end early. */
 let last = Promise.resolve();
@@ -32,45 +34,77 @@ async function handle(request: Request, signal: AbortSignal): Promise<void> {
       answer({ kind: "disposed" });
     }
   } catch (error) {
-    const run = request.kind === "write" ? { run: request.run } : {};
+    // Without models it was the loading that failed.
+    const run = request.kind === "write" && models.length > 0 ? { run: request.run } : {};
     answer({ kind: "failed", ...run, problem: problemOf(error) });
   }
 }
 
+/** Opens the first model; the others follow when it has written, so that its text does not wait for them. */
 async function load({ base, models: entries, threads }: Load): Promise<void> {
   ort.env.wasm.numThreads = threads;
   ort.env.wasm.wasmPaths = { mjs: script, wasm };
   ort.env.logLevel = "error";
   const loaded = new Map<string, number>();
+  waiting = entries.map(({ folder, files }) => {
+    const urls = new Set(files.map((file) => `${base}${folder}/${file}`));
+    const source = urlFolder(`${base}${folder}`, {
+      // Consoles show every request that fails as an error, also for files that a folder need not have.
+      fetch: async (url, init) => (urls.has(url) ? fetch(url, init) : new Response(null, { status: 404 })),
+      onProgress(progress) {
+        loaded.set(`${folder}/${progress.file}`, progress.loaded);
+        answer({ kind: "progress", loaded: [...loaded.values()].reduce((sum, bytes) => sum + bytes, 0) });
+      },
+    });
+    return () => openExportedModel(widenedFolder(source), { runtime: ort, keptPrefixes: 0 });
+  });
+  await openNext();
+}
+
+/** Opens the next model that waits. One that fails ends all. */
+async function openNext(): Promise<void> {
+  const open = waiting.shift();
+  if (!open) return;
   try {
-    for (const { folder, files } of entries) {
-      const urls = new Set(files.map((file) => `${base}${folder}/${file}`));
-      const source = urlFolder(`${base}${folder}`, {
-        // Consoles show every request that fails as an error, also for files that a folder need not have.
-        fetch: async (url, init) => (urls.has(url) ? fetch(url, init) : new Response(null, { status: 404 })),
-        onProgress(progress) {
-          loaded.set(`${folder}/${progress.file}`, progress.loaded);
-          answer({ kind: "progress", loaded: [...loaded.values()].reduce((sum, bytes) => sum + bytes, 0) });
-        },
-      });
-      models.push(await openExportedModel(widenedFolder(source), { runtime: ort, keptPrefixes: 0 }));
-    }
+    models.push(await open());
   } catch (error) {
     await dispose();
     throw error;
   }
-  answer({ kind: "ready" });
+  answer({ kind: "ready", left: waiting.length });
 }
 
 async function dispose(): Promise<void> {
   const gone = models;
   models = [];
+  waiting = [];
   for (const model of gone) await model.dispose();
 }
 
-/** All models in turns, token by token, so that each has the processor to itself when it is timed. */
-async function write({ run, prompt, maxTokens }: Write, signal: AbortSignal): Promise<void> {
-  const texts = models.map((model, index) => {
+/** The text of every model; of those that are not loaded yet when the others have theirs. */
+async function write(request: Write, signal: AbortSignal): Promise<void> {
+  let written = 0;
+  for (;;) {
+    const loaded = models.length;
+    await writeInTurns(request, written, signal);
+    written = loaded;
+    if (waiting.length === 0) return;
+    if (signal.aborted) break;
+    await openNext();
+  }
+  for (const index of waiting.keys()) {
+    answer({ kind: "end", run: request.run, model: written + index, finish: "stopped" });
+  }
+}
+
+/** Models from `first` on in turns, token by token, so that each has the processor to itself when it is timed. */
+async function writeInTurns(
+  { run, prompt, maxTokens }: Write,
+  first: number,
+  signal: AbortSignal,
+): Promise<void> {
+  const texts = models.slice(first).map((model, at) => {
+    const index = first + at;
     const tokens = model.encode(prompt);
     const shown = Array.from(tokens, (token) => ({ token, text: model.decode([token]) }));
     answer({ kind: "begin", run, model: index, prompt: shown });
