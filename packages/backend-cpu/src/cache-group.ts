@@ -1,7 +1,6 @@
-import type { LayerRange, MoeModel } from "@coppice/core";
+import { CachePlaces, type LayerRange, type MoeModel } from "@coppice/core";
 import { operatorHeads, paddedShape } from "@coppice/onnx";
 import type { Tensor } from "onnxruntime-node";
-import { CachePlaces } from "./cache-places.js";
 import { type HeadGroup, headGroups, type PlanSpans } from "./head-groups.js";
 import type { Runtime } from "./sessions.js";
 import type { Piece } from "./units.js";

@@ -1,8 +1,7 @@
-import type { AttentionSpec } from "@coppice/core";
+import { type AttentionSpec, CachePlaces } from "@coppice/core";
 import { type AttentionPast, type AttentionShape, operatorHeads, pastNames } from "@coppice/onnx";
 import type { Tensor } from "onnxruntime-node";
 import type { HeadCache } from "./cache-group.js";
-import { CachePlaces } from "./cache-places.js";
 import { type Sights, sightMask } from "./masked-sight.js";
 import type { Feeds, Runtime } from "./sessions.js";
 import type { UnitInputs } from "./unit-inputs.js";

@@ -1,5 +1,4 @@
-import type { HeadSpan } from "@coppice/core";
-import { CachePlaces } from "./cache-places.js";
+import { CachePlaces, type HeadSpan } from "@coppice/core";
 import type { HeadGroup } from "./head-groups.js";
 import type { Piece } from "./units.js";
 

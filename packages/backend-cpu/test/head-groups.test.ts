@@ -1,7 +1,6 @@
-import type { AttentionSpec, HeadSpan } from "@coppice/core";
+import { type AttentionSpec, CachePlaces, type HeadSpan } from "@coppice/core";
 import fc from "fast-check";
 import { describe, expect, test } from "vitest";
-import { CachePlaces } from "../src/cache-places.js";
 import { headGroups } from "../src/head-groups.js";
 
 const gqa = (more: object) => ({ kind: "gqa", kvHeads: 4, ...more }) as unknown as AttentionSpec;

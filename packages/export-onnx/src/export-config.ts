@@ -7,6 +7,12 @@ import type { GraphFiles } from "./graph-files.js";
  */
 const knownTypes = new Set(["qwen2_moe", "qwen3_moe", "gpt_oss", "llama4_text"]);
 
+/**
+ * What transformers.js refuses to load: it keeps one cache of all tokens per layer, and a graph whose heads keep different spans
+ * has others.
+ */
+const spanType = "coppice_spans";
+
 /** The types of weights that transformers.js names, and how the files of such graphs end. */
 export const weightTypes = { fp32: "", q8: "_quantized", q4: "_q4", q2: "_q2" } as const;
 export type WeightType = keyof typeof weightTypes;
@@ -17,7 +23,7 @@ export type WeightType = keyof typeof weightTypes;
  */
 export function exportConfig(
   { config, detected, model }: Pick<LoadedCheckpoint, "config" | "detected" | "model">,
-  { type, graphFile, files, positions }: GraphFiles,
+  { type, graphFile, files, positions, spans }: GraphFiles,
 ): JsonObject {
   const inner = detected.wrapper === undefined ? undefined : (config[detected.wrapper] as JsonObject);
   const { quantization_config: _, compression_config: __, ...rest } = { ...config, ...inner };
@@ -26,7 +32,7 @@ export function exportConfig(
   const attention = first?.attention;
   return {
     ...rest,
-    model_type: knownTypes.has(modelType) ? modelType : "llama",
+    model_type: spans ? spanType : knownTypes.has(modelType) ? modelType : "llama",
     // transformers.js looks for a vision tower by this name.
     architectures: names(rest["architectures"]).map((name) =>
       name.replace(/ForConditionalGeneration$/, "ForCausalLM"),
@@ -46,7 +52,13 @@ export function exportConfig(
       // All but the graph itself.
       use_external_data_format: { [graphFile]: files.length - 1 },
     },
-    coppice_export: { family: model.family, model_type: modelType },
+    coppice_export: {
+      family: model.family,
+      model_type: modelType,
+      ...(spans && {
+        attention: { length: spans.length, density: spans.density, spans: spans.layout.spans },
+      }),
+    },
   };
 }
 

@@ -23,6 +23,8 @@ export interface ExportSummary {
   readonly bytes: number;
   /** Positions that the graph can run. */
   readonly contextLength: number;
+  /** Where an attention plan limits heads: tokens of context that its rules are resolved at, and the share that heads see of them. */
+  readonly attention?: { readonly length: number; readonly density: number };
 }
 
 const generationFile = "generation_config.json";
@@ -83,6 +85,7 @@ async function layOut(
       files: files.map(({ name, bytes }) => ({ name, bytes })),
       bytes: files.reduce((sum, { bytes }) => sum + bytes, 0),
       contextLength: graph.positions,
+      ...(graph.spans && { attention: { length: graph.spans.length, density: graph.spans.density } }),
     },
   };
 }

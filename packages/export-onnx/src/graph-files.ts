@@ -1,7 +1,8 @@
 import { bytesContent, type OutputFile, outputFile } from "@coppice/checkpoint";
-import { type MoeModel, storedBytes, type WeightReader } from "@coppice/core";
+import { type AttentionPlan, type MoeModel, storedBytes, type WeightReader } from "@coppice/core";
 import { decoderGraph, decoderPositions, encodeModel, mlpParts } from "@coppice/onnx";
 import { type WeightType, weightTypes } from "./export-config.js";
+import { type ExportedSpans, exportedSpans } from "./exported-spans.js";
 import { ExternalFiles } from "./external-files.js";
 import { packedForm } from "./matrix-contents.js";
 import { storedWeights } from "./stored-weights.js";
@@ -13,6 +14,10 @@ export interface GraphOptions {
   readonly expertOutputs?: boolean;
   /** Most bytes of a file of weights; default 2,000,000,000, what browsers hold in one buffer. */
   readonly maxFileBytes?: number;
+  /** How far heads see; absent or null: as far as the model says. Not for `webgpu`. */
+  readonly attention?: AttentionPlan | null;
+  /** Tokens of context that the plan's rules are resolved at, at most and by default the longest text that the graph runs. */
+  readonly attentionLength?: number;
 }
 
 /** A graph with its weights, ready to be written. */
@@ -24,28 +29,32 @@ export interface GraphFiles {
   readonly type: WeightType;
   /** The longest text that the graph runs. */
   readonly positions: number;
+  /** How far heads see, where a plan limits them. */
+  readonly spans: ExportedSpans | undefined;
 }
 
 /** Where transformers.js looks for graphs. */
 const graphFolder = "onnx/";
 const defaultFileBytes = 2_000_000_000;
 
-/** Lays out the graph of a model. Reads no weights. @throws COPPICE_EXPORT_UNSUPPORTED */
+/** Lays out the graph of a model. Reads no weights. @throws COPPICE_EXPORT_UNSUPPORTED, the COPPICE_ATTENTION errors */
 export function graphFiles(model: MoeModel, weights: WeightReader, options: GraphOptions): GraphFiles {
   const { target, expertOutputs = false, maxFileBytes = defaultFileBytes } = options;
   checkExpressible(model, target);
   const positions = decoderPositions(model);
+  const spans = exportedSpans(model, positions, options);
   const type = weightType(model);
   const graphFile = `model${weightTypes[type]}.onnx`;
   const data = new ExternalFiles(graphFile, maxFileBytes);
   const { experts, padding, ...forms } = targetForms[target];
+  const layout = spans && { spans: spans.layout };
   const graph = decoderGraph(
     model,
-    (builder) => storedWeights(builder, { model, weights, files: data, ...forms }),
-    { experts, padding, positions, expertOutputs },
+    (builder) => storedWeights(builder, { model, weights, files: data, ...forms, ...layout }),
+    { experts, padding: spans ? "behind" : padding, positions, expertOutputs, ...layout },
   );
   const graphOutput = outputFile(`${graphFolder}${graphFile}`, [bytesContent(encodeModel(graph))]);
-  return { files: [graphOutput, ...data.outputFiles(graphFolder)], graphFile, type, positions };
+  return { files: [graphOutput, ...data.outputFiles(graphFolder)], graphFile, type, positions, spans };
 }
 
 /** The bits that take the most bytes among the matrices of MLPs, which are most of a model. */

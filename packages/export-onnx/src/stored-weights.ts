@@ -6,12 +6,14 @@ import {
   type ElementType,
   type GraphBuilder,
   gemm,
+  groupedHeads,
   type LinearOptions,
   type PartWeights,
   type QuantizedShape,
   type QuantizedValues,
   quantizedLinear,
   quantizedRows,
+  type SpanLayout,
   type Value,
 } from "@coppice/onnx";
 import type { ExternalFiles } from "./external-files.js";
@@ -37,6 +39,8 @@ export interface StoredWeightsOptions extends Pick<TargetForms, "halfEmbedding" 
   readonly model: MoeModel;
   readonly weights: WeightReader;
   readonly files: ExternalFiles;
+  /** How far heads see; absent: as the model is. */
+  readonly spans?: SpanLayout;
 }
 
 /**
@@ -44,7 +48,7 @@ export interface StoredWeightsOptions extends Pick<TargetForms, "halfEmbedding" 
  * float32. Nothing is read before the files are written.
  */
 export function storedWeights(graph: GraphBuilder, options: StoredWeightsOptions): DecoderWeights {
-  const { model, weights, files, halfEmbedding, rowPrecision } = options;
+  const { model, weights, files, spans, halfEmbedding, rowPrecision } = options;
   const { embedding, tied } = model;
   const store = (
     name: string,
@@ -70,7 +74,10 @@ export function storedWeights(graph: GraphBuilder, options: StoredWeightsOptions
       const rows = graph.node("Gather", [table, ids], { attributes: { axis: 0 } });
       return half ? asFloat32(graph, rows) : rows;
     },
-    block: (layer) => part(blockWeights(layer, model), `layers.${layer.index}`),
+    block: (layer) => {
+      const order = groupedHeads(spans?.layers[layer.index]);
+      return part(blockWeights(layer, model, order), `layers.${layer.index}`);
+    },
     mlp: (spec, name) => part(mlpWeights(spec), name),
     head: part(headWeights(model), "head"),
   };

@@ -41,8 +41,15 @@ export interface NamedWeights {
   readonly vectors: Readonly<Record<string, VectorPart>>;
 }
 
-/** The weights of a layer but for its MLPs, by the names of `DecoderWeights.block`. */
-export function blockWeights(layer: DecoderLayer, model: MoeModel): NamedWeights {
+/**
+ * The weights of a layer but for its MLPs, by the names of `DecoderWeights.block`.
+ * @param kvHeads KV heads in the order of the graph; absent: as they are
+ */
+export function blockWeights(
+  layer: DecoderLayer,
+  model: MoeModel,
+  kvHeads?: readonly number[],
+): NamedWeights {
   const { attention, attentionNorm, feedForwardNorm, feedForward } = layer;
   if (attention.kind === "other") {
     throw new CoppiceError("COPPICE_INTERNAL", `layer ${layer.index} has no attention that is described`);
@@ -50,7 +57,7 @@ export function blockWeights(layer: DecoderLayer, model: MoeModel): NamedWeights
   const shape = attentionShape(layer, model.hiddenSize);
   const own =
     attention.kind === "gqa"
-      ? groupedWeights(attention, headLayout(attention, shape as GroupedQueryShape))
+      ? groupedWeights(attention, headLayout(attention, shape as GroupedQueryShape), kvHeads)
       : latentWeights(attention);
   const moe = feedForward.kind === "moe" ? feedForward : undefined;
   return {
@@ -86,25 +93,47 @@ export function headWeights({ finalNorm, head, headBias }: MoeModel): NamedWeigh
   };
 }
 
-function groupedWeights(attention: GroupedQueryAttentionSpec, layout: HeadLayout): NamedWeights {
+function groupedWeights(
+  attention: GroupedQueryAttentionSpec,
+  layout: HeadLayout,
+  order: readonly number[] | undefined,
+): NamedWeights {
   const { query, key, value, queryNorm, keyNorm, sinks, heads, kvHeads, headDim } = attention;
-  const turned = (linear: LinearSpec, count: number) => withOrder(linear, rowOrder(layout, count, headDim));
+  const move: MoveHeads | undefined = order && ((values) => moveHeads(values, order));
+  const turned = (linear: LinearSpec, count: number) =>
+    withOrder(linear, rowOrder(layout, count, headDim, move));
   // Values do not rotate: their heads are only filled up, and stay as the output map has them.
-  const filled = withOrder(value, rowOrder(filledLayout(layout, headDim), kvHeads, headDim));
-  const headNorm = (name: string, spec: GroupedQueryAttentionSpec["queryNorm"]) =>
-    spec &&
-    normVectors(name, spec, {
-      weight: (values) => layNorm(values, layout),
-      bias: (values) => layHeads(values, layout, 1),
-    });
+  const filled = withOrder(value, rowOrder(filledLayout(layout, headDim), kvHeads, headDim, move));
+  const headNorm = (name: string, spec: GroupedQueryAttentionSpec["queryNorm"]) => {
+    const moved = (values: Float32Array) => (spec?.over === "projection" && move ? move(values) : values);
+    return (
+      spec &&
+      normVectors(name, spec, {
+        weight: (values) => moved(layNorm(values, layout)),
+        bias: (values) => moved(layHeads(values, layout, 1)),
+      })
+    );
+  };
   return {
     matrices: { qkv: [turned(query, heads), turned(key, kvHeads), filled] },
     vectors: {
       ...headNorm("queryNorm", queryNorm),
       ...headNorm("keyNorm", keyNorm),
-      ...(sinks && { sinks: { ref: sinks } }),
+      ...(sinks && { sinks: { ref: sinks, ...(move && { lay: move }) } }),
     },
   };
+}
+
+type MoveHeads = (values: Float32Array) => Float32Array;
+
+/** What belongs to KV heads, or to the query heads of each, in another order. */
+function moveHeads(values: Float32Array, order: readonly number[]): Float32Array {
+  const out = new Float32Array(values.length);
+  const width = values.length / order.length;
+  for (const [place, head] of order.entries()) {
+    out.set(values.subarray(head * width, (head + 1) * width), place * width);
+  }
+  return out;
 }
 
 function latentWeights(attention: LatentAttentionSpec): NamedWeights {
@@ -137,11 +166,20 @@ function filledLayout({ size }: HeadLayout, headDim: number): HeadLayout {
 }
 
 /** Undefined when rows stay where they are. */
-function rowOrder(layout: HeadLayout, heads: number, headDim: number): RowOrder | undefined {
-  if (!layout.places) return undefined;
+function rowOrder(
+  layout: HeadLayout,
+  heads: number,
+  headDim: number,
+  move?: MoveHeads,
+): RowOrder | undefined {
+  if (!layout.places && !move) return undefined;
   // Counted from 1, so that 0 is what is filled in; exact, as no matrix has 2^24 rows.
-  const rows = Float32Array.from({ length: heads * headDim }, (_, row) => row + 1);
-  return Int32Array.from(layHeads(rows, layout, 1), (row) => row - 1);
+  const rows = layHeads(
+    Float32Array.from({ length: heads * headDim }, (_, row) => row + 1),
+    layout,
+    1,
+  );
+  return Int32Array.from(move ? move(rows) : rows, (row) => row - 1);
 }
 
 function normVectors(

@@ -21,14 +21,7 @@ export class ExportedSession {
   }
 
   static async open(graph: ExportedGraph, runtime: Runtime = node): Promise<ExportedSession> {
-    const { InferenceSession } = runtime;
-    const options = { intraOpNumThreads: 1, logSeverityLevel: 3 } as const;
-    if (typeof graph === "string")
-      return new ExportedSession(runtime, await InferenceSession.create(graph, options));
-    const files = [...graph.files].map(([name, data]) => ({ path: name.replace(/^onnx\//, ""), data }));
-    const bytes = files.find(({ path }) => path.endsWith(".onnx"))?.data as Uint8Array;
-    const externalData = files.filter(({ path }) => path.includes(".onnx_data"));
-    return new ExportedSession(runtime, await InferenceSession.create(bytes, { ...options, externalData }));
+    return new ExportedSession(runtime, await openGraph(graph, runtime));
   }
 
   /**
@@ -64,6 +57,18 @@ export class ExportedSession {
   async [Symbol.asyncDispose](): Promise<void> {
     await this.session.release();
   }
+}
+
+export async function openGraph(
+  graph: ExportedGraph,
+  { InferenceSession }: Runtime = node,
+): Promise<InferenceSession> {
+  const options = { intraOpNumThreads: 1, logSeverityLevel: 3 } as const;
+  if (typeof graph === "string") return InferenceSession.create(graph, options);
+  const files = [...graph.files].map(([name, data]) => ({ path: name.replace(/^onnx\//, ""), data }));
+  const bytes = files.find(({ path }) => path.endsWith(".onnx"))?.data as Uint8Array;
+  const externalData = files.filter(({ path }) => path.includes(".onnx_data"));
+  return InferenceSession.create(bytes, { ...options, externalData });
 }
 
 function emptyPast({ Tensor }: Runtime, { inputMetadata }: InferenceSession): Record<string, Tensor> {

@@ -22,6 +22,8 @@ export interface OperatorState {
   /** [M, rotaryDimensions / 2] with M >= total; empty: the operator does not rotate. */
   readonly cos: Value;
   readonly sin: Value;
+  /** int64 [B, S], where the operator rotates and places in the past are no positions. */
+  readonly positions?: Value;
   /** [B or 1, heads or 1, S, total], added to the scores. */
   readonly mask?: Value;
   /** [heads] */
@@ -45,8 +47,18 @@ export function attentionOperator(
   outputs: readonly Value[],
   kvHeads = operatorHeads(shape).kvHeads,
 ): void {
-  const { pastKey = "", pastValue = "", lengths, total, cos, sin, mask = "", sinks = "" } = state;
-  const all = [query, key, value, pastKey, pastValue, lengths, total, cos, sin, "", mask, sinks];
+  const {
+    pastKey = "",
+    pastValue = "",
+    lengths,
+    total,
+    cos,
+    sin,
+    positions = "",
+    mask = "",
+    sinks = "",
+  } = state;
+  const all = [query, key, value, pastKey, pastValue, lengths, total, cos, sin, positions, mask, sinks];
   graph.nodes("GroupQueryAttention", all.slice(0, all.findLastIndex((name) => name !== "") + 1), outputs, {
     domain: "com.microsoft",
     attributes: {

@@ -1,6 +1,7 @@
 import type { DecoderLayer, MlpSpec, MoeModel, MoeSpec } from "@coppice/core";
-import { attentionNodes, layerValues, notRun, presentShape } from "./attention-nodes.js";
-import { type DecoderInputOptions, decoderDims, decoderInputs } from "./decoder-inputs.js";
+import { attentionNodes, layerValues, notRun, type PresentValue } from "./attention-nodes.js";
+import { decoderDims } from "./decoder-dims.js";
+import { type DecoderInputOptions, decoderInputs } from "./decoder-inputs.js";
 import { type ExpertForm, expertNodes } from "./expert-nodes.js";
 import { type Graph, GraphBuilder, type Value } from "./graph-builder.js";
 import { mlp, mlpShape } from "./mlp.js";
@@ -8,6 +9,7 @@ import { dataTypes } from "./model-file.js";
 import { addAndNorm, norm, normShape } from "./norms.js";
 import type { PartWeights } from "./part-weights.js";
 import { routingNodes } from "./routing-nodes.js";
+import type { SpanLayout } from "./span-groups.js";
 
 /** Where a decoder graph takes its weights from. */
 export interface DecoderWeights {
@@ -16,7 +18,7 @@ export interface DecoderWeights {
   /**
    * Those of a layer but for its MLPs: `attentionNorm`, `feedForwardNorm`, those of `groupedQueryInputs` or `latentInputs`
    * with heads as `headLayout` has them, `output` with heads as the checkpoint has them, `sinks`, `router`, `correction`
-   * and `sharedGate`.
+   * and `sharedGate`. KV heads, and the query heads of each, come in the order of `groupedHeads`, but for `output`.
    */
   block(layer: DecoderLayer): PartWeights;
   /** Those of one expert, shared expert or dense MLP, by the names of `mlpParts`, and `gateUp`, gate with up below it. @param name unique in the model */
@@ -26,10 +28,12 @@ export interface DecoderWeights {
 }
 
 /** `positions` are at most `decoderPositions`. */
-export interface DecoderGraphOptions extends DecoderInputOptions {
+export interface DecoderGraphOptions extends Omit<DecoderInputOptions, "spans"> {
   readonly experts: ExpertForm;
   /** Give the chosen experts of every MoE layer as well. */
   readonly expertOutputs: boolean;
+  /** How far heads see; absent: as the model is. With it, `padding` is `behind`. */
+  readonly spans?: SpanLayout;
 }
 
 /**
@@ -39,6 +43,12 @@ export interface DecoderGraphOptions extends DecoderInputOptions {
  * padding (`padding`); `num_logits_to_keep` int64 [], of how many of the last tokens logits are wanted, 0 for all; per layer
  * `past_key_values.{i}.key` and `.value` [B, kvHeads, P, size]. Sequences begin at position 0 and P may exceed the tokens
  * that are past: a buffer of the final size, given for the past and taken for the present, is extended in place.
+ *
+ * With spans, the inputs of a layer that they limit are `past_key_values.{i}.{k}.key` and `.value` for the heads of span k, `all` for those
+ * that see everything, and so are the outputs. The past of span k is that of `CachePlaces`: the sinks first, the last tokens of
+ * the window behind them in any order, and nothing empty between; new tokens come behind what it holds, wherever the caller
+ * then keeps them. `attention_bias.{k}` float32 [B or 1, 1, S, held and new places] is added to scores: it hides places that are out of the
+ * window of a token, as only some are when several tokens run at once.
  *
  * Outputs: `logits` [B, R, vocab]; per layer `present.{i}.key` and `.value` [B, kvHeads, max(P, T), size]; on request
  * per MoE layer `experts.{i}` int32 [B, S, topK], best first.
@@ -50,7 +60,8 @@ export function decoderGraph(
 ): Graph {
   const { hiddenSize: hidden, vocabSize: vocab, layers, residualScale } = model;
   const graph = new GraphBuilder("decoder");
-  const inputs = decoderInputs(graph, options);
+  const { spans: layout, ...common } = options;
+  const inputs = decoderInputs(graph, layout ? { ...common, spans: layout.spans } : common);
   const weights = weightsOf(graph);
   const times = (value: Value, factor: number | undefined) =>
     factor === undefined ? value : graph.node("Mul", [value, graph.float32(factor)]);
@@ -66,10 +77,12 @@ export function decoderGraph(
   };
   // The last layer's experts only see tokens of which logits are wanted, unless what they choose is wanted of all.
   const cutAt = options.expertOutputs ? layers.length : layers.length - 1;
+  const presents: PresentValue[] = [];
   for (const layer of layers) {
     const part = weights.block(layer);
     const normed = closed(part, "attentionNorm", layer.attentionNorm);
-    let attended = attentionNodes(graph, part, layer, normed, inputs, hidden);
+    let attended = attentionNodes(graph, part, layer, normed, inputs, hidden, layout?.layers[layer.index]);
+    presents.push(...attended.presents);
     if (layer.index === cutAt) {
       attended = { ...attended, value: inputs.last(attended.value, attended.width) };
       residual = inputs.last(residual, hidden);
@@ -94,11 +107,7 @@ export function decoderGraph(
   });
   const { batch, sequence } = decoderDims;
   graph.output(inputs.perSequence(logits, vocab, "logits"), [batch, "logits_length", vocab]);
-  for (const layer of layers) {
-    const shape = presentShape(layer, hidden);
-    graph.output(layerValues.presentKey(layer.index), shape);
-    graph.output(layerValues.presentValue(layer.index), shape);
-  }
+  for (const { name, shape } of presents) graph.output(name, shape);
   for (const { index, feedForward } of options.expertOutputs ? layers : []) {
     if (feedForward.kind !== "moe") continue;
     graph.output(layerValues.chosenExperts(index), [batch, sequence, feedForward.router.topK], "int32");

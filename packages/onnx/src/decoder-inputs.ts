@@ -1,5 +1,7 @@
-import { type RotarySpec, rotaryFrequencies } from "@coppice/core";
-import type { Dim, GraphBuilder, Value } from "./graph-builder.js";
+import { type HeadSpan, type RotarySpec, rotaryFrequencies } from "@coppice/core";
+import { decoderDims } from "./decoder-dims.js";
+import type { GraphBuilder, Value } from "./graph-builder.js";
+import { type HeldPast, heldPasts } from "./held-past.js";
 import { dataTypes } from "./model-file.js";
 
 /** What all layers of a decoder graph use. */
@@ -12,6 +14,8 @@ export interface DecoderInputs {
   readonly total: Value;
   /** [B, 1, S, T], what hides padding where that may stand anywhere; `""`: it stands behind the tokens. */
   readonly mask: Value;
+  /** What attention takes where heads have the span of this index. */
+  held(span: number): HeldPast;
   /** Rows [B S, width] as [B, S, width]. */
   tokens(rows: Value, width: number): Value;
   /** Of [B S, width] the rows of the last tokens of each sequence, as many as logits are wanted: [R, width]. */
@@ -24,18 +28,12 @@ export interface DecoderInputs {
   rowTables(rotary: RotarySpec, dimensions: number): readonly [Value, Value];
 }
 
-/** Names of dimensions, as transformers.js knows them. */
-export const decoderDims = {
-  batch: "batch_size",
-  sequence: "sequence_length",
-  past: "past_sequence_length",
-  total: "total_sequence_length",
-} as const satisfies Record<string, Dim>;
-
 export interface DecoderInputOptions {
   /** M, the longest text. */
   readonly positions: number;
   readonly padding: PaddingPlace;
+  /** Spans that heads have; with any, `padding` is `behind`. */
+  readonly spans?: readonly HeadSpan[];
 }
 
 /**
@@ -48,7 +46,7 @@ export type PaddingPlace = "anywhere" | "behind";
 const hidden = -1e9;
 
 export function decoderInputs(graph: GraphBuilder, options: DecoderInputOptions): DecoderInputs {
-  const { positions, padding } = options;
+  const { positions, padding, spans = [] } = options;
   const { batch, sequence, total } = decoderDims;
   const inputIds = graph.input("input_ids", [batch, sequence], "int64");
   const mask = graph.input("attention_mask", [batch, total], "int64");
@@ -81,12 +79,14 @@ export function decoderInputs(graph: GraphBuilder, options: DecoderInputOptions)
     known.set(key, made);
     return made;
   };
+  const pasts = heldPasts(graph, spans, seen, steps);
   let rowPositions: Value | undefined;
   return {
     ids: graph.node("Reshape", [inputIds, graph.int64([-1])]),
     lengths: cast(graph.node("Sub", [seen, graph.int64([1], [])]), "int32"),
     total: cast(all, "int32"),
     mask: padding === "behind" ? "" : hidePadding(),
+    held: pasts.held,
     tokens,
     last: (rows, width) => {
       // From -0 on, where all are wanted.
@@ -104,7 +104,10 @@ export function decoderInputs(graph: GraphBuilder, options: DecoderInputOptions)
     },
     tables,
     rowTables: (rotary, dimensions) => {
-      rowPositions ??= positionsOfRows(graph, all, sequences, steps);
+      rowPositions ??=
+        spans.length > 0
+          ? graph.node("Reshape", [pasts.positions(), graph.int64([-1])])
+          : positionsOfRows(graph, all, sequences, steps);
       const rows = rowPositions;
       const [cos, sin] = tables(rotary, dimensions).map((table) => {
         const taken = graph.node("Gather", [table, rows], { attributes: { axis: 0 } });

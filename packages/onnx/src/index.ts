@@ -18,3 +18,4 @@ export * from "./quantized-nodes.js";
 export * from "./query-key-graph.js";
 export * from "./router-graph.js";
 export { routingObstacle } from "./routing-nodes.js";
+export * from "./span-groups.js";

@@ -1,4 +1,4 @@
-import type { HeadSpan } from "@coppice/core";
+import type { HeadSpan } from "./attention-spans.js";
 
 /**
  * Where the keys of a sequence lie in arrays that keep what a span needs: the first `sinks` positions stay, the last

@@ -1,0 +1,97 @@
+import { reference } from "@coppice/backend-reference";
+import { memoryTarget, writeFiles } from "@coppice/checkpoint";
+import { type AttentionPlan, limitableLayers, type MoeModel, type WeightReader } from "@coppice/core";
+import { exportTargets } from "@coppice/export-onnx";
+import { randomModel, sampleAttention, sampleShapes } from "@coppice/plugin-kit";
+import { describe, expect, test } from "vitest";
+import { graphFiles } from "../src/graph-files.js";
+import { largestDifference } from "./exported-session.js";
+import { SpanSession } from "./span-session.js";
+
+const ids = Int32Array.from([5, 3, 8, 1, 2, 9, 4, 4, 7, 1, 3, 6, 2, 2, 10, 4, 1, 8, 5, 5, 9, 3, 7, 6]);
+
+/** [tokens, vocab], with explicit masks */
+async function masked(
+  model: MoeModel,
+  weights: WeightReader,
+  sequence: Int32Array,
+  plan: AttentionPlan,
+  length: number,
+): Promise<Float32Array> {
+  const backend = await reference.create({}, undefined);
+  await using runner = await backend.load({ model, weights });
+  const { logits } = await runner.run({
+    sequences: [sequence],
+    positions: [Int32Array.from(sequence.keys())],
+    attention: { plan, lengths: [length] },
+  });
+  return logits as Float32Array;
+}
+
+/** Every kind of attention that a plan can limit, beside layers that it cannot. */
+const { "skipped-experts": _, ...exportable } = sampleShapes;
+const limitable = Object.entries(exportable).filter(
+  ([, shape]) => limitableLayers(randomModel(shape).model).length > 0,
+);
+
+describe.each(limitable)("a random model with %s under a plan", (_, shape) => {
+  test("gives what the masked reference backend gives", async () => {
+    const { model, weights } = randomModel(shape);
+    const plan = sampleAttention(model);
+    const output = memoryTarget();
+    const { positions } = graphFiles(model, weights, { target: "cpu" });
+    const length = Math.min(positions, ids.length);
+    const exported = graphFiles(model, weights, { target: "cpu", attention: plan, attentionLength: length });
+    await writeFiles(exported.files, output);
+    const sequence = ids.subarray(0, length);
+    const expected = await masked(model, weights, sequence, plan, length);
+    const row = (at: number) => expected.subarray(at * model.vocabSize, (at + 1) * model.vocabSize);
+    await using session = await SpanSession.open(output, exported.spans?.layout.spans ?? []);
+    expect(largestDifference(await session.run(sequence), expected)).toBeLessThan(1e-4);
+    // A prompt shorter than the sinks, one behind it that is longer than some windows, and then token by token.
+    session.reset();
+    const single = Array.from({ length: Math.max(0, length - 9) }, (_, i) => 10 + i);
+    const ends = [...new Set([2, 9, ...single].map((end) => Math.min(end, length)))];
+    let begin = 0;
+    for (const end of ends) {
+      const last = await session.run(sequence.subarray(begin, end), 1);
+      expect(largestDifference(last, row(end - 1))).toBeLessThan(1e-4);
+      begin = end;
+    }
+  });
+});
+
+test("spans are those of the length that they were asked for, and none where they see all of it", () => {
+  const { model, weights } = randomModel(sampleShapes.biases);
+  const plan = sampleAttention(model, { rules: [{ alpha: 16, beta: 0 }], layers: [[0, 0], null] });
+  const spans = (attentionLength?: number) =>
+    graphFiles(model, weights, {
+      target: "wasm",
+      attention: plan,
+      ...(attentionLength !== undefined && { attentionLength }),
+    }).spans;
+  expect(spans(32)).toMatchObject({
+    length: 32,
+    density: 0.75,
+    layout: { spans: [{ sinks: 3, window: 13 }] },
+  });
+  expect(spans()).toMatchObject({ length: model.contextLength });
+  expect(spans(16)).toBeUndefined();
+});
+
+test("what cannot be carried is refused with the reason", () => {
+  const { model, weights } = randomModel(sampleShapes.biases);
+  const attention = sampleAttention(model);
+  const { contextLength } = model;
+  expect(() => graphFiles(model, weights, { target: "webgpu", attention })).toThrow(
+    /webgpu carry no attention plan/,
+  );
+  for (const target of exportTargets.filter((target) => target !== "webgpu")) {
+    const attentionLength = contextLength + 1;
+    expect(() => graphFiles(model, weights, { target, attention, attentionLength })).toThrow(
+      new RegExp(`at ${attentionLength} tokens; the graph runs texts of 1 to ${contextLength}`),
+    );
+  }
+  const other = { ...attention, model: { ...attention.model, kvHeads: 7 } };
+  expect(() => graphFiles(model, weights, { target: "cpu", attention: other })).toThrow(/7/);
+});
