@@ -7,6 +7,7 @@ import {
   rotaryFrequencies,
 } from "@coppice/core";
 import type { NormWeights, ProfileWeights, ProjectionWeights } from "./profile-weights.js";
+import { rowProducts } from "./row-products.js";
 
 /** What attention of one layer reads of one text, by KV head. */
 export interface LayerHeads {
@@ -18,11 +19,14 @@ export interface LayerHeads {
   readonly values: readonly Float32Array[];
 }
 
+/** Tokens whose projections are worked out together. */
+const tokensAtOnce = 64;
+
 /**
  * Queries, keys and values in the order of `GroupedQueryAttentionSpec`: projections of the layer's normed input, norms, clip,
  * rotation, temperature.
  * @param hidden [tokens, hidden], the layer's input
- * @param positions of the queries that are wanted
+ * @param positions of the queries that are wanted, ascending, each once
  */
 export function layerHeads(
   hidden: Float32Array,
@@ -33,9 +37,10 @@ export function layerHeads(
   const { heads, kvHeads, headDim, rotary, queryNorm, keyNorm, temperature } = attention;
   const size = weights.query.weight.length / (heads * headDim);
   const tokens = hidden.length / size;
-  const x = new Float64Array(size);
-  const q = new Float64Array(heads * headDim);
-  const [k, v] = [new Float64Array(kvHeads * headDim), new Float64Array(kvHeads * headDim)];
+  const x = new Float64Array(tokensAtOnce * size);
+  const q = new Float64Array(tokensAtOnce * heads * headDim);
+  const k = new Float64Array(tokensAtOnce * kvHeads * headDim);
+  const v = k.slice();
   const turns = rotary && rotaryFrequencies(rotary, tokens);
   const empty = (rows: number, width: number) =>
     Array.from({ length: kvHeads }, () => new Float32Array(rows * width));
@@ -52,24 +57,38 @@ export function layerHeads(
     if (attention.normAfterRotary) headNorms(row, headDim, spec, norm);
   };
   let wanted = 0;
-  for (let t = 0; t < tokens; t++) {
-    x.set(hidden.subarray(t * size, (t + 1) * size));
-    normalize(x, attentionNorm, weights.norm);
-    project(weights.key, x, k);
-    turned(k, keyNorm, weights.keyNorm, t);
-    scatter(k, keys, t);
-    project(weights.value, x, v);
-    limit(v, attention.clip);
-    scatter(v, values, t);
-    for (; positions[wanted] === t; wanted++) {
-      project(weights.query, x, q);
-      turned(q, queryNorm, weights.queryNorm, t);
+  for (let first = 0; first < tokens; first += tokensAtOnce) {
+    const count = Math.min(tokensAtOnce, tokens - first);
+    const rows = x.subarray(0, count * size);
+    rows.set(hidden.subarray(first * size, (first + count) * size));
+    for (let t = 0; t < count; t++)
+      normalize(rows.subarray(t * size, (t + 1) * size), attentionNorm, weights.norm);
+    project(weights.key, rows, size, k);
+    project(weights.value, rows, size, v);
+    for (let t = 0; t < count; t++) {
+      const [from, to] = [t * kvHeads * headDim, (t + 1) * kvHeads * headDim];
+      const [ownK, ownV] = [k.subarray(from, to), v.subarray(from, to)];
+      turned(ownK, keyNorm, weights.keyNorm, first + t);
+      scatter(ownK, keys, first + t);
+      limit(ownV, attention.clip);
+      scatter(ownV, values, first + t);
+    }
+    const chosen = Array.from(positions.subarray(wanted)).filter((t) => t < first + count);
+    chosen.forEach((t, i) => {
+      // Ascending, so that no row is overwritten before it has moved.
+      rows.copyWithin(i * size, (t - first) * size, (t - first + 1) * size);
+    });
+    project(weights.query, rows.subarray(0, chosen.length * size), size, q);
+    chosen.forEach((t, i) => {
+      const own = q.subarray(i * heads * headDim, (i + 1) * heads * headDim);
+      turned(own, queryNorm, weights.queryNorm, t);
       if (temperature) {
         const factor = 1 + temperature.scale * Math.log1p(Math.floor((t + 1) / temperature.floor));
-        for (let i = 0; i < q.length; i++) q[i] = (q[i] as number) * factor;
+        for (let j = 0; j < own.length; j++) own[j] = (own[j] as number) * factor;
       }
-      scatter(q, queries, wanted);
-    }
+      scatter(own, queries, wanted + i);
+    });
+    wanted += chosen.length;
   }
   return { queries, keys, values };
 }
@@ -82,21 +101,12 @@ function scatter(row: Float64Array, to: readonly Float32Array[], at: number): vo
   });
 }
 
-function project({ weight, bias }: ProjectionWeights, x: Float64Array, y: Float64Array): void {
-  const size = x.length;
-  for (let row = 0; row < y.length; row++) {
-    const at = row * size;
-    let [a, b, c, d] = [bias?.[row] ?? 0, 0, 0, 0];
-    let i = 0;
-    for (; i + 4 <= size; i += 4) {
-      a += (weight[at + i] as number) * (x[i] as number);
-      b += (weight[at + i + 1] as number) * (x[i + 1] as number);
-      c += (weight[at + i + 2] as number) * (x[i + 2] as number);
-      d += (weight[at + i + 3] as number) * (x[i + 3] as number);
-    }
-    for (; i < size; i++) a += (weight[at + i] as number) * (x[i] as number);
-    y[row] = a + b + c + d;
-  }
+/** x Wᵀ + b of some tokens, x [tokens, size]. */
+function project({ weight, bias }: ProjectionWeights, x: Float64Array, size: number, y: Float64Array): void {
+  rowProducts(x, weight, size, y);
+  if (!bias) return;
+  const end = (x.length / size) * bias.length;
+  for (let i = 0; i < end; i++) y[i] = (y[i] as number) + (bias[i % bias.length] as number);
 }
 
 function limit(row: Float64Array, clip: number | undefined): void {

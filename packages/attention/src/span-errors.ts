@@ -1,3 +1,5 @@
+import { rowProducts } from "./row-products.js";
+
 /** What the query heads of one KV head read, of one text. */
 export interface HeadInputs {
   /** [S], positions of the queries, of 0 to N - 1. */
@@ -38,61 +40,74 @@ export interface SpanErrors {
  * @param gram [G * valueDim, G * valueDim], W_Oᵀ W_O of these heads' columns of the output projection
  */
 export function spanErrors(inputs: HeadInputs, spans: NestedSpans, gram: Float64Array): SpanErrors {
-  const { rows, queryHeads, valueDim } = inputs;
+  const { rows, queryHeads, keyDim, valueDim } = inputs;
   const width = queryHeads * valueDim;
   const { windows } = spans;
   const errors = new Float64Array(rows.length * windows.length);
   const outputs = new Float64Array(rows.length * width);
-  const weights = new Float64Array(inputs.keys.length / inputs.keyDim + 1);
-  /** [W, G, valueDim], outputs by window. */
-  const partial = new Float64Array(windows.length * width);
-  const difference = new Float64Array(width);
-  rows.forEach((position, row) => {
-    // The windows that leave something out come first.
-    let limited = windows.findIndex((window) => position - window + 1 <= spans.sinks);
-    if (limited < 0) limited = windows.length;
-    for (let head = 0; head < queryHeads; head++) {
-      softmaxWeights(inputs, row, head, position, weights);
-      const sink = inputs.sinkLogits ? (weights[position + 1] as number) : 0;
-      const full = outputs.subarray(row * width + head * valueDim, row * width + (head + 1) * valueDim);
-      sweep(inputs, spans, { position, limited, weights, sink, partial, at: head * valueDim, width, full });
-    }
-    const own = outputs.subarray(row * width, (row + 1) * width);
-    for (let w = 0; w < limited; w++) {
-      for (let i = 0; i < width; i++) difference[i] = (partial[w * width + i] as number) - (own[i] as number);
-      errors[row * windows.length + w] = quadratic(gram, difference);
-    }
-  });
+  const keys = inputs.keys.length / keyDim;
+  const scores = new Float64Array(rowsAtOnce * queryHeads * keys);
+  const weights = new Float64Array(keys);
+  /** [W, G, valueDim], what the outputs of windows differ by, and its products with the rows of the Gram matrix. */
+  const differences = new Float64Array(windows.length * width);
+  const products = new Float64Array(windows.length * width);
+  for (let first = 0; first < rows.length; first += rowsAtOnce) {
+    const some = rows.subarray(first, first + rowsAtOnce);
+    const seen = Math.max(...some) + 1;
+    const { queries } = inputs;
+    rowProducts(
+      queries.subarray(first * queryHeads * keyDim, (first + some.length) * queryHeads * keyDim),
+      inputs.keys.subarray(0, seen * keyDim),
+      keyDim,
+      scores,
+    );
+    some.forEach((position, i) => {
+      const row = first + i;
+      // The windows that leave something out come first.
+      let limited = windows.findIndex((window) => position - window + 1 <= spans.sinks);
+      if (limited < 0) limited = windows.length;
+      for (let head = 0; head < queryHeads; head++) {
+        const from = (i * queryHeads + head) * seen;
+        const sinkLogit = inputs.sinkLogits?.[head];
+        const own = { scale: inputs.scale, ...(sinkLogit !== undefined && { sinkLogit }) };
+        const sink = softmaxWeights(scores.subarray(from, from + position + 1), weights, own);
+        const at = head * valueDim;
+        const full = outputs.subarray(row * width + at, row * width + at + valueDim);
+        sweep(inputs, spans, { position, limited, weights, sink, into: differences, at, width, full });
+      }
+      const own = outputs.subarray(row * width, (row + 1) * width);
+      const changed = differences.subarray(0, limited * width);
+      for (let k = 0; k < changed.length; k++)
+        changed[k] = (changed[k] as number) - (own[k % width] as number);
+      rowProducts(changed, gram, width, products);
+      for (let w = 0; w < limited; w++) {
+        let square = 0;
+        for (let k = w * width; k < (w + 1) * width; k++)
+          square += (changed[k] as number) * (products[k] as number);
+        errors[row * windows.length + w] = Math.max(0, square);
+      }
+    });
+  }
   return { errors, outputs };
 }
 
-/** exp(s_j - max s) of keys 0 to `position`; a learned sink's stands behind them. */
+/** Rows whose scores are worked out together. */
+const rowsAtOnce = 8;
+
+/**
+ * exp(s_j - max s) of the keys up to a query.
+ * @param products [keys], q·k
+ * @returns the same of a learned sink, 0 without
+ */
 function softmaxWeights(
-  { queries, keys, keyDim, queryHeads, scale, sinkLogits }: HeadInputs,
-  row: number,
-  head: number,
-  position: number,
+  products: Float64Array,
   weights: Float64Array,
-): void {
-  const query = queries.subarray((row * queryHeads + head) * keyDim, (row * queryHeads + head + 1) * keyDim);
-  let most = sinkLogits ? (sinkLogits[head] as number) : Number.NEGATIVE_INFINITY;
-  for (let j = 0; j <= position; j++) {
-    const at = j * keyDim;
-    let [a, b, c, d] = [0, 0, 0, 0];
-    let i = 0;
-    for (; i + 4 <= keyDim; i += 4) {
-      a += (query[i] as number) * (keys[at + i] as number);
-      b += (query[i + 1] as number) * (keys[at + i + 1] as number);
-      c += (query[i + 2] as number) * (keys[at + i + 2] as number);
-      d += (query[i + 3] as number) * (keys[at + i + 3] as number);
-    }
-    for (; i < keyDim; i++) a += (query[i] as number) * (keys[at + i] as number);
-    const score = scale * (a + b + c + d);
-    weights[j] = score;
-    if (score > most) most = score;
-  }
-  for (let j = 0; j <= position; j++) weights[j] = Math.exp((weights[j] as number) - most);
-  if (sinkLogits) weights[position + 1] = Math.exp((sinkLogits[head] as number) - most);
+  { scale, sinkLogit }: { readonly scale: number; readonly sinkLogit?: number },
+): number {
+  let most = sinkLogit ?? Number.NEGATIVE_INFINITY;
+  for (let j = 0; j < products.length; j++) most = Math.max(most, scale * (products[j] as number));
+  for (let j = 0; j < products.length; j++) weights[j] = Math.exp(scale * (products[j] as number) - most);
+  return sinkLogit === undefined ? 0 : Math.exp(sinkLogit - most);
 }
 
 interface Sweep {
@@ -103,7 +118,7 @@ interface Sweep {
   /** Weight of a learned sink. */
   readonly sink: number;
   /** Where outputs by window go: [W, width], from column `at`. */
-  readonly partial: Float64Array;
+  readonly into: Float64Array;
   readonly width: number;
   readonly at: number;
   /** Where the output with all keys goes. */
@@ -111,37 +126,59 @@ interface Sweep {
 }
 
 function sweep({ values, valueDim }: HeadInputs, { sinks, windows }: NestedSpans, to: Sweep): void {
-  const { position, limited, weights, partial, width, full } = to;
+  const { position, limited, weights, into, width, full } = to;
   const sum = new Float64Array(valueDim);
   let total = to.sink;
-  const add = (j: number) => {
-    const weight = weights[j] as number;
-    const from = j * valueDim;
-    total += weight;
-    for (let i = 0; i < valueDim; i++) sum[i] = (sum[i] as number) + weight * (values[from + i] as number);
+  const add = (from: number, end: number) => {
+    total += addValues(sum, values, weights, from, end);
   };
   // Sinks lie before every window that leaves something out, and before what lies between.
   const first = limited > 0 ? sinks : 0;
-  for (let j = 0; j < first; j++) add(j);
-  let j = position;
+  add(0, first);
+  let end = position + 1;
   for (let w = 0; w < limited; w++) {
-    const end = position - (windows[w] as number);
-    for (; j > end; j--) add(j);
+    const from = position - (windows[w] as number) + 1;
+    add(from, end);
+    end = from;
     const at = w * width + to.at;
-    for (let i = 0; i < valueDim; i++) partial[at + i] = (sum[i] as number) / total;
+    for (let i = 0; i < valueDim; i++) into[at + i] = (sum[i] as number) / total;
   }
-  for (; j >= first; j--) add(j);
+  add(first, end);
   for (let i = 0; i < valueDim; i++) full[i] = (sum[i] as number) / total;
 }
 
-/** xᵀ M x of a symmetric M. */
-export function quadratic(matrix: Float64Array, x: Float64Array): number {
-  const size = x.length;
-  let sum = 0;
-  for (let i = 0; i < size; i++) {
-    let row = 0.5 * (matrix[i * size + i] as number) * (x[i] as number);
-    for (let j = 0, at = i * size; j < i; j++) row += (matrix[at + j] as number) * (x[j] as number);
-    sum += row * (x[i] as number);
+/** Adds Σ p_j v_j of keys `from` to `end`, without `end`, four at a time. @returns Σ p_j */
+function addValues(
+  sum: Float64Array,
+  values: Float32Array,
+  weights: Float64Array,
+  from: number,
+  end: number,
+): number {
+  const size = sum.length;
+  let total = 0;
+  let j = from;
+  for (; j + 4 <= end; j += 4) {
+    const [a, b, c, d] = [weights[j], weights[j + 1], weights[j + 2], weights[j + 3]] as [
+      number,
+      number,
+      number,
+      number,
+    ];
+    total += a + b + c + d;
+    const at = j * size;
+    for (let i = 0; i < size; i++)
+      sum[i] =
+        (sum[i] as number) +
+        a * (values[at + i] as number) +
+        b * (values[at + size + i] as number) +
+        c * (values[at + 2 * size + i] as number) +
+        d * (values[at + 3 * size + i] as number);
   }
-  return Math.max(0, 2 * sum);
+  for (; j < end; j++) {
+    const weight = weights[j] as number;
+    total += weight;
+    for (let i = 0; i < size; i++) sum[i] = (sum[i] as number) + weight * (values[j * size + i] as number);
+  }
+  return total;
 }
