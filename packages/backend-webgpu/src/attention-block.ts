@@ -1,7 +1,14 @@
-import type { AttentionSpec, GroupedQueryAttentionSpec, LatentAttentionSpec } from "@coppice/core";
+import type {
+  AttentionSpec,
+  CheckedRunRequest,
+  GroupedQueryAttentionSpec,
+  LatentAttentionSpec,
+  MoeModel,
+} from "@coppice/core";
 import {
   type AttentionCall,
   type AttentionShape,
+  type AttentionSight,
   attendPrefill,
   attendSplit,
   attentionReceived,
@@ -9,6 +16,7 @@ import {
   copyRows,
   type Gpu,
   type GpuBuffer,
+  keepRows,
   matmul,
   norm,
   rotate,
@@ -16,8 +24,11 @@ import {
   splitBytes,
   unfoldLatent,
 } from "@coppice/kernels-webgpu";
+import type { AttentionLimits } from "./attention-limits.js";
 import type { Batch } from "./batch.js";
+import type { AttentionUse } from "./check-attention-kernels.js";
 import type { GroupedQueryWeights, LatentWeights, Linear, Norm } from "./model-weights.js";
+import { promptMasks } from "./prompt-masks.js";
 import type { Workspace } from "./workspace.js";
 
 export interface AttentionContext {
@@ -36,11 +47,27 @@ interface Projected {
 /** Up to so many tokens of a sequence, workgroups per query fill a device better than tiles of queries. */
 const splitTokens = 32;
 
+const splits = (most: number, tokens: number, heads: number) =>
+  most <= splitTokens && tokens * heads <= 65535;
+
+/** Which kernels a run needs. */
+export function attentionUse(
+  model: MoeModel,
+  { starts, tokens }: Pick<CheckedRunRequest, "starts" | "tokens">,
+  { spans, masks }: AttentionLimits,
+): AttentionUse {
+  const most = Math.max(...Array.from(starts.subarray(1), (end, s) => end - (starts[s] as number)));
+  const tiles = model.layers.some(
+    ({ attention }) => attention.kind !== "other" && !splits(most, tokens, attention.heads),
+  );
+  return { tiles, spans: spans.size > 0, masks: masks !== undefined };
+}
+
 /**
  * Attention of the normed input x [tokens, hidden] into y [tokens, hidden]; extends the cache if there is one.
  * @returns [tokens] f32, if wanted: the attention that each token gets from itself and later tokens of this run
  */
-export function runAttention(
+export async function runAttention(
   context: AttentionContext,
   spec: Exclude<AttentionSpec, { kind: "other" }>,
   weights: GroupedQueryWeights | LatentWeights,
@@ -48,45 +75,72 @@ export function runAttention(
   x: GpuBuffer,
   y: GpuBuffer,
   wantsReceived: boolean,
-): GpuBuffer | undefined {
+): Promise<GpuBuffer | undefined> {
   const { gpu, workspace, batch } = context;
-  const { tokens, cache } = batch;
+  const { tokens, tiles, tileCount, rows, masks } = batch;
   const shape = shapeOf(spec);
   const projected =
     spec.kind === "gqa"
       ? projectGrouped(context, spec, weights as GroupedQueryWeights, x)
       : projectLatent(context, spec, weights as LatentWeights, x);
-  let { keys, values } = projected;
-  const keySize = shape.kvHeads * shape.keyDim;
-  const valueSize = shape.kvHeads * shape.valueDim;
-  if (cache) {
-    const store = cache.reserve(layer, batch.capacity, keySize, valueSize);
-    const index = batch.keyRows as GpuBuffer;
-    copyRows(gpu, { x: keys, y: store.keys, rows: tokens, size: keySize, index, kind: "scatter" });
-    copyRows(gpu, { x: values, y: store.values, rows: tokens, size: valueSize, index, kind: "scatter" });
-    ({ keys, values } = store);
-  }
+  const mask =
+    masks?.layers.has(layer) && spec.kind === "gqa"
+      ? await promptMasks(gpu, workspace, masks, layer, spec, batch.spans, projected.queries, projected.keys)
+      : undefined;
+  const stored = store(context, shape, layer, projected);
   const mixed = workspace.take("mixed", tokens * shape.heads * shape.valueDim);
-  const { tiles, tileCount, rows, longest } = batch;
-  const sinks = spec.kind === "gqa" ? (weights as GroupedQueryWeights).sinks : undefined;
   const call: AttentionCall = {
     shape,
     queries: projected.queries,
-    keys,
-    values,
-    sinks,
+    ...stored,
+    ...(mask && { sight: { kind: "blocks", table: mask } }),
+    sinks: spec.kind === "gqa" ? (weights as GroupedQueryWeights).sinks : undefined,
     tokens,
     tiles,
     tileCount,
     rows,
-    longest,
     y: mixed,
   };
-  if (batch.most <= splitTokens && tokens * shape.heads <= 65535) {
-    attendSplit(gpu, call, workspace.take("partial", splitBytes(shape, tokens, longest) / 4));
+  if (!mask && splits(batch.most, tokens, shape.heads)) {
+    attendSplit(gpu, call, workspace.take("partial", splitBytes(shape, tokens, stored.longest) / 4));
   } else attendPrefill(gpu, call);
   project(context, weights.output, mixed, y);
   return wantsReceived ? received(context, call) : undefined;
+}
+
+/** Extends the cache, if there is one. @returns the keys and values that queries read */
+function store(
+  { gpu, batch }: AttentionContext,
+  shape: AttentionShape,
+  layer: number,
+  { keys, values }: Projected,
+): Pick<AttentionCall, "keys" | "values" | "sight" | "longest"> {
+  const { tokens, rows, cache, sights, longest } = batch;
+  const { kvHeads, keyDim, valueDim } = shape;
+  const limited = sights?.layers.get(layer);
+  if (sights && limited) {
+    const sight = (first: number, stride: number): AttentionSight & { kind: "spans" } => ({
+      kind: "spans",
+      table: sights.table,
+      first,
+      stride,
+    });
+    const { kept, fresh } = limited;
+    if (kept) {
+      const call = { tokens, kvHeads, rows, sight: sight(kept.first, 1) };
+      keepRows(gpu, { ...call, x: keys, size: keyDim, y: kept.keys });
+      keepRows(gpu, { ...call, x: values, size: valueDim, y: kept.values });
+      if (fresh === undefined) return { ...kept, sight: call.sight, longest: limited.longest };
+    }
+    return { keys, values, sight: sight(fresh as number, kvHeads), longest: limited.longest };
+  }
+  if (!cache) return { keys, values, longest };
+  const [keySize, valueSize] = [kvHeads * keyDim, kvHeads * valueDim];
+  const own = cache.reserve(layer, batch.capacity, keySize, valueSize);
+  const index = batch.keyRows as GpuBuffer;
+  copyRows(gpu, { x: keys, y: own.keys, rows: tokens, size: keySize, index, kind: "scatter" });
+  copyRows(gpu, { x: values, y: own.values, rows: tokens, size: valueSize, index, kind: "scatter" });
+  return { keys: own.keys, values: own.values, longest };
 }
 
 export function shapeOf(spec: Exclude<AttentionSpec, { kind: "other" }>): AttentionShape {

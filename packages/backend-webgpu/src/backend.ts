@@ -8,6 +8,7 @@ import {
   throwIfAborted,
 } from "@coppice/core";
 import type { GpuOptions } from "@coppice/kernels-webgpu";
+import { attentionCapabilities } from "./attention-limits.js";
 import { checkKernels } from "./check-kernels.js";
 import { type DeviceSource, SharedDevice } from "./device.js";
 import { loadWeights } from "./load-weights.js";
@@ -30,7 +31,7 @@ export function createWebgpuBackend(source: DeviceSource, settings: WebgpuSettin
   const device = new SharedDevice(source, settings);
   return {
     name: "webgpu",
-    capabilities: { blocking: false, sharesWeights: false },
+    capabilities: { blocking: false, sharesWeights: false, attention: attentionCapabilities },
     async load(request: LoadRequest) {
       const { model, weights, signal } = request;
       throwIfAborted(signal, "loading a model");

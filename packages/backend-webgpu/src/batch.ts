@@ -1,7 +1,9 @@
 import type { AttentionSpec, CheckedRunRequest, MoeModel, RotarySpec } from "@coppice/core";
 import { attentionTables, type GpuBuffer, type SequenceSpan } from "@coppice/kernels-webgpu";
+import type { AttentionLimits, AttentionMasks } from "./attention-limits.js";
 import type { DeviceCache } from "./kv-cache.js";
 import type { RotaryTables } from "./rotary-tables.js";
+import { type SpanSights, spanSights } from "./span-sights.js";
 import type { Workspace } from "./workspace.js";
 
 /** What all layers of a run share, written to the device before its first layer. */
@@ -20,6 +22,9 @@ export interface Batch {
   readonly longest: number;
   /** Most tokens of one sequence in this run. */
   readonly most: number;
+  /** Of layers that a plan limits; undefined: there are none. */
+  readonly sights: SpanSights | undefined;
+  readonly masks: AttentionMasks | undefined;
   /** By kind of rotation: table, and the row of each token. */
   readonly rotary: ReadonlyMap<RotarySpec, { readonly table: GpuBuffer; readonly rows: GpuBuffer }>;
   /** By `temperature`: [tokens] f32 factors on queries. */
@@ -32,6 +37,7 @@ export function prepareBatch(
   model: MoeModel,
   { tokens, starts, from, to }: CheckedRunRequest,
   cache: DeviceCache | undefined,
+  limits: AttentionLimits,
   tables: RotaryTables,
   workspace: Workspace,
 ): Batch {
@@ -67,6 +73,8 @@ export function prepareBatch(
     rows: workspace.put("rows", attention.rows),
     longest: attention.longest,
     most: Math.max(...lengths),
+    sights: spanSights(model, { from, to }, limits, spans, cache, workspace),
+    masks: limits.masks,
   };
   return {
     ...shared,

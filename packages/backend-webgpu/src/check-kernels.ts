@@ -16,7 +16,7 @@ import {
   selfCheck,
   type WeightFormat,
 } from "@coppice/kernels-webgpu";
-import { shapeOf } from "./attention-block.js";
+import { smallAttention } from "./check-attention-kernels.js";
 import { commonFormat } from "./weight-format.js";
 
 /**
@@ -55,26 +55,17 @@ export async function checkBatch(
 }
 
 function plainChecks(model: MoeModel, { from, to }: LayerRange): KernelCheck[] {
-  const checks = [checkElementwise(), checkNorm(model.finalNorm.kind, 70), checkTargets(200)];
+  const checks = [
+    checkElementwise(),
+    checkNorm(model.finalNorm.kind, 70),
+    checkTargets(200),
+    ...smallAttention(model, { from, to }).map((small) => checkAttention({ ...small, way: "split" })),
+  ];
   for (const { attention, attentionNorm, feedForward } of model.layers.slice(from, to)) {
     checks.push(checkNorm(attentionNorm.kind, 70), checkNorm(attentionNorm.kind, 70, true));
     if (attention.kind === "other") continue;
-    const shape = shapeOf(attention);
     if (attention.rotary) checks.push(checkRotary(attention.rotary.interleaved, attention.rotary.dimensions));
     if (attention.kind === "mla") checks.push(checkUnfold());
-    const sinks = attention.kind === "gqa" && attention.sinks !== undefined;
-    // Fewer heads of the same sizes; a window and chunks as short as the check.
-    const heads = Math.max(1, shape.heads / shape.kvHeads);
-    const small = {
-      ...shape,
-      heads,
-      kvHeads: 1,
-      window: shape.window && 5,
-      chunk: shape.chunk && 6,
-      scale: 1 / shape.keyDim,
-    };
-    const sequences = [{ tokens: 9, past: 2 }];
-    checks.push(checkAttention({ shape: small, sinks, sequences, way: "split" }));
     if (feedForward.kind !== "moe") continue;
     const { weight, skip: _, ...router } = feedForward.router;
     checks.push(checkRouting(router, { experts: weight.shape[0] as number }));

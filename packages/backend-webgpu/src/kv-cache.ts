@@ -1,5 +1,7 @@
-import { CoppiceError, type KvCache } from "@coppice/core";
-import type { Gpu, GpuBuffer } from "@coppice/kernels-webgpu";
+import { CoppiceError, type KvCache, type LayerSpans } from "@coppice/core";
+import type { Gpu, GpuBuffer, SequenceSpan } from "@coppice/kernels-webgpu";
+import type { AttentionLimits } from "./attention-limits.js";
+import { SpanStore, type SpanStoreShape } from "./span-store.js";
 
 interface Store {
   readonly keys: GpuBuffer;
@@ -9,19 +11,29 @@ interface Store {
 }
 
 /**
- * Rotated keys and values of every layer on the device: row `sequence * capacity + position`, grown by doubling. A run writes
- * behind the lengths and commits them at its end, so a run that fails leaves the cache as it was.
+ * Rotated keys and values of every layer on the device: row `sequence * capacity + position`, grown by doubling, and rows of
+ * their own for heads of layers that an attention plan limits. A run writes behind the lengths and commits them at its end, so a
+ * run that fails leaves the cache as it was.
  */
 export class DeviceCache implements KvCache {
   readonly owner: object;
+  readonly limits: AttentionLimits;
   readonly #gpu: Gpu;
   readonly #onDispose: (cache: DeviceCache) => void;
   #lengths: number[];
   readonly #stores = new Map<number, Store>();
+  readonly #spanStores = new Map<number, SpanStore>();
   #disposed = false;
 
-  constructor(owner: object, gpu: Gpu, sequences: number, onDispose: (cache: DeviceCache) => void) {
+  constructor(
+    owner: object,
+    gpu: Gpu,
+    sequences: number,
+    limits: AttentionLimits,
+    onDispose: (cache: DeviceCache) => void,
+  ) {
     this.owner = owner;
+    this.limits = limits;
     this.#gpu = gpu;
     this.#onDispose = onDispose;
     this.#lengths = new Array<number>(sequences).fill(0);
@@ -38,6 +50,7 @@ export class DeviceCache implements KvCache {
   get bytes(): number {
     let bytes = 0;
     for (const { keys, values } of this.#stores.values()) bytes += keys.bytes + values.bytes;
+    for (const store of this.#spanStores.values()) bytes += store.bytes;
     return bytes;
   }
 
@@ -49,9 +62,7 @@ export class DeviceCache implements KvCache {
 
   /** The buffers of one layer. @param keySize values of the keys of one position */
   reserve(layer: number, capacity: number, keySize: number, valueSize: number): Store {
-    if (this.#disposed) {
-      throw new CoppiceError("COPPICE_BACKEND_DISPOSED", "the cache was disposed while a run used it");
-    }
+    this.#alive();
     const known = this.#stores.get(layer);
     if (known && known.capacity >= capacity) return known;
     const sequences = this.#lengths.length;
@@ -79,6 +90,22 @@ export class DeviceCache implements KvCache {
     return store;
   }
 
+  /** The rows of a layer with spans. @param begins whether the queries of the run read its own keys and values */
+  reserveSpans(
+    layer: number,
+    spans: readonly (LayerSpans | undefined)[],
+    shape: SpanStoreShape,
+    sequences: readonly SequenceSpan[],
+    begins: boolean,
+  ): ReturnType<SpanStore["reserve"]> {
+    this.#alive();
+    const store = this.#spanStores.get(layer) ?? new SpanStore(this.#gpu, spans, shape);
+    this.#spanStores.set(layer, store);
+    const longest = Math.max(...sequences.map(({ tokens, past }) => past + tokens));
+    const added = begins ? 0 : Math.max(...sequences.map(({ tokens }) => tokens));
+    return store.reserve(this.#lengths, longest, added);
+  }
+
   commit(added: readonly Int32Array[]): void {
     this.#lengths = this.#lengths.map((length, s) => length + (added[s] as Int32Array).length);
   }
@@ -90,6 +117,13 @@ export class DeviceCache implements KvCache {
       values.dispose();
     }
     this.#stores.clear();
+    for (const store of this.#spanStores.values()) store.dispose();
+    this.#spanStores.clear();
     this.#onDispose(this);
+  }
+
+  #alive(): void {
+    if (!this.#disposed) return;
+    throw new CoppiceError("COPPICE_BACKEND_DISPOSED", "the cache was disposed while a run used it");
   }
 }

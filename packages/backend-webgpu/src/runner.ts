@@ -19,8 +19,10 @@ import {
   throwIfAborted,
 } from "@coppice/core";
 import { addScaled, embed, type GpuBuffer, norm } from "@coppice/kernels-webgpu";
-import { runAttention } from "./attention-block.js";
+import { attentionUse, runAttention } from "./attention-block.js";
+import { attentionCapabilities, limitsOf } from "./attention-limits.js";
 import { type Batch, prepareBatch } from "./batch.js";
+import { checkAttentionKernels } from "./check-attention-kernels.js";
 import { checkBatch } from "./check-kernels.js";
 import type { DeviceUse } from "./device.js";
 import { runHead } from "./head.js";
@@ -83,10 +85,12 @@ export class WebgpuRunner implements Runner {
     if (!Number.isSafeInteger(sequences) || sequences < 1) {
       throw new CoppiceError("COPPICE_USAGE", `a cache for ${sequences} sequences is wanted; give 1 or more`);
     }
-    if (attention) {
-      checkRunAttention(this.model, attention, new Array<number>(sequences).fill(this.model.contextLength));
-    }
-    const cache = new DeviceCache(this, this.#use.gpu, sequences, (done) => this.#caches.delete(done));
+    const lengths = new Array<number>(sequences).fill(this.model.contextLength);
+    const checked = attention && checkRunAttention(this.model, attention, lengths, attentionCapabilities);
+    const limits = limitsOf(this.model, checked);
+    const cache = new DeviceCache(this, this.#use.gpu, sequences, limits, (done) =>
+      this.#caches.delete(done),
+    );
     this.#caches.add(cache);
     return cache;
   }
@@ -132,14 +136,16 @@ export class WebgpuRunner implements Runner {
     const { model } = this;
     const { gpu } = this.#use;
     gpu.throwIfFailed();
-    const checked = checkRunRequest(model, request, this.#loaded);
+    const checked = checkRunRequest(model, request, this.#loaded, attentionCapabilities);
     const { tokens, from, to, rows, targets } = checked;
     const plans = this.#layerPlans(request.plan);
     const cache = this.#cache(request.cache);
+    const limits = cache?.limits ?? limitsOf(model, checked.attention);
     await checkBatch(gpu, model, this.#loaded, tokens, this.#settings);
+    await checkAttentionKernels(gpu, model, this.#loaded, attentionUse(model, checked, limits));
     const workspace = this.#workspace;
     const size = model.hiddenSize;
-    const batch = prepareBatch(model, checked, cache, this.#rotary, workspace);
+    const batch = prepareBatch(model, checked, cache, limits, this.#rotary, workspace);
     const hidden = workspace.take("hidden", tokens * size);
     if (request.hidden) gpu.write(hidden, request.hidden);
     else this.#embed(request.sequences, tokens, hidden);
@@ -191,7 +197,7 @@ export class WebgpuRunner implements Runner {
     norm(gpu, { ...weights.attentionNorm, x: hidden, y: normed, size, rows: tokens });
     const spare = (moe && skipRuleOf(moe.router, plan)?.spare) || 0;
     const run = { gpu, workspace, batch, half };
-    const received = runAttention(run, attention, weights.attention, index, normed, added, spare > 0);
+    const received = await runAttention(run, attention, weights.attention, index, normed, added, spare > 0);
     addScaled(gpu, added, hidden, tokens * size, residualScale);
     norm(gpu, { ...weights.feedForwardNorm, x: hidden, y: normed, size, rows: tokens });
     let ran = 0;

@@ -74,6 +74,8 @@ const always: readonly RegExp[] = [
   /^many-experts: (merging|everything together) gives what the formula/,
   /^shared-expert-gate: targets give/,
   /^scaled-inputs: taps agree .* without a plan/,
+  /^attention plan: (on one-head-per-group|a cache that is left)/,
+  /^attention masker: masks of prompts in a cache/,
   /^(an aborted signal|a disposed|two runners|a plan of another|a run that is refused)/,
 ];
 

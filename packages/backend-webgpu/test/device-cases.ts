@@ -1,5 +1,11 @@
 import { createWebgpuBackend, type DeviceSource } from "@coppice/backend-webgpu";
-import { type ErrorCode, isCoppiceError, type RunRequest } from "@coppice/core";
+import {
+  type AttentionPlan,
+  attentionPlanModel,
+  type ErrorCode,
+  isCoppiceError,
+  type RunRequest,
+} from "@coppice/core";
 import { type ConformanceCase, randomModel, slowForward } from "@coppice/plugin-kit";
 
 const loaded = randomModel({ seed: 3, layers: 1, hidden: 16, vocab: 24 });
@@ -59,8 +65,11 @@ const positionsOf = (tokens: number): RunRequest => ({
   positions: [Int32Array.of(tokens - 1)],
 });
 
-/** Devices that are missing, wrong, shared, lost and given back. */
-export function deviceCases(source: DeviceSource): ConformanceCase[] {
+/**
+ * Devices that are missing, wrong, shared, lost and given back.
+ * @param shared for cases that need no device of their own
+ */
+export function deviceCases(source: DeviceSource, shared = createWebgpuBackend(source)): ConformanceCase[] {
   return [
     {
       name: "no adapter is said so",
@@ -127,6 +136,38 @@ export function deviceCases(source: DeviceSource): ConformanceCase[] {
         await second.run(positionsOf(3));
         await second.dispose();
         expect(own.alive.buffers === 0, `${own.alive.buffers} buffers are left at the end`);
+      },
+    },
+    {
+      name: "a cache takes what the spans of its heads take, however long the text",
+      async run() {
+        const runner = await shared.load(loaded);
+        const { attention } = loaded.model.layers[0] as (typeof loaded.model.layers)[number];
+        expect(attention.kind === "gqa", "the model has KV heads");
+        const { kvHeads, headDim } = attention;
+        const rules = [
+          { alpha: 8, beta: 0 },
+          { alpha: 16, beta: 0 },
+        ];
+        const layers = [Array.from({ length: kvHeads }, (_, head) => head % 2)];
+        const plan: AttentionPlan = {
+          format: "coppice.attention",
+          version: 1,
+          model: attentionPlanModel(loaded.model),
+          blockSize: 4,
+          sinks: 4,
+          rules,
+          layers,
+        };
+        const cache = runner.createCache(2, { plan });
+        for (const tokens of [14, 1, 1, 1, 1]) {
+          const sequences = [ids(tokens), ids(tokens)];
+          await runner.run({ sequences, cache });
+        }
+        const rows = Array.from({ length: kvHeads }, (_, head) => (head % 2 ? 16 : 8));
+        const wanted = 2 * 2 * 4 * headDim * rows.reduce((sum, count) => sum + count, 0);
+        expect(cache.bytes === wanted, `the cache takes ${cache.bytes} bytes, its spans ${wanted}`);
+        await runner.dispose();
       },
     },
     {

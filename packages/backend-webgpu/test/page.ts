@@ -7,7 +7,7 @@ const source = { name: "navigator.gpu", requestAdapter: () => navigator.gpu.requ
 const backend = createWebgpuBackend(source);
 // A runner that stays keeps the device, so that kernels are compiled once for all cases.
 const kept = backend.load(randomModel({ seed: 1, layers: 1 }));
-const cases = [...conformanceCases(() => backend), ...deviceCases(source)];
+const cases = [...conformanceCases(() => backend), ...deviceCases(source, backend)];
 
 export async function run(name: string): Promise<void> {
   await kept;
