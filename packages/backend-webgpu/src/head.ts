@@ -6,44 +6,135 @@ import type { MoeContext } from "./moe-block.js";
 /** Bytes of logits held at once on the device. */
 const logitBytes = 64 * 1024 * 1024;
 
+type Head = NonNullable<ModelWeights["head"]>;
+
+/** Targets at rows, each row once. */
+export interface WantedTargets {
+  /** Ascending. */
+  readonly rows: Int32Array;
+  /** [rows + 1]: where the targets of each row begin, and their number. */
+  readonly starts: Uint32Array;
+  readonly targets: Int32Array;
+}
+
+/** @param rows of each target, repeated for several targets of one row */
+export function wantedTargets(rows: Int32Array, targets: Int32Array): WantedTargets {
+  const first = rows.map((row, i) => Number(i === 0 || row !== rows[i - 1]));
+  const count = first.reduce((sum, value) => sum + value, 0);
+  const own = new Int32Array(count);
+  const starts = new Uint32Array(count + 1).fill(rows.length, count);
+  let at = 0;
+  for (let i = 0; i < rows.length; i++) {
+    if (first[i] === 0) continue;
+    own[at] = rows[i] as number;
+    starts[at++] = i;
+  }
+  return { rows: own, starts, targets };
+}
+
 /** Logits, or what is wanted of them, at packed rows of the request; x is the last layer's output. */
 export async function runHead(
-  { gpu, workspace, half, hidden }: MoeContext,
+  context: MoeContext,
   model: MoeModel,
-  head: NonNullable<ModelWeights["head"]>,
+  head: Head,
   rows: Int32Array,
   targets: Int32Array | undefined,
   x: GpuBuffer,
 ): Promise<Pick<RunResult, "logits" | "targetLogProbs" | "argmax">> {
-  const { vocabSize: vocab, logitScale: factor } = model;
-  const count = rows.length;
-  const logits = targets ? undefined : new Float32Array(count * vocab);
+  const { gpu, workspace, hidden } = context;
+  if (targets) {
+    if (rows.length === 0) return { targetLogProbs: new Float32Array(0), argmax: new Int32Array(0) };
+    const wanted = wantedTargets(rows, targets);
+    const input = workspace.take("head rows", wanted.rows.length * hidden);
+    const index = workspace.put("head index", wanted.rows);
+    copyRows(gpu, { x, y: input, rows: wanted.rows.length, size: hidden, index, kind: "gather" });
+    return readTargets(context, scoreHead(context, model, head, putTargets(context, wanted), input));
+  }
+  const logits = new Float32Array(rows.length * model.vocabSize);
+  const most = rowsAtOnce(context, model);
+  for (let from = 0; from < rows.length; from += most) {
+    const block = rows.subarray(from, from + most);
+    const input = workspace.take("head input", block.length * hidden);
+    const index = workspace.put("head index", block);
+    copyRows(gpu, { x, y: input, rows: block.length, size: hidden, index, kind: "gather" });
+    const y = project(context, model, head, input, block.length);
+    logits.set(await gpu.readFloats(y, block.length * model.vocabSize), from * model.vocabSize);
+  }
+  return { logits };
+}
+
+/** `WantedTargets` on the device. */
+export interface PutTargets {
+  readonly rows: number;
+  readonly count: number;
+  readonly starts: GpuBuffer;
+  readonly targets: GpuBuffer;
+}
+
+export function putTargets({ workspace }: MoeContext, { rows, starts, targets }: WantedTargets): PutTargets {
+  return {
+    rows: rows.length,
+    count: targets.length,
+    starts: workspace.put("target starts", starts),
+    targets: workspace.put("targets", targets),
+  };
+}
+
+/** Of each target, in buffers of the workspace. */
+export interface ScoredTargets {
+  readonly count: number;
+  readonly logProbs: GpuBuffer;
+  readonly argmax: GpuBuffer;
+}
+
+/** Scores targets on the device. @param x [rows, hidden] of the last layer's output */
+export function scoreHead(
+  context: MoeContext,
+  model: MoeModel,
+  head: Head,
+  { rows, count, starts, targets }: PutTargets,
+  x: GpuBuffer,
+): ScoredTargets {
+  const { gpu, workspace, hidden } = context;
   const logProbs = workspace.take("log-probabilities", count);
   const argmax = workspace.take("most likely tokens", count);
-  const wanted = targets && workspace.put("targets", targets);
-  const most = Math.max(1, Math.floor(Math.min(logitBytes, gpu.maxBindingBytes) / (4 * vocab)));
-  for (let from = 0; from < count; from += most) {
-    const block = rows.subarray(from, Math.min(count, from + most));
-    const input = workspace.take("head input", block.length * hidden);
-    const index = workspace.put("head rows", block);
-    copyRows(gpu, { x, y: input, rows: block.length, size: hidden, index, kind: "gather" });
-    norm(gpu, { ...head.norm, x: input, size: hidden, rows: block.length });
-    const y = workspace.take("logits", block.length * vocab);
-    const { weight, bias } = head.linear;
-    matmul(gpu, { x: input, rows: block.length, weight, bias, y, factor, half });
-    if (wanted)
-      scoreTargets(
-        gpu,
-        { logits: y, targets: wanted, logProbs, argmax },
-        { rows: block.length, vocab, from },
-      );
-    else logits?.set(await gpu.readFloats(y, block.length * vocab), from * vocab);
+  const most = rowsAtOnce(context, model);
+  for (let from = 0; from < rows; from += most) {
+    const own = Math.min(most, rows - from);
+    const input = workspace.take("head input", own * hidden);
+    gpu.commands.copy(x, 4 * from * hidden, input, 0, 4 * own * hidden);
+    const logits = project(context, model, head, input, own);
+    const size = { rows: own, vocab: model.vocabSize, from };
+    scoreTargets(gpu, { logits, starts, targets, logProbs, argmax }, size);
   }
-  if (logits) return { logits };
-  if (count === 0) return { targetLogProbs: new Float32Array(0), argmax: new Int32Array(0) };
+  return { count, logProbs, argmax };
+}
+
+export async function readTargets(
+  { gpu }: MoeContext,
+  { count, logProbs, argmax }: ScoredTargets,
+): Promise<{ targetLogProbs: Float32Array; argmax: Int32Array }> {
   const [a, b] = await gpu.read([
     { buffer: logProbs, bytes: 4 * count },
     { buffer: argmax, bytes: 4 * count },
   ]);
   return { targetLogProbs: new Float32Array(a as ArrayBuffer), argmax: new Int32Array(b as ArrayBuffer) };
+}
+
+function rowsAtOnce({ gpu }: MoeContext, { vocabSize }: MoeModel): number {
+  return Math.max(1, Math.floor(Math.min(logitBytes, gpu.maxBindingBytes) / (4 * vocabSize)));
+}
+
+/** Logits of rows of the last layer's output, which are normed in place. */
+function project(
+  { gpu, workspace, half, hidden }: MoeContext,
+  { vocabSize, logitScale: factor }: MoeModel,
+  { norm: own, linear: { weight, bias } }: Head,
+  input: GpuBuffer,
+  rows: number,
+): GpuBuffer {
+  norm(gpu, { ...own, x: input, size: hidden, rows });
+  const y = workspace.take("logits", rows * vocabSize);
+  matmul(gpu, { x: input, rows, weight, bias, y, factor, half });
+  return y;
 }

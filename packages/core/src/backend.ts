@@ -21,6 +21,18 @@ export interface BackendCapabilities {
   readonly sharesWeights: boolean;
   /** What runs and caches may limit attention by; the rest is refused. Absent: nothing. */
   readonly attention?: AttentionCapabilities;
+  /** How its runners are kept busy; absent: as those that compute on cores of a processor, one run after another. */
+  readonly pace?: WorkPace;
+}
+
+/** How a device is kept busy that computes much at once and takes its time to answer. */
+export interface WorkPace {
+  /** Tokens of one run that fill it; fewer take about as long. */
+  readonly batchTokens: number;
+  /** Runs of one runner that may be under way at once. The runner may compute them together; results do not depend on it. */
+  readonly runs: number;
+  /** Runners that get more done together than one alone: workers beyond that gain nothing. */
+  readonly runners: number;
 }
 
 /** What a backend knows of `RunAttention`, with and without caches. */
@@ -70,11 +82,22 @@ export interface LayerMemory {
   dispose(): void;
 }
 
+/**
+ * The input of a layer, [T, hidden], that a runner keeps where it computes, for runs that start there. Belongs to the runner that
+ * made it. Not to be disposed before the runs that were given it are over.
+ */
+export interface HeldBoundary {
+  readonly bytes: number;
+  dispose(): void;
+}
+
 /** A model that is loaded and can run under any valid plan without being rebuilt. */
 export interface Runner extends AsyncDisposable {
   readonly model: MoeModel;
+  /** That of its backend. A runner with one holds boundaries (`RunRequest.hold`). */
+  readonly pace?: WorkPace;
   /**
-   * Runs layers `from` to `to` over a batch. Calls on one runner must not overlap.
+   * Runs layers `from` to `to` over a batch. Calls on one runner must not overlap, except as its `pace` says.
    * @throws COPPICE_BACKEND_FAILED, COPPICE_BACKEND_DISPOSED, COPPICE_ABORTED
    */
   run(request: RunRequest): Promise<RunResult>;
@@ -104,6 +127,10 @@ export interface RunRequest {
   readonly hidden?: Float32Array;
   /** Layers whose input is wanted, each in (from, to]; `to` itself gives the output of the last layer run. */
   readonly boundaries?: readonly number[];
+  /** In place of `hidden`: what an earlier run of the same sequences held of layer `from`. */
+  readonly held?: HeldBoundary;
+  /** As `boundaries`, but held by the runner. Only of runners with a `pace`. */
+  readonly hold?: readonly number[];
   /**
    * Where logits are wanted: per sequence positions within this run's tokens, ascending; a repeated position asks
    * for one more target at the same place. The rows R of the results are those positions, sequence by sequence.
@@ -136,6 +163,8 @@ export interface RunResult {
   readonly argmax?: Int32Array;
   /** Layer index -> [T, hidden]. */
   readonly boundaries: ReadonlyMap<number, Float32Array>;
+  /** Layer index -> its input, for each layer of `hold`; whoever asked for them disposes them. */
+  readonly held?: ReadonlyMap<number, HeldBoundary>;
   /**
    * Work really done: a token counts 1 in every layer whose output for it (attention and feed-forward block) was computed.
    * At most T times the layers of the run. It is less where a backend computes equal beginnings of sequences once (those

@@ -39,6 +39,7 @@ export function checkLoadRange({ model, layers }: Pick<LoadRequest, "model" | "l
  * is only checked to belong to the model; `parsePlan` checks the rest where it enters the program.
  * @param loaded layers that the runner has; default all
  * @param known what the backend may limit attention by; default nothing
+ * @param holds whether the runner holds boundaries
  * @throws COPPICE_USAGE, COPPICE_PLAN_MODEL, and what `checkRunAttention` does
  */
 export function checkRunRequest(
@@ -46,8 +47,21 @@ export function checkRunRequest(
   request: RunRequest,
   loaded?: LayerRange,
   known?: AttentionCapabilities,
+  holds = false,
 ): CheckedRunRequest {
-  const { sequences, hidden, boundaries = [], positions, targets, cache, plan, tap, memory } = request;
+  const {
+    sequences,
+    hidden,
+    held,
+    boundaries = [],
+    hold = [],
+    positions,
+    targets,
+    cache,
+    plan,
+    tap,
+    memory,
+  } = request;
   const layers = model.layers.length;
   const { from = 0, to = layers } = request;
   if (plan && plan.model.fingerprint !== model.fingerprint) {
@@ -67,17 +81,21 @@ export function checkRunRequest(
       `layers from ${from} to ${to} are wanted; the runner was loaded with those from ${loaded.from} to ${loaded.to}`,
     );
   }
-  if (from > 0 !== (hidden !== undefined)) {
+  if (!holds && (held || hold.length > 0)) {
+    throw refused("boundaries are to be held by the runner, which has no pace and returns them only");
+  }
+  if (hidden && held) throw refused("both hidden and held are given for the first layer");
+  if (from > 0 !== ((hidden ?? held) !== undefined)) {
     throw refused(
       from > 0
         ? `from is ${from} but hidden, that layer's input, is missing`
-        : "hidden is given but from is 0",
+        : `${held ? "held" : "hidden"} is given but from is 0`,
     );
   }
   if (hidden && hidden.length !== tokens * model.hiddenSize) {
     throw refused(`hidden has ${hidden.length} values, expected ${tokens} x ${model.hiddenSize}`);
   }
-  for (const layer of boundaries) {
+  for (const layer of [...boundaries, ...hold]) {
     if (!Number.isInteger(layer) || layer <= from || layer > to) {
       throw refused(`boundary ${layer} is outside the layers that run; expected ${from + 1} to ${to}`);
     }

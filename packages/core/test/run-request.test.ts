@@ -27,6 +27,16 @@ describe("checkRunRequest", () => {
     expect(checkRunRequest(model, { sequences, cache: cacheOf([0, 3, 9]) }).tokens).toBe(6);
   });
 
+  test("takes held boundaries of runners that hold them", () => {
+    const held = { bytes: 192, dispose: () => {} };
+    const check = (request: Partial<RunRequest>) =>
+      checkRunRequest(model, { sequences, ...request }, undefined, undefined, true);
+    expect(check({ from: 1, held, hold: [2] })).toMatchObject({ from: 1, to: 3 });
+    expect(() => check({ held })).toThrow(/held is given but from is 0/);
+    expect(() => check({ from: 1, held, hidden: new Float32Array(48) })).toThrow(/both hidden and held/);
+    expect(() => check({ from: 1, held, hold: [1] })).toThrow(/boundary 1 .* expected 2 to 3/);
+  });
+
   test("packs more targets than a call can take arguments", () => {
     const many = new Int32Array(300_000).fill(3);
     const positions = [many.map((_, i) => i)];
@@ -51,6 +61,8 @@ describe("checkRunRequest", () => {
     ["a layer too many", { sequences, to: 4 }, /to 4/],
     ["a negative layer", { sequences, from: -1 }, /from -1/],
     ["no hidden", { sequences, from: 1 }, /from is 1 but hidden/],
+    ["boundaries to hold", { sequences, hold: [1] }, /held by the runner, which has no pace/],
+    ["a held boundary", { sequences, from: 1, held: { bytes: 0, dispose: () => {} } }, /which has no pace/],
     ["hidden at the start", { sequences, hidden }, /hidden is given but from is 0/],
     [
       "hidden of another size",

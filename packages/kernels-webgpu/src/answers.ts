@@ -5,17 +5,28 @@ import { groupIndex, mainOf, reduceCode, spread } from "./spread.js";
 
 const threads = 128;
 
+/** Buffers of `scoreTargets`. */
+export interface TargetBuffers {
+  /** [rows, vocab] */
+  readonly logits: GpuBuffer;
+  /** u32: where the targets of every row of all begin, and their number at the end. */
+  readonly starts: GpuBuffer;
+  /** [targets] u32 */
+  readonly targets: GpuBuffer;
+  /** [targets] f32, written. */
+  readonly logProbs: GpuBuffer;
+  /** [targets] u32, written. */
+  readonly argmax: GpuBuffer;
+}
+
 /**
  * What is wanted of logits where an answer is known: the natural logarithm of the probability of each target, and the most likely
- * token, ties to the lower id.
- * @param logits [rows, vocab]
- * @param targets [rows] u32
- * @param logProbs [rows] f32, written from row `from` on, as `argmax` is
- * @param argmax [rows] u32
+ * token of its row, ties to the lower id.
+ * @param size `from`: which of all rows is the first of `logits`
  */
 export function scoreTargets(
   gpu: Gpu,
-  { logits, targets, logProbs, argmax }: Record<"logits" | "targets" | "logProbs" | "argmax", GpuBuffer>,
+  { logits, starts, targets, logProbs, argmax }: TargetBuffers,
   { rows, vocab, from }: { readonly rows: number; readonly vocab: number; readonly from: number },
 ): void {
   const kernel = gpu.kernel("score-targets", () => ({
@@ -23,6 +34,7 @@ export function scoreTargets(
     params: { rows: "u32", vocab: "u32", start: "u32" },
     bindings: [
       reads("logits", "array<f32>"),
+      reads("starts", "array<u32>"),
       reads("targets", "array<u32>"),
       writes("log_probs", "array<f32>"),
       writes("argmax", "array<u32>"),
@@ -54,15 +66,15 @@ ${mainOf(threads)} {
   var part = 0.0;
   for (var i = begin + t; i < begin + p.vocab; i += ${threads}u) { part += exp(logits[i] - most); }
   let sum = add_all(t, part);
-  if (t == 0u) {
-    log_probs[p.start + row] = logits[begin + targets[p.start + row]] - most - log(sum);
-    argmax[p.start + row] = best_id[0] - begin;
+  for (var i = starts[p.start + row] + t; i < starts[p.start + row + 1u]; i += ${threads}u) {
+    log_probs[i] = logits[begin + targets[i]] - most - log(sum);
+    argmax[i] = best_id[0] - begin;
   }
 }`,
   }));
   gpu.commands.dispatch(
     kernel,
-    [logits, targets, logProbs, argmax],
+    [logits, starts, targets, logProbs, argmax],
     { rows, vocab, start: from },
     ...spread(rows),
   );

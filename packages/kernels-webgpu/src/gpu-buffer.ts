@@ -6,6 +6,8 @@ export class GpuBuffer {
   readonly id = made++;
   readonly handle: GPUBuffer;
   readonly bytes: number;
+  /** What forgets the bind groups that it is in. */
+  readonly bound = new Set<() => void>();
   #release: ((buffer: GpuBuffer) => void) | undefined;
 
   constructor(handle: GPUBuffer, bytes: number, release: (buffer: GpuBuffer) => void) {

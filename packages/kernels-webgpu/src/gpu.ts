@@ -27,7 +27,8 @@ export class Gpu {
   readonly #kernels = new Map<string, Kernel>();
   readonly #alive = new Set<GpuBuffer>();
   readonly #uniforms: GPUBuffer;
-  #staging: GPUBuffer | undefined;
+  /** Buffers to read back through that no reading uses. */
+  readonly #staging: GPUBuffer[] = [];
   #bytes = 0;
   #failure: CoppiceError | undefined;
 
@@ -114,19 +115,12 @@ export class Gpu {
   }
 
   /**
-   * Submits what was recorded and reads bytes of buffers back, all in one transfer.
+   * Submits what was recorded and reads bytes of buffers back, all in one transfer. Readings may overlap.
    * @throws COPPICE_BACKEND_FAILED when the device failed or was lost
    */
   async read(parts: readonly { buffer: GpuBuffer; byte?: number; bytes: number }[]): Promise<ArrayBuffer[]> {
     const total = parts.reduce((sum, { bytes }) => sum + bytes, 0);
-    if (!this.#staging || this.#staging.size < total) {
-      this.#staging?.destroy();
-      this.#staging = this.device.createBuffer({
-        size: Math.max(4096, 2 ** Math.ceil(Math.log2(total))),
-        usage: usage.mapRead | usage.copyTarget,
-      });
-    }
-    const staging = this.#staging;
+    const staging = this.#takeStaging(total);
     let at = 0;
     for (const { buffer, byte = 0, bytes } of parts) {
       this.commands.copy(buffer, byte, staging, at, bytes);
@@ -137,6 +131,7 @@ export class Gpu {
     try {
       await staging.mapAsync(mapRead, 0, total);
     } catch (cause) {
+      staging.destroy();
       this.throwIfFailed();
       throw new CoppiceError("COPPICE_BACKEND_FAILED", "results could not be read from the device", {
         cause,
@@ -150,8 +145,19 @@ export class Gpu {
       return part;
     });
     staging.unmap();
+    this.#staging.push(staging);
     this.throwIfFailed();
     return out;
+  }
+
+  #takeStaging(bytes: number): GPUBuffer {
+    const known = this.#staging.pop();
+    if (known && known.size >= bytes) return known;
+    known?.destroy();
+    return this.device.createBuffer({
+      size: Math.max(4096, 2 ** Math.ceil(Math.log2(bytes))),
+      usage: usage.mapRead | usage.copyTarget,
+    });
   }
 
   /** The first `count` values of a buffer. */
@@ -205,7 +211,7 @@ export class Gpu {
   /** Frees all buffers and kernels. The device itself belongs to who made it. */
   dispose(): void {
     for (const buffer of this.#alive) buffer.dispose();
-    this.#staging?.destroy();
+    for (const staging of this.#staging.splice(0)) staging.destroy();
     this.#uniforms.destroy();
     this.#kernels.clear();
   }
@@ -215,11 +221,7 @@ export class Gpu {
     this.commands.submit();
     this.#alive.delete(buffer);
     this.#bytes -= buffer.bytes;
-    const part = `${buffer.id},`;
-    for (const { groups } of this.#kernels.values()) {
-      for (const key of groups.keys())
-        if (key.startsWith(part) || key.includes(`,${part}`)) groups.delete(key);
-    }
+    for (const forget of buffer.bound) forget();
     buffer.handle.destroy();
   }
 }

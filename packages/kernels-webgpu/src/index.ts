@@ -20,6 +20,7 @@ export {
   type ExpertsShape,
   type MatmulShape,
 } from "./check/check-matmul.js";
+export * from "./check/check-merge.js";
 export * from "./check/check-routing.js";
 export * from "./check/check-rows.js";
 export { type KernelCheck, selfCheck } from "./check/kernel-check.js";
@@ -43,6 +44,7 @@ export {
 } from "./gpu-matrix.js";
 export type { Kernel, KernelBinding, KernelSource, ParamType } from "./kernel.js";
 export * from "./matmul.js";
+export * from "./merge-experts.js";
 export * from "./norm.js";
 export * from "./rotary.js";
 export * from "./route-choices.js";

@@ -108,5 +108,10 @@ export function bindGroup(
     ],
   });
   kernel.groups.set(key, group);
+  const forget = () => {
+    kernel.groups.delete(key);
+    for (const { bound } of buffers) bound.delete(forget);
+  };
+  for (const { bound } of buffers) bound.add(forget);
   return group;
 }

@@ -21,9 +21,21 @@ export interface RouteCall {
   readonly groupOf?: GpuBuffer | undefined;
   /** [tokens] u32, 1 for those that skip nothing although the plan has a rule. */
   readonly spared?: GpuBuffer | undefined;
-  /** [tokens, topK] i32 and f32, written. */
+  /** Tokens of several runs of one router, each with its own experts; then `plan`, `map`, `groupOf` and `spared` are absent. */
+  readonly planned?: PlannedChoices | undefined;
+  /** [tokens, topK] i32 and f32, written; with `planned`, blocks in place of slots. */
   readonly slots: GpuBuffer;
   readonly gates: GpuBuffer;
+}
+
+/** Which experts each of several runs keeps. */
+export interface PlannedChoices {
+  /** [tokens] u32: the run of each token. */
+  readonly runs: GpuBuffer;
+  /** From word `start` on, `stride` words per run: its number of slots, then for each its router column and its block. */
+  readonly table: GpuBuffer;
+  readonly start: number;
+  readonly stride: number;
 }
 
 /** The group of the original expert that answers for each slot. */
@@ -62,7 +74,8 @@ export function checkedTopK(router: RouterSpec, slots: number, plan: LayerPlan |
 
 /** `routeTokens` of core on the device. @returns experts per token */
 export function routeChoices(gpu: Gpu, call: RouteCall): number {
-  const { router, plan, logits, tokens, columns, map, correction, groupOf, spared, slots, gates } = call;
+  const { router, plan, logits, tokens, columns, map, correction, groupOf, spared, planned, slots, gates } =
+    call;
   const slotCount = plan?.routerMap?.length ?? columns;
   const topK = checkedTopK(router, slotCount, plan);
   const skip = skipRuleOf(router, plan);
@@ -80,6 +93,7 @@ export function routeChoices(gpu: Gpu, call: RouteCall): number {
     normalize: !normalize ? "none" : normalize.power === 1 ? "sum" : "power",
     skip: skip?.rule ?? "none",
     spared: spared !== undefined && skip !== undefined,
+    planned: planned !== undefined,
   };
   const kernel = gpu.kernel(routingKey(options), () => routingSource(options));
   const buffers = [
@@ -88,6 +102,8 @@ export function routeChoices(gpu: Gpu, call: RouteCall): number {
     options.correction ? correction : undefined,
     options.groups === "none" ? undefined : groupOf,
     options.spared ? spared : undefined,
+    planned?.runs,
+    planned?.table,
     slots,
     gates,
   ].filter((one) => one !== undefined);
@@ -104,6 +120,8 @@ export function routeChoices(gpu: Gpu, call: RouteCall): number {
     scale: router.scale ?? 1,
     threshold: skip?.threshold ?? 0,
     tolerance: 2 * (router.jitter ?? 0),
+    start: planned?.start ?? 0,
+    stride: planned?.stride ?? 0,
   };
   gpu.commands.dispatch(kernel, buffers, params, ...spread(tokens));
   return topK;

@@ -12,6 +12,8 @@ export interface RoutingOptions {
   readonly normalize: "none" | "sum" | "power";
   readonly skip: SkipRule["rule"] | "none";
   readonly spared: boolean;
+  /** Whether every token goes by the experts that its run keeps (`RouteCall.planned`). */
+  readonly planned: boolean;
 }
 
 export const routingKey = (options: RoutingOptions) =>
@@ -29,7 +31,9 @@ export type RoutingParam =
   | "epsilon"
   | "scale"
   | "threshold"
-  | "tolerance";
+  | "tolerance"
+  | "start"
+  | "stride";
 
 /** Most experts per token that the kernel has room for; no released model uses more than 16. */
 export const topKLimit = 64;
@@ -42,7 +46,7 @@ const threads = 64;
  * normalisation. Scores and gate weights are float32, as they are there.
  */
 export function routingSource(options: RoutingOptions): KernelSource<RoutingParam> {
-  const { room, map, correction, groups, spared, order } = options;
+  const { room, map, correction, groups, spared, order, planned } = options;
   const selects = correction || groups !== "none";
   const values = map ? "mapped" : "scores";
   return {
@@ -54,6 +58,7 @@ export function routingSource(options: RoutingOptions): KernelSource<RoutingPara
       ...(correction ? [reads("correction", "array<f32>")] : []),
       ...(groups !== "none" ? [reads("group_of", "array<u32>")] : []),
       ...(spared ? [reads("spared", "array<u32>")] : []),
+      ...(planned ? [reads("runs", "array<u32>"), reads("table", "array<u32>")] : []),
       writes("slots", "array<i32>"),
       writes("gates", "array<f32>"),
     ],
@@ -74,13 +79,23 @@ ${bestCode}
 ${mainOf(threads)} {
   let token = ${groupIndex};
   if (token >= p.tokens) { return; }
-  for (var i = t; i < p.columns; i += ${threads}u) { scores[i] = logits[token * p.columns + i]; }
+${
+  planned
+    ? `  let own = p.start + runs[token] * p.stride;
+  let slot_count = table[own];
+  let columns = slot_count;`
+    : `  let slot_count = p.slots;
+  let columns = p.columns;`
+}
+  for (var i = t; i < columns; i += ${threads}u) {
+    scores[i] = logits[token * p.columns + ${planned ? "table[own + 1u + 2u * i]" : "i"}];
+  }
 ${order === "sparsemixer" ? sparsemixerCode : chooseCode(options, selects ? "selection" : values, values)}
   if (t == 0u) {
 ${skipCode(options)}
 ${normalizeCode(options)}
     for (var i = 0u; i < p.topK; i++) {
-      slots[token * p.topK + i] = chosen[i];
+      slots[token * p.topK + i] = ${planned ? "i32(table[own + 2u + 2u * u32(chosen[i])])" : "chosen[i]"};
       gates[token * p.topK + i] = gate[i] * ${order === "sparsemixer" ? "1.0" : "p.scale"};
     }
   }
@@ -107,7 +122,7 @@ fn reduce_best(t: u32) {
 /** Finds the best slot of \`source\` that is not taken and leaves it in best_slot[0]. */
 const findBest = (source: string) => `    var value = NONE;
     var slot = 0xffffffffu;
-    for (var i = t; i < p.slots; i += ${threads}u) {
+    for (var i = t; i < slot_count; i += ${threads}u) {
       if (taken[i] == 0u && better(${source}[i], i, value, slot)) { value = ${source}[i]; slot = i; }
     }
     best_value[t] = value;
@@ -115,7 +130,7 @@ const findBest = (source: string) => `    var value = NONE;
     reduce_best(t);`;
 
 function chooseCode(
-  { order, map, correction, groups }: RoutingOptions,
+  { order, map, correction, groups, planned }: RoutingOptions,
   selection: string,
   values: string,
 ): string {
@@ -124,29 +139,32 @@ function chooseCode(
   const score = {
     "softmax-topk": `  workgroupBarrier();
   var most = NONE;
-${each("p.columns", "most = max(most, scores[i]);")}
+${each("columns", "most = max(most, scores[i]);")}
   most = most_of(t, most);
   var part = 0.0;
-${each("p.columns", "scores[i] = exp(scores[i] - most); part += scores[i];")}
+${each("columns", "scores[i] = exp(scores[i] - most); part += scores[i];")}
   let total = add_all(t, part);
-${each("p.columns", "scores[i] /= total;")}`,
-    "sigmoid-topk": each("p.columns", "scores[i] = 1.0 / (1.0 + exp(-scores[i]));"),
+${each("columns", "scores[i] /= total;")}`,
+    "sigmoid-topk": each("columns", "scores[i] = 1.0 / (1.0 + exp(-scores[i]));"),
     "topk-softmax": "",
     "topk-sigmoid": "",
     sparsemixer: "",
   }[order];
   const mapping = map
     ? `  workgroupBarrier();
-  for (var i = t; i < p.slots; i += ${threads}u) {
+  for (var i = t; i < slot_count; i += ${threads}u) {
     var sum = 0.0;
-    for (var j = 0u; j < p.columns; j++) { sum += map[i * p.columns + j] * scores[j]; }
+    for (var j = 0u; j < columns; j++) { sum += map[i * columns + j] * scores[j]; }
     mapped[i] = sum;
   }`
     : "";
   const selecting =
     selection === values
       ? ""
-      : each("p.slots", `selection[i] = ${values}[i]${correction ? " + correction[i]" : ""};`);
+      : each(
+          "slot_count",
+          `selection[i] = ${values}[i]${correction ? ` + correction[${planned ? "table[own + 1u + 2u * i]" : "i"}]` : ""};`,
+        );
   const value =
     selection === values ? "best_value[0]" : `select(${values}[pick], 0.0, best_value[0] == NONE)`;
   const afterwards = {
@@ -180,7 +198,7 @@ const groupCode = (kind: "max" | "top2") => `  if (t < p.groups) {
     var first = NONE;
     var second = NONE;
     var size = 0u;
-    for (var i = 0u; i < p.slots; i++) {
+    for (var i = 0u; i < slot_count; i++) {
       if (group_of[i] != t) { continue; }
       size++;
       let value = selection[i];
@@ -191,7 +209,7 @@ const groupCode = (kind: "max" | "top2") => `  if (t < p.groups) {
     group_size[t] = size;
   }
   workgroupBarrier();
-  for (var i = t; i < p.slots; i += ${threads}u) {
+  for (var i = t; i < slot_count; i += ${threads}u) {
     let own = group_of[i];
     var rank = 0u;
     for (var g = 0u; g < p.groups; g++) {
@@ -207,7 +225,7 @@ ${findBest("scores")}
     let pick = best_slot[0];
     let most = scores[pick];
     var part = 0.0;
-    for (var i = t; i < p.slots; i += ${threads}u) {
+    for (var i = t; i < slot_count; i += ${threads}u) {
       if (taken[i] == 1u) { continue; }
       let distance = (most - scores[i]) / max(abs(scores[i]), most);
       if (!(distance > p.tolerance)) { part += exp(scores[i] - most); }
@@ -276,4 +294,6 @@ const routingParams: Readonly<Record<RoutingParam, "u32" | "f32">> = {
   scale: "f32",
   threshold: "f32",
   tolerance: "f32",
+  start: "u32",
+  stride: "u32",
 };

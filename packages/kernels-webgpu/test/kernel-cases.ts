@@ -5,7 +5,9 @@ import {
   checkEmbedding,
   checkExperts,
   checkMatmul,
+  checkMerge,
   checkNorm,
+  checkPlannedRouting,
   checkRotary,
   checkRouting,
   checkTargets,
@@ -103,6 +105,10 @@ const routings: KernelCheck[] = [
       : checkRouting({ ...base, order, normalize, skip: { rule: "top-p", threshold: 0.6 } }, { experts: 9 }),
   ]),
   checkRouting({ topK: 2, order: "sparsemixer", jitter: 0.1 }, { experts: 9 }),
+  ...(["softmax-topk", "sigmoid-topk", "topk-softmax", "topk-sigmoid"] as const).map((order, i) =>
+    checkPlannedRouting({ ...base, order, ...(i < 2 && { normalize, correction: mark }) }, 9),
+  ),
+  checkPlannedRouting({ topK: 2, order: "sparsemixer", jitter: 0.1 }, 9),
   checkRouting(
     { topK: 2, order: "sparsemixer", jitter: 0.3, skip: { rule: "ratio", threshold: 0.9 } },
     { experts: 9 },
@@ -184,6 +190,8 @@ const masked: KernelCheck[] = (["prefill", "received"] as const).map((way) =>
 );
 
 const rows: KernelCheck[] = [
+  ...(["f32", "f16", "bf16"] as const).map((format) => checkMerge(format)),
+  checkMerge("bf16", "f32"),
   ...(["rms", "layer"] as const).flatMap((kind) => [
     checkNorm(kind, 5),
     checkNorm(kind, 200),

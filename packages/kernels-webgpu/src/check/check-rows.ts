@@ -182,23 +182,25 @@ export function checkTargets(vocab: number): KernelCheck {
         const logits = randomValues(rows * vocab, 1).map((value) => 5 * value);
         // The largest logit twice: the lower one counts.
         logits.fill(6, vocab + 2, vocab + 4);
-        const targets = Uint32Array.from({ length: rows + 1 }, (_, row) => (3 * row) % vocab);
-        const [logProbs, argmax] = [empty(rows + 1), empty(rows + 1)];
-        const buffers = { logits: upload(logits), targets: upload(targets), logProbs, argmax };
+        // The row before has one target, and these have two, one, none and three.
+        const rowOf = [0, 0, 1, 3, 3, 3];
+        const starts = Uint32Array.of(0, 1, 3, 4, 4, 7);
+        const targets = Uint32Array.from({ length: 7 }, (_, i) => (3 * i) % vocab);
+        const [logProbs, argmax] = [empty(7), empty(7)];
+        const [gLogits, gStarts, gTargets] = [upload(logits), upload(starts), upload(targets)];
+        const buffers = { logits: gLogits, starts: gStarts, targets: gTargets, logProbs, argmax };
         scoreTargets(gpu, buffers, { rows, vocab, from: 1 });
         const [a, b] = await gpu.read([
-          { buffer: logProbs, byte: 4, bytes: 4 * rows },
-          { buffer: argmax, byte: 4, bytes: 4 * rows },
+          { buffer: logProbs, byte: 4, bytes: 4 * rowOf.length },
+          { buffer: argmax, byte: 4, bytes: 4 * rowOf.length },
         ]);
-        const lines = Array.from({ length: rows }, (_, row) => [
-          ...logits.subarray(row * vocab, (row + 1) * vocab),
-        ]);
+        const lines = rowOf.map((row) => [...logits.subarray(row * vocab, (row + 1) * vocab)]);
         return Math.max(
           worstDifference(
             new Float32Array(a as ArrayBuffer),
             lines.map(
-              (line, row) =>
-                (line[targets[row + 1] as number] as number) -
+              (line, i) =>
+                (line[targets[i + 1] as number] as number) -
                 Math.log(line.reduce((sum, value) => sum + Math.exp(value), 0)),
             ),
           ),
