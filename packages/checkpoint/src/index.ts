@@ -25,6 +25,7 @@ export { type Inspection, inspectModel } from "./inspect.js";
 export { type JsonObject, parseJsonObject } from "./json-object.js";
 export { defaultLimits, type FormatLimits } from "./limits.js";
 export { type LoadedCheckpoint, type LoadOptions, loadModel } from "./load.js";
+export { type OpenUrlOptions, openUrl } from "./open-url.js";
 export { checkComplete, companionFiles, textFile } from "./output/companion-files.js";
 export type { ConfigChanges } from "./output/config-changes.js";
 export { bytesContent, type Content } from "./output/content.js";
