@@ -1,4 +1,4 @@
-import { readFileSync, writeFileSync } from "node:fs";
+import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
 import { sampleAttention } from "@coppice/plugin-kit";
 import { loadFixture } from "@coppice/plugin-kit/node";
@@ -30,8 +30,35 @@ describe("apply --attention", () => {
       );
     }
     expect(await coppiceJson(["verify", model, sparse])).toMatchObject({ equal: true });
-    const exported = await coppice(["export", sparse, "--format", "onnx", "--out", join(work, "onnx")]);
-    expect(exported).toMatchObject({ code: 0, stderr: expect.stringContaining("attention plan") });
+  });
+
+  it("is exported with the model, by default and on request, where the format keeps it", async () => {
+    const [sparse, file] = [join(work, "sparse"), join(work, "attention.json")];
+    const out = (name: string) => join(work, name);
+    const onnx = (from: string, name: string, ...args: string[]) =>
+      coppiceJson(["export", from, "--format", "onnx", "--out", out(name), ...args]);
+    expect(await onnx(sparse, "own")).toMatchObject({ attention: { length: 512 } });
+    expect(await onnx(sparse, "dense", "--attention", "none")).not.toHaveProperty("attention");
+    const short = ["--target", "wasm", "--attention", file, "--attention-length", "64"];
+    expect(await onnx(model, "short", ...short)).toMatchObject({ attention: { length: 64 } });
+    const tokens = async (name: string) => {
+      const ids = Array.from({ length: 300 }, (_, i) => (i * 37) % 250).join(",");
+      const written = await coppiceJson(["generate", out(name), "--ids", ids, "--max-tokens", "40"]);
+      return written["tokens"];
+    };
+    expect(await tokens("own")).toHaveLength(40);
+    expect(await tokens("own")).not.toEqual(await tokens("dense"));
+    // Left out with a word of it; refused when it was asked for.
+    for (const format of [
+      ["--format", "gguf"],
+      ["--format", "onnx", "--target", "webgpu"],
+    ]) {
+      const left = await coppice(["export", sparse, ...format, "--out", out(`left${format.length}`)]);
+      expect(left).toMatchObject({ code: 0, stderr: expect.stringContaining("carry no attention plan") });
+      const asked = ["export", model, ...format, "--attention", file, "--out", out("never")];
+      expect((await coppice(asked)).stderr).toContain("COPPICE_EXPORT_UNSUPPORTED");
+      expect(existsSync(out("never"))).toBe(false);
+    }
   });
 
   it("refuses plans of other models, and nothing to apply", async () => {

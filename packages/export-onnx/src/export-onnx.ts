@@ -67,7 +67,8 @@ async function layOut(
   checkComplete(loaded);
   throwIfAborted(options.signal, "laying out the graph");
   const { model } = loaded;
-  const graph = graphFiles(model, loaded.weights, options);
+  const { attention = loaded.attention ?? null } = options;
+  const graph = graphFiles(model, loaded.weights, { ...options, attention });
   const companions = await companionFiles(loaded, []);
   const files = [
     textFile("config.json", `${JSON.stringify(exportConfig(loaded, graph), null, 2)}\n`),

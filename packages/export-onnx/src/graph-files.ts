@@ -14,7 +14,7 @@ export interface GraphOptions {
   readonly expertOutputs?: boolean;
   /** Most bytes of a file of weights; default 2,000,000,000, what browsers hold in one buffer. */
   readonly maxFileBytes?: number;
-  /** How far heads see; absent or null: as far as the model says. Not for `webgpu`. */
+  /** How far heads see, not for `webgpu`; null: as far as the model says. Default: the plan that the checkpoint brings along. */
   readonly attention?: AttentionPlan | null;
   /** Tokens of context that the plan's rules are resolved at, at most and by default the longest text that the graph runs. */
   readonly attentionLength?: number;

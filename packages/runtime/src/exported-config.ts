@@ -1,4 +1,4 @@
-import { CoppiceError } from "@coppice/core";
+import { CoppiceError, type HeadSpan } from "@coppice/core";
 import type { SamplingOptions } from "@coppice/evaluate";
 import * as v from "valibot";
 import { type ExportedFolder, missingFile } from "./exported-folder.js";
@@ -21,6 +21,8 @@ export interface ExportedConfig {
   readonly dtype: string | undefined;
   /** `coppice export` wrote the graphs, so that more is known of them than the names of their inputs. */
   readonly isCoppiceExport: boolean;
+  /** Spans that heads of the graph have, by the numbers in the names of its inputs. */
+  readonly spans: readonly HeadSpan[];
   /** External data files of the graph `model<suffix>.onnx`. */
   externalData(graph: string): string[];
 }
@@ -32,12 +34,16 @@ const fileCount = v.union([
   v.pipe(v.number(), v.safeInteger(), v.minValue(0), v.maxValue(dataFiles)),
 ]);
 
+const headSpan = v.object({ sinks: v.pipe(v.number(), v.safeInteger(), v.minValue(0)), window: count });
+
 const configSchema = v.looseObject({
   vocab_size: count,
   max_position_embeddings: count,
   eos_token_id: v.nullish(tokenIds),
   // The section of this project.
-  coppice_export: v.optional(v.looseObject({})),
+  coppice_export: v.optional(
+    v.looseObject({ attention: v.optional(v.looseObject({ spans: v.array(headSpan) })) }),
+  ),
   // The section that transformers.js reads.
   "transformers.js_config": v.optional(
     v.looseObject({
@@ -70,6 +76,7 @@ export async function readExportedConfig(folder: ExportedFolder): Promise<Export
     sampling: samplingOf(generation ?? {}),
     dtype: typeof dtype === "string" ? dtype : dtype?.["model"],
     isCoppiceExport: config.coppice_export !== undefined,
+    spans: config.coppice_export?.attention?.spans ?? [],
     externalData(graph) {
       const files = typeof format === "object" ? (format[graph] ?? format["model"]) : format;
       return Array.from({ length: Number(files ?? 0) }, (_, i) => `${graph}_data${i === 0 ? "" : `_${i}`}`);

@@ -16,6 +16,7 @@ import { graphInterface } from "./graph-interface.js";
 import { KeptPrefixes } from "./kept-prefixes.js";
 import type { InferenceSession, OnnxRuntime } from "./onnx-runtime.js";
 import { type LayerExperts, type LoadedGraph, Ones } from "./sequence.js";
+import { SpanBias } from "./span-bias.js";
 import { Turns } from "./turns.js";
 
 export interface OpenModelOptions {
@@ -118,10 +119,11 @@ export async function openExportedModel(
     const graph: LoadedGraph = {
       runtime,
       session,
-      io: graphInterface(session, `${folder.label}/onnx/${name}`),
+      io: graphInterface(session, `${folder.label}/onnx/${name}`, config.spans),
       turns: new Turns(),
       chunk,
       ones: new Ones(),
+      bias: new SpanBias(),
       inPlace: inPlace && config.isCoppiceExport,
       released: () => released,
     };

@@ -1,4 +1,4 @@
-import { CoppiceError } from "@coppice/core";
+import { CoppiceError, type HeadSpan } from "@coppice/core";
 import type { InferenceSession } from "./onnx-runtime.js";
 
 /** A tensor of keys or values that one run hands to the next. */
@@ -10,11 +10,15 @@ export interface CacheTensor {
   readonly type: "float32" | "float16";
   readonly heads: number;
   readonly size: number;
+  /** Places are those of `CachePlaces`; absent: one for every token. */
+  readonly span?: HeadSpan;
 }
 
 /** What a graph takes and gives, under the names that optimum and transformers.js use. */
 export interface GraphInterface {
   readonly cache: readonly CacheTensor[];
+  /** What is added to the scores of heads with a span, [batch, 1, tokens, held and new places]. */
+  readonly biases: readonly { readonly input: string; readonly span: HeadSpan }[];
   readonly takesPositions: boolean;
   /** The graph has `num_logits_to_keep`, so that it need not compute logits of a whole prompt. */
   readonly keepsLogits: boolean;
@@ -24,11 +28,20 @@ export interface GraphInterface {
 
 const plainInputs = new Set(["input_ids", "attention_mask", "position_ids", "num_logits_to_keep"]);
 
+/** The number of a span in the name of an input; "all" are heads of such a layer that see everything. */
+const spanOfBias = /^attention_bias\.(\d{1,6})$/;
+const spanOfCache = /^past_key_values\.\d{1,6}\.(\d{1,6})\./;
+
 /**
  * Reads what a session's graph takes and gives.
+ * @param spans those that its heads have
  * @throws COPPICE_BACKEND_UNSUPPORTED when it is no decoder with cached keys and values
  */
-export function graphInterface(session: InferenceSession, label: string): GraphInterface {
+export function graphInterface(
+  session: InferenceSession,
+  label: string,
+  spans: readonly HeadSpan[] = [],
+): GraphInterface {
   const refuse = (why: string) =>
     new CoppiceError("COPPICE_BACKEND_UNSUPPORTED", `the graph of ${label} ${why}`, {
       hint: "expected a decoder with input_ids, attention_mask, past_key_values.*, logits and present.*",
@@ -38,10 +51,23 @@ export function graphInterface(session: InferenceSession, label: string): GraphI
   for (const name of ["input_ids", "attention_mask"])
     if (!inputs.has(name)) throw refuse(`has no input ${name}`);
   if (!outputs.has("logits")) throw refuse("has no output logits");
+  const numbered = (name: string, form: RegExp): HeadSpan | undefined => {
+    const number = form.exec(name)?.[1];
+    if (number === undefined) return undefined;
+    const span = spans[Number(number)];
+    if (span) return span;
+    throw refuse(`has the input ${name}, and config.json says nothing of a span ${number}`);
+  };
   const cache: CacheTensor[] = [];
+  const biases: { input: string; span: HeadSpan }[] = [];
   for (const input of session.inputMetadata) {
     const { name } = input;
     if (plainInputs.has(name)) continue;
+    const biased = numbered(name, spanOfBias);
+    if (biased) {
+      biases.push({ input: name, span: biased });
+      continue;
+    }
     const output = name.replace(/^past_key_values\./, "present.");
     if (!name.startsWith("past_key_values.") || !outputs.has(output))
       throw refuse(`has the input ${name.slice(0, 200)}`);
@@ -51,11 +77,13 @@ export function graphInterface(session: InferenceSession, label: string): GraphI
       const shown = input.isTensor ? `${input.type} [${input.shape.join(", ")}]` : "no tensor";
       throw refuse(`has ${name} as ${shown}, expected float32 or float16 [batch, heads, past, size]`);
     }
-    cache.push({ input: name, output, type, heads, size });
+    const span = numbered(name, spanOfCache);
+    cache.push({ input: name, output, type, heads, size, ...(span && { span }) });
   }
   if (cache.length === 0) throw refuse("has no input past_key_values.*");
   return {
     cache,
+    biases,
     takesPositions: inputs.has("position_ids"),
     keepsLogits: inputs.has("num_logits_to_keep"),
     experts: session.outputNames

@@ -1,4 +1,5 @@
-import { firstTokens, type LoadedGraph, Sequence } from "./sequence.js";
+import { firstTokens } from "./cache-tensors.js";
+import { type LoadedGraph, Sequence } from "./sequence.js";
 
 /** Shorter beginnings cost less to compute again than to look up and copy. */
 const leastReused = 16;
@@ -29,7 +30,7 @@ export class KeptPrefixes {
     // Exactly what the prompt continues goes to the new sequence; a longer one stays for others.
     if (longest === kept.tokens.length) return new Sequence(this.#graph, kept.tokens, kept.past);
     this.#kept.push(kept);
-    const past = firstTokens(this.#graph, kept.past, longest);
+    const past = firstTokens(this.#graph, kept.past, kept.tokens.length, longest);
     return new Sequence(this.#graph, past ? kept.tokens.slice(0, longest) : [], past);
   }
 

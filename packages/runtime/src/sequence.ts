@@ -1,8 +1,10 @@
 import { CoppiceError, throwIfAborted } from "@coppice/core";
 import { type Decoder, mostLikely } from "@coppice/evaluate";
+import { disposeTensors, emptyPast, settleTokens, withRoom } from "./cache-tensors.js";
 import { messageOf } from "./exported-folder.js";
 import type { GraphInterface } from "./graph-interface.js";
 import type { InferenceSession, OnnxRuntime, Tensor, Tensors } from "./onnx-runtime.js";
+import type { SpanBias } from "./span-bias.js";
 import type { Turns } from "./turns.js";
 
 /** A loaded graph, and what all its sequences share. */
@@ -14,6 +16,7 @@ export interface LoadedGraph {
   /** Most tokens of one run. */
   readonly chunk: number;
   readonly ones: Ones;
+  readonly bias: SpanBias;
   /** See `OpenModelOptions.inPlace`; only where the graph can. */
   readonly inPlace: boolean;
   /** True once the session is released. */
@@ -36,9 +39,6 @@ export interface LayerExperts {
   readonly experts: Int32Array;
 }
 
-/** Tokens that buffers of keys and values have room for beyond those that need it: at least so many, and a quarter more. */
-const spareTokens = 64;
-
 /**
  * Tokens with their keys and values. What a run puts out is fed to the next one as it is, so that nothing is copied in
  * JavaScript; on a GPU it stays there. In place, runs write into buffers that are larger than needed, until they are full.
@@ -50,7 +50,7 @@ export class Sequence implements Decoder {
   readonly #graph: LoadedGraph;
   /** Outputs that are wanted. */
   readonly #wanted: readonly string[];
-  /** [1, heads, at least as many as there are tokens, size] each */
+  /** [1, heads, at least as many as heads keep of the tokens, size] each */
   #past: Tensors;
   #unseen: number;
 
@@ -95,13 +95,13 @@ export class Sequence implements Decoder {
   }
 
   async #run(tokens: Int32Array, signal: AbortSignal | undefined): Promise<Float32Array> {
-    const { runtime, session, io, ones, inPlace, released } = this.#graph;
+    const { runtime, session, io, ones, bias, inPlace, released } = this.#graph;
     if (released()) throw new CoppiceError("COPPICE_BACKEND_DISPOSED", "the model was disposed");
     // Its turn may have come long after it asked.
     throwIfAborted(signal, "generating");
     const { length } = tokens;
     const past = this.tokens.length;
-    if (inPlace) this.#makeRoom(past + length);
+    this.#past = withRoom(this.#graph, this.#past, past, length);
     const int64 = (values: BigInt64Array, dims: readonly number[]) =>
       new runtime.Tensor("int64", values, dims);
     const feeds: Record<string, Tensor> = {
@@ -113,6 +113,10 @@ export class Sequence implements Decoder {
       const positions = new BigInt64Array(length);
       for (let i = 0; i < length; i++) positions[i] = BigInt(past + i);
       feeds["position_ids"] = int64(positions, [1, length]);
+    }
+    for (const { input, span } of io.biases) {
+      const { data, places } = bias.values(span, past, length);
+      feeds[input] = new runtime.Tensor("float32", data, [1, 1, length, places]);
     }
     if (io.keepsLogits) feeds["num_logits_to_keep"] = int64(BigInt64Array.of(1n), []);
     let outputs: InferenceSession.ReturnType;
@@ -129,6 +133,7 @@ export class Sequence implements Decoder {
       );
       disposeTensors(before);
     }
+    settleTokens(this.#graph, this.#past, past, length);
     await this.#readExperts(outputs);
     return lastRow(outputs["logits"] as Tensor);
   }
@@ -141,14 +146,6 @@ export class Sequence implements Decoder {
       inPlace ? (this.#past[input] as Tensor) : null,
     ]);
     return Object.fromEntries([...this.#wanted.map((name): [string, null] => [name, null]), ...cache]);
-  }
-
-  /** Moves keys and values to larger buffers unless there is room for so many tokens. */
-  #makeRoom(tokens: number): void {
-    const [any] = Object.values(this.#past);
-    if ((any?.dims[2] as number) >= tokens) return;
-    const room = tokens + Math.max(spareTokens, tokens >> 2);
-    this.#past = firstTokens(this.#graph, this.#past, this.tokens.length, room) as Tensors;
   }
 
   async #readExperts(outputs: InferenceSession.ReturnType): Promise<void> {
@@ -176,58 +173,4 @@ async function lastRow(logits: Tensor): Promise<Float32Array> {
   const data = await logits.getData(true);
   if (data instanceof Float32Array) return data.subarray(data.length - vocab);
   throw new CoppiceError("COPPICE_BACKEND_UNSUPPORTED", `logits are ${logits.type}, expected float32`);
-}
-
-function emptyPast({ runtime, io }: LoadedGraph): Tensors {
-  return Object.fromEntries(
-    io.cache.map((tensor) => [tensor.input, newTensor(runtime, tensor, 0, emptyData(tensor.type, 0))]),
-  );
-}
-
-/**
- * A copy of the keys and values of the first `length` tokens; undefined for tensors that are not in this memory.
- * @param past [1, heads, at least `length`, size] each
- * @param room tokens that the copy has room for
- */
-export function firstTokens(
-  { runtime, io }: LoadedGraph,
-  past: Tensors,
-  length: number,
-  room = length,
-): Tensors | undefined {
-  const out: Record<string, Tensor> = {};
-  for (const tensor of io.cache) {
-    const held = past[tensor.input] as Tensor;
-    if (held.location !== "cpu") return undefined;
-    const { heads, size, type } = tensor;
-    const data = held.data as Float32Array | Uint16Array;
-    const rows = held.dims[2] as number;
-    const part = emptyData(type, heads * room * size);
-    for (let head = 0; head < heads; head++) {
-      part.set(data.subarray(head * rows * size, (head * rows + length) * size), head * room * size);
-    }
-    out[tensor.input] = newTensor(runtime, tensor, room, part);
-  }
-  return out;
-}
-
-function emptyData(type: "float32" | "float16", length: number): Float32Array | Uint16Array {
-  return type === "float32" ? new Float32Array(length) : new Uint16Array(length);
-}
-
-function newTensor(
-  runtime: OnnxRuntime,
-  { heads, size, type }: GraphInterface["cache"][number],
-  length: number,
-  data: Float32Array | Uint16Array,
-): Tensor {
-  const dims = [1, heads, length, size];
-  return type === "float32"
-    ? new runtime.Tensor(type, data as Float32Array, dims)
-    : new runtime.Tensor(type, data as Uint16Array, dims);
-}
-
-/** Tensors in this memory belong to the garbage collector, others are given back at once. */
-function disposeTensors(tensors: Tensors): void {
-  for (const tensor of Object.values(tensors)) if (tensor.location !== "cpu") tensor.dispose();
 }

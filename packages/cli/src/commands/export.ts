@@ -1,15 +1,22 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
-import { CoppiceError } from "@coppice/core";
+import { type AttentionPlan, CoppiceError } from "@coppice/core";
 import type { CliContext } from "../context.js";
 import { examples, outOption } from "../options.js";
-import { openModel } from "../work/open-model.js";
+import { readAttentionPlan } from "../work/attention-plan-file.js";
+import { type OpenModel, openModel } from "../work/open-model.js";
 import { checkAbsent, checkOutside } from "../work/write-checkpoint.js";
 import { exportGguf, ggufTypes, preTokenizerOption, typeOption } from "./export/gguf.js";
-import { expertOutputsOption, exportOnnxFolder, maxFileOption, targetOption } from "./export/onnx.js";
+import {
+  attentionLengthOption,
+  expertOutputsOption,
+  exportOnnxFolder,
+  maxFileOption,
+  targetOption,
+} from "./export/onnx.js";
 
 /** What only one format has. */
 const ownOptions = {
-  onnx: [targetOption, expertOutputsOption, maxFileOption],
+  onnx: [targetOption, expertOutputsOption, attentionLengthOption, maxFileOption],
   gguf: [typeOption, preTokenizerOption],
 } as const;
 
@@ -28,8 +35,14 @@ export function exportCommand(context: CliContext): CommandUnknownOpts {
         .choices(["onnx", "gguf"] as const)
         .makeOptionMandatory(),
     )
+    .option(
+      "--attention <plan>",
+      "attention plan that the graph keeps: heads with limited spans get caches of their own length; none: not even the checkpoint's own " +
+        "plan, which is the default",
+    )
     .addOption(targetOption)
     .addOption(expertOutputsOption)
+    .addOption(attentionLengthOption)
     .addOption(maxFileOption)
     .addOption(typeOption)
     .addOption(preTokenizerOption)
@@ -38,6 +51,7 @@ export function exportCommand(context: CliContext): CommandUnknownOpts {
       "after",
       examples(
         "coppice export ./model-small --format onnx --out ./model-onnx",
+        "coppice export ./model --format onnx --attention attention.json --attention-length 8192 --out ./model-onnx",
         "coppice export ./model-small --format onnx --target webgpu --expert-outputs --out ./model-web",
         "coppice export ./model-small --format gguf --type q4_0 --out ./model-gguf",
       ),
@@ -52,16 +66,18 @@ export function exportCommand(context: CliContext): CommandUnknownOpts {
       const out = context.path(options.out);
       checkOutside(out, opened.path);
       checkAbsent(out);
-      if (opened.checkpoint.attention) {
-        context.out.warn(
-          `the checkpoint brings an attention plan, which ${options.format.toUpperCase()} files do not carry: what is written sees all that the model does`,
-        );
-      }
+      const cannot =
+        options.format === "gguf"
+          ? "GGUF files"
+          : options.target === "webgpu"
+            ? "graphs for webgpu"
+            : undefined;
+      const attention = await exportedAttention(opened, options.attention, cannot, context);
       switch (options.format) {
         case "onnx": {
-          const { target, expertOutputs, maxFileSize } = options;
+          const { target, expertOutputs, attentionLength, maxFileSize } = options;
           return await exportOnnxFolder(
-            { opened, out, target, expertOutputs, maxFileBytes: maxFileSize },
+            { opened, out, target, expertOutputs, attention, attentionLength, maxFileBytes: maxFileSize },
             context,
           );
         }
@@ -72,4 +88,28 @@ export function exportCommand(context: CliContext): CommandUnknownOpts {
           );
       }
     });
+}
+
+/**
+ * The attention plan that is exported: what the user says, or else what the checkpoint brings along.
+ * @param cannot what carries no plan: one that the user names is refused, one that the checkpoint brings is left out with a warning
+ */
+async function exportedAttention(
+  { checkpoint }: OpenModel,
+  given: string | undefined,
+  cannot: string | undefined,
+  context: CliContext,
+): Promise<AttentionPlan | undefined> {
+  if (given === "none") return undefined;
+  const plan =
+    given === undefined ? checkpoint.attention : await readAttentionPlan(given, checkpoint.model, context);
+  if (!plan || cannot === undefined) return plan;
+  const reason = `${cannot} carry no attention plan: what is written sees all that the model does`;
+  if (given !== undefined) {
+    throw new CoppiceError("COPPICE_EXPORT_UNSUPPORTED", reason, {
+      hint: "export with --format onnx --target cpu or wasm, or with --attention none",
+    });
+  }
+  context.out.warn(`the checkpoint brings an attention plan, and ${reason}`);
+  return undefined;
 }

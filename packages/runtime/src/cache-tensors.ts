@@ -1,0 +1,135 @@
+import { CachePlaces, CoppiceError } from "@coppice/core";
+import type { CacheTensor } from "./graph-interface.js";
+import type { OnnxRuntime, Tensor, Tensors } from "./onnx-runtime.js";
+import type { LoadedGraph } from "./sequence.js";
+
+/** Places that buffers of keys and values have beyond those that are needed: at least so many, and a quarter more. */
+const sparePlaces = 64;
+
+type Graph = Pick<LoadedGraph, "runtime" | "io">;
+
+/** Those of no token. */
+export function emptyPast({ runtime, io }: Graph): Tensors {
+  return Object.fromEntries(
+    io.cache.map((tensor) => [tensor.input, newTensor(runtime, tensor, 0, emptyData(tensor.type, 0))]),
+  );
+}
+
+/**
+ * A copy of the keys and values of the first `length` of `held` tokens; undefined for tensors that are not in this memory, and where
+ * tokens that these would see have been given up for later ones.
+ * @param past [1, heads, at least as many as are held, size] each
+ */
+export function firstTokens(
+  { runtime, io }: Graph,
+  past: Tensors,
+  held: number,
+  length: number,
+): Tensors | undefined {
+  const out: Record<string, Tensor> = {};
+  for (const tensor of io.cache) {
+    const places = new CachePlaces(tensor.span);
+    const values = past[tensor.input] as Tensor;
+    if (values.location !== "cpu" || (length < held && held > places.room)) return undefined;
+    const filled = places.filled(length);
+    out[tensor.input] = resized(runtime, tensor, values, filled, filled);
+  }
+  return out;
+}
+
+/**
+ * The same keys and values with room for new tokens. Those of heads that see everything grow in good time, where runs extend them in place;
+ * those of heads with a span also give up places that only a prompt needed.
+ * @param tokens held
+ * @param added tokens of the next run
+ */
+export function withRoom(
+  { runtime, io, inPlace }: LoadedGraph,
+  past: Tensors,
+  tokens: number,
+  added: number,
+): Tensors {
+  return Object.fromEntries(
+    io.cache.map((tensor) => {
+      const values = past[tensor.input] as Tensor;
+      const layout = new CachePlaces(tensor.span);
+      const filled = layout.filled(tokens);
+      const needed = filled + added;
+      const most = layout.room + added;
+      const places = values.dims[2] as number;
+      const isRight = places <= most && (!inPlace || places >= needed);
+      const wanted = Math.min(needed + Math.max(sparePlaces, needed >> 2), most);
+      return [tensor.input, isRight ? values : resized(runtime, tensor, values, filled, wanted)];
+    }),
+  );
+}
+
+/**
+ * Brings new tokens from behind what was held to the places where they stay: windows of heads with a span take turns.
+ * @param tokens held before
+ */
+export function settleTokens({ io }: Graph, past: Tensors, tokens: number, added: number): void {
+  for (const { input, span, heads, size } of io.cache) {
+    if (!span) continue;
+    const { data, dims, location } = past[input] as Tensor;
+    if (location !== "cpu") {
+      throw new CoppiceError(
+        "COPPICE_BACKEND_UNSUPPORTED",
+        `${input} lies in ${location}; caches of heads with a span are kept in this memory`,
+        { hint: "leave preferredOutputLocation of the session options as it is" },
+      );
+    }
+    const values = data as Float32Array | Uint16Array;
+    const places = dims[2] as number;
+    const layout = new CachePlaces(span);
+    const behind = layout.filled(tokens) - tokens;
+    layout.ranges(tokens, tokens + added, tokens + added, (position, place, count) => {
+      const from = position + behind;
+      if (from === place) return;
+      for (let head = 0; head < heads; head++) {
+        const first = head * places;
+        values.copyWithin((first + place) * size, (first + from) * size, (first + from + count) * size);
+      }
+    });
+  }
+}
+
+/** Tensors in this memory belong to the garbage collector, others are given back at once. */
+export function disposeTensors(tensors: Tensors): void {
+  for (const tensor of Object.values(tensors)) if (tensor.location !== "cpu") tensor.dispose();
+}
+
+/** The first `filled` places of every head in a tensor of as many as are wanted. */
+function resized(
+  runtime: OnnxRuntime,
+  tensor: CacheTensor,
+  values: Tensor,
+  filled: number,
+  wanted: number,
+): Tensor {
+  const { heads, size, type } = tensor;
+  const data = values.data as Float32Array | Uint16Array;
+  const places = values.dims[2] as number;
+  const out = emptyData(type, heads * wanted * size);
+  for (let head = 0; head < heads; head++) {
+    const first = head * places * size;
+    out.set(data.subarray(first, first + filled * size), head * wanted * size);
+  }
+  return newTensor(runtime, tensor, wanted, out);
+}
+
+function emptyData(type: CacheTensor["type"], length: number): Float32Array | Uint16Array {
+  return type === "float32" ? new Float32Array(length) : new Uint16Array(length);
+}
+
+function newTensor(
+  runtime: OnnxRuntime,
+  { heads, size, type }: CacheTensor,
+  places: number,
+  data: Float32Array | Uint16Array,
+): Tensor {
+  const dims = [1, heads, places, size];
+  return type === "float32"
+    ? new runtime.Tensor(type, data as Float32Array, dims)
+    : new runtime.Tensor(type, data as Uint16Array, dims);
+}
