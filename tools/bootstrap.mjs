@@ -91,6 +91,7 @@ const benches = {
   decode: (args) => script("@coppice/runtime", "packages/runtime/bench/decode.mjs", args),
   forms: (args) => script("@coppice/backend-cpu", "packages/backend-cpu/bench/graph-forms.mjs", args),
   search: (args) => script("coppice", "packages/cli/bench/search.mjs", args),
+  spans: (args) => script("@coppice/runtime", "packages/runtime/bench/spans.mjs", args),
 };
 
 /**
