@@ -66,6 +66,7 @@ const commands = {
   "check-search": (args) => script("coppice", "packages/cli/scripts/check-search.mjs", args),
   "check-eval": (args) => script("coppice", "packages/cli/scripts/check-eval.mjs", args),
   "check-profiles": (args) => script("coppice", "packages/cli/scripts/check-profiles.mjs", args),
+  "check-attention": (args) => script("coppice", "packages/cli/scripts/check-attention.mjs", args),
   "check-bits": (args) => script("coppice", "packages/cli/scripts/check-bits.mjs", args),
   "check-layers": (args) =>
     script("@coppice/export-onnx", "packages/export-onnx/scripts/check-layers.mjs", args),

@@ -14,7 +14,16 @@ import { profileHeads } from "./head-profile.js";
 import { profileEstimate } from "./moa-estimate.js";
 import { samplesByLength } from "./profile-samples.js";
 import { providedFor } from "./provided-for.js";
-import { blockSizeSchema, defaultSpans, rowsSchema, sinksSchema } from "./span-options.js";
+import {
+  blockSizeSchema,
+  defaultSpans,
+  probeTextsSchema,
+  probeUnits,
+  rowsSchema,
+  type Sensitivity,
+  sensitivitySchema,
+  sinksSchema,
+} from "./span-options.js";
 import { spanBudgets, spanPlan } from "./span-plan.js";
 
 /** Options of the plugin `duo-heads`. */
@@ -32,6 +41,13 @@ export interface DuoHeadsOptions {
   readonly pattern?: string;
   /** Positions of each text that are looked at; default 256. */
   readonly rows?: number;
+  /**
+   * What a loss is worth: measured per `layer`, per KV `head`, or not at all (`none`); default: per head where there are no more
+   * than 64 of them.
+   */
+  readonly sensitivity?: Sensitivity;
+  /** Texts of the shortest length that worth is measured on; default 2. */
+  readonly probeTexts?: number;
 }
 
 declare module "@coppice/core" {
@@ -57,6 +73,8 @@ export const duoHeads = definePlugin({
     blockSize: v.exactOptional(blockSizeSchema, defaultSpans.blockSize),
     pattern: v.exactOptional(v.string()),
     rows: v.exactOptional(rowsSchema, 256),
+    sensitivity: v.exactOptional(sensitivitySchema),
+    probeTexts: v.exactOptional(probeTextsSchema, 2),
   }),
   create: (options): AttentionMethod => {
     const isPublished = options.pattern !== undefined;
@@ -65,17 +83,18 @@ export const duoHeads = definePlugin({
       plan: (request) => duoPlan(request, options),
       ...(!isPublished && {
         estimate: (request: AttentionPlanRequest) => {
-          prepare(request, options);
+          const { units } = prepare(request, options);
           samplesByLength(request.samples, request.lengths);
-          const none = { probeTexts: 0, probeUnits: 0, checks: 0, candidates: 0 };
-          return profileEstimate(request, { ...none, rows: options.rows, rules: 2 });
+          const rest = { rules: 2, probeUnits: units.count, checks: 0, candidates: 0 };
+          return profileEstimate(request, { ...options, ...rest });
         },
       }),
     };
   },
 });
 
-type Options = Required<Omit<DuoHeadsOptions, "pattern">> & Pick<DuoHeadsOptions, "pattern">;
+type Optional = "pattern" | "sensitivity";
+type Options = Required<Omit<DuoHeadsOptions, Optional>> & Pick<DuoHeadsOptions, Optional>;
 
 const [streaming, everything] = [0, 1];
 
@@ -93,15 +112,17 @@ function prepare({ model, lengths, density }: AttentionPlanRequest, options: Opt
     const [short, all] = [costs[k] as number, costs[lengths.length + k] as number];
     return all > short ? Math.floor((budget - heads * short) / (all - short)) : heads;
   });
-  return { grid, heads, full: Math.min(heads, ...counts) };
+  const units = probeUnits(options.sensitivity, layers);
+  return { grid, heads, units, full: Math.min(heads, ...counts) };
 }
 
 async function duoPlan(request: AttentionPlanRequest, options: Options): Promise<AttentionPlan> {
   const { model, lengths, density } = request;
-  const { grid, heads, full } = prepare(request, options);
+  const prepared = prepare(request, options);
+  const { grid, heads, full } = prepared;
   const scores =
     options.pattern === undefined
-      ? await streamingLosses(request, options, grid)
+      ? await streamingLosses(request, options, prepared)
       : publishedScores(request, options.pattern);
   const order = Array.from(scores.keys()).sort(
     (a, b) => (scores[b] as number) - (scores[a] as number) || a - b,
@@ -122,14 +143,15 @@ async function duoPlan(request: AttentionPlanRequest, options: Options): Promise
 /** [H], what heads lose when they stream: the mean over lengths, each relative to what all heads lose there. */
 async function streamingLosses(
   request: AttentionPlanRequest,
-  { rows }: Options,
-  grid: ReturnType<typeof prepare>["grid"],
+  { rows, probeTexts }: Options,
+  { grid, units: { per } }: ReturnType<typeof prepare>,
 ): Promise<Float64Array> {
   const { model, lengths, signal, emitter } = request;
   const { losses } = await profileHeads({
     ...{ model, ...providedFor("duo-heads", request), ...grid, rows },
     samples: samplesByLength(request.samples, lengths),
     promptWeight: 0.25,
+    ...(per !== "none" && { probe: { per, samples: probeTexts } }),
     ...(signal && { signal }),
     ...(emitter && { emitter }),
   });

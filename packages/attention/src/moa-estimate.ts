@@ -47,7 +47,7 @@ export function profileEstimate(
     bytes: 4 * floats,
     tokenLayers:
       model.layers.length *
-      (tokens + probes * (probing + sizes.checks + 1) + sum(validation) * (sizes.candidates + 2)),
+      (tokens + probes * (probing + sizes.checks + 1) + sum(validation) * (sizes.candidates + 1)),
     multiplications: layers.length * perLayer,
   };
 }

@@ -14,11 +14,20 @@ import { Predictions } from "./layer-probe.js";
 import { profileEstimate } from "./moa-estimate.js";
 import { samplesByLength } from "./profile-samples.js";
 import { providedFor } from "./provided-for.js";
-import { type FrontPoint, spanFront } from "./span-front.js";
-import { blockSizeSchema, defaultSpans, rowsSchema, sinksSchema } from "./span-options.js";
+import { type FrontPoint, meanLoss, spanFront } from "./span-front.js";
+import {
+  blockSizeSchema,
+  defaultSpans,
+  probeTextsSchema,
+  probeUnits,
+  rowsSchema,
+  type Sensitivity,
+  sensitivitySchema,
+  sinksSchema,
+} from "./span-options.js";
 import { spanBudgets, spanPlan } from "./span-plan.js";
 import { spanRules } from "./span-rules.js";
-import { textLikelihood } from "./text-likelihood.js";
+import { type TextLikelihood, textLikelihood } from "./text-likelihood.js";
 
 /** Options of the plugin `moa-span`. */
 export interface MoaSpanOptions {
@@ -36,7 +45,7 @@ export interface MoaSpanOptions {
    * What a loss is worth: measured per `layer`, per KV `head`, or not at all (`none`); default: per head where there are no more
    * than 64 of them.
    */
-  readonly sensitivity?: "layer" | "head" | "none";
+  readonly sensitivity?: Sensitivity;
   /** Texts of the shortest length that worth is measured on; default 2. */
   readonly probeTexts?: number;
   /** Heads that are limited alone at the end, to compare their losses with those predicted; default 20. */
@@ -50,9 +59,6 @@ declare module "@coppice/core" {
     "moa-span": MoaSpanOptions;
   }
 }
-
-/** Up to as many KV heads each is measured by itself. */
-const fewHeads = 64;
 
 const count = (least: number, most: number) =>
   v.pipe(v.number(), v.safeInteger(), v.minValue(least), v.maxValue(most));
@@ -75,8 +81,8 @@ export const moaSpan = definePlugin({
     rulesPerLayer: v.exactOptional(v.picklist([0, 1, 2]), 2),
     rows: v.exactOptional(rowsSchema, 256),
     promptWeight: v.exactOptional(v.pipe(v.number(), v.minValue(0), v.maxValue(100)), 0.25),
-    sensitivity: v.exactOptional(v.picklist(["layer", "head", "none"])),
-    probeTexts: v.exactOptional(count(1, 64), 2),
+    sensitivity: v.exactOptional(sensitivitySchema),
+    probeTexts: v.exactOptional(probeTextsSchema, 2),
     checks: v.exactOptional(count(0, 1000), 20),
     candidates: v.exactOptional(count(1, 64), 6),
   }),
@@ -95,27 +101,25 @@ function prepare(request: AttentionPlanRequest, options: Options) {
   const grid = { blockSize: options.blockSize, sinks: options.sinks };
   const rules = spanRules({ ...grid, lengths, longest: model.contextLength });
   const budgets = spanBudgets(model, { ...grid, rules }, { lengths, density });
-  const heads = budgets.layers.reduce((sum, n) => sum + n, 0);
-  const per = options.sensitivity ?? (heads <= fewHeads ? ("head" as const) : ("layer" as const));
-  return { grid, rules, budgets, heads, per, samples: samplesByLength(request.samples, lengths) };
+  const units = probeUnits(options.sensitivity, budgets.layers);
+  return { grid, rules, budgets, units, samples: samplesByLength(request.samples, lengths) };
 }
 
 function estimate(request: AttentionPlanRequest, options: Options): AttentionEstimate {
-  const { rules, budgets, heads, per } = prepare(request, options);
-  const units = { head: heads, layer: budgets.layers.length, none: 0 };
-  return profileEstimate(request, { ...options, rules: rules.length, probeUnits: units[per] });
+  const { rules, units } = prepare(request, options);
+  return profileEstimate(request, { ...options, rules: rules.length, probeUnits: units.count });
 }
 
 async function moaSpanPlan(request: AttentionPlanRequest, options: Options): Promise<AttentionPlan> {
   const { model, lengths, density, signal, emitter } = request;
   const { runner, weights } = providedFor("moa-span", request);
-  const { grid, rules, budgets, per, samples } = prepare(request, options);
+  const { grid, rules, budgets, units, samples } = prepare(request, options);
   const common = { ...(signal && { signal }), ...(emitter && { emitter }) };
   const profile = await profileHeads({
     ...{ model, runner, weights, samples, rules, ...grid, ...common },
     rows: options.rows,
     promptWeight: options.promptWeight,
-    ...(per !== "none" && { probe: { per, samples: options.probeTexts } }),
+    ...(units.per !== "none" && { probe: { per: units.per, samples: options.probeTexts } }),
   });
   const limit = options.rulesPerLayer === 0 ? {} : { rulesPerLayer: options.rulesPerLayer };
   const front = spanFront({ ...budgets, ...limit }, profile.losses, signal);
@@ -125,7 +129,7 @@ async function moaSpanPlan(request: AttentionPlanRequest, options: Options): Pro
     runner,
     ...common,
   });
-  const [{ point }] = judged as [Judged];
+  const [{ point, responses }] = judged as [Judged];
   const predictions = await Predictions.start(
     { runner, ...(signal && { signal }) },
     samples[0]?.slice(0, options.probeTexts) ?? [],
@@ -141,15 +145,15 @@ async function moaSpanPlan(request: AttentionPlanRequest, options: Options): Pro
     lengths,
     predicted: predictedLosses(profile, point, rules.length),
     solver: { loss: point.loss, bound: point.bound, optimal: point.optimal },
-    front: judged.map(({ point: { weights, losses, loss, bound }, responseLoss }) => ({
-      ...{ weights, losses, loss, bound, responseLoss },
+    front: judged.map(({ point: { weights, losses, loss, bound }, responses }) => ({
+      ...{ weights, losses, loss, bound, responseLoss: responses?.loss ?? null },
     })),
     ...check,
-    ...(validation.length > 0 && {
+    ...(responses && {
       validation: {
         length: Math.max(...validation.map(({ tokens }) => tokens.length)),
         dense: await textLikelihood(runner, validation, { signal }),
-        plan: await textLikelihood(runner, validation, { plan: planOf(point), signal }),
+        plan: responses,
       },
     }),
   };
@@ -158,22 +162,25 @@ async function moaSpanPlan(request: AttentionPlanRequest, options: Options): Pro
 
 interface Judged {
   readonly point: FrontPoint;
-  /** Mean negative log likelihood of responses; null without texts to tell by. */
-  readonly responseLoss: number | null;
+  /** Absent without texts to tell by. */
+  readonly responses?: TextLikelihood;
 }
 
-/** The best first. */
+/**
+ * The best first: by what responses lose at lengths that were not profiled, plus what is predicted for those that were, both in
+ * nats per token. A few short responses alone would let a plan win that gives up a whole length.
+ */
 async function judgeFront(
   points: readonly FrontPoint[],
   validation: readonly AttentionSample[],
   planOf: (point: FrontPoint) => AttentionPlan,
   { runner, emitter, signal }: Pick<AttentionPlanRequest, "emitter" | "signal"> & { runner: Runner },
 ): Promise<Judged[]> {
-  if (validation.length === 0) return points.map((point) => ({ point, responseLoss: null }));
-  const judged: { point: FrontPoint; responseLoss: number }[] = [];
+  if (validation.length === 0) return points.map((point) => ({ point }));
+  const judged: Required<Judged>[] = [];
   for (const point of points) {
-    const { loss } = await textLikelihood(runner, validation, { plan: planOf(point), signal });
-    judged.push({ point, responseLoss: loss });
+    const responses = await textLikelihood(runner, validation, { plan: planOf(point), signal });
+    judged.push({ point, responses });
     emitter?.notify("progress", {
       stage: "comparing plans",
       done: judged.length,
@@ -181,7 +188,8 @@ async function judgeFront(
       unit: "plans",
     });
   }
-  return judged.sort((a, b) => a.responseLoss - b.responseLoss);
+  const loss = ({ point, responses }: Required<Judged>) => meanLoss(point) + responses.loss;
+  return judged.sort((a, b) => loss(a) - loss(b));
 }
 
 /** [K][H], what every head loses by the rule that it got. */

@@ -14,7 +14,7 @@ const steps = 4;
 /**
  * Choices of which none loses less at every length than another: one program per point of a grid of weights over the lengths,
  * each within the budgets of all lengths. Losses of different lengths are made comparable by what all heads together lose
- * by the shortest rule there.
+ * by the shortest rule there. Those that lose least, in the mean of all lengths, come first.
  * @param losses [K][H, R]
  * @returns none when no choice fits
  */
@@ -41,7 +41,12 @@ export function spanFront(
     );
     points.push({ ...solution, weights, losses: own });
   }
-  return undominated(points);
+  return undominated(points).sort((a, b) => meanLoss(a) - meanLoss(b));
+}
+
+/** What a choice loses, every length counting the same. */
+export function meanLoss({ losses }: Pick<FrontPoint, "losses">): number {
+  return losses.reduce((sum, loss) => sum + loss, 0) / losses.length;
 }
 
 function largestLosses(losses: Float64Array, rules: number): number {

@@ -83,7 +83,7 @@ describe("moa-span", () => {
     const full = request(model, 0.6, {
       ...{ runner, weights, emitter },
       samples: samples(model, [30, 64, 60]),
-      validation: samples(model, [48]),
+      validation: samples(model, [24, 48]),
     });
     const told = estimate?.(full);
     expect(told?.bytes).toBeGreaterThan(0);
@@ -103,11 +103,13 @@ describe("moa-span", () => {
       expect(predicted).toBeGreaterThan(0);
       expect(measured).toBeGreaterThan(0);
     }
-    // The chosen plan is the one with the likeliest responses.
-    expect(report.validation.plan.loss).toBeCloseTo(
-      Math.min(...report.front.map(({ responseLoss }) => responseLoss)),
-      6,
-    );
+    // The chosen plan is the one that loses least, at the lengths of the profile and at those of the validation together.
+    const total = ({ losses, responseLoss }: (typeof report.front)[number]) =>
+      losses.reduce((sum, loss) => sum + loss, 0) / losses.length + responseLoss;
+    const [first] = report.front;
+    expect(report.front.map(total)).toEqual(report.front.map(total).sort((a, b) => a - b));
+    expect(report.validation.plan.loss).toBe(first?.responseLoss);
+    expect(report.validation.length).toBe(48);
     expect(stages).toContain("profiling attention");
   });
 
@@ -144,6 +146,25 @@ describe("duo-heads", () => {
     const dense = made?.layers.flatMap((rules) => rules?.map((rule) => made.rules[rule]?.beta === 1) ?? []);
     expect(order.slice(0, full).every((head) => dense?.[head])).toBe(true);
     expect(dense?.filter(Boolean)).toHaveLength(full);
+  });
+
+  it("counts what heads are worth, unless told not to", async () => {
+    await using runner = await load({ model, weights });
+    const full = request(model, 0.6, { runner, weights, samples: samples(model, [32, 64]) });
+    const scores = async (sensitivity?: string) => {
+      const { plan, estimate } = await method("duo-heads", {
+        ...options,
+        ...(sensitivity && { sensitivity }),
+      });
+      const made = await plan?.(full);
+      return { of: made?.report?.["scores"] as number[], told: estimate?.(full) };
+    };
+    const [weighted, plain] = [await scores(), await scores("none")];
+    const factors = weighted.of.map((score, head) => score / (plain.of[head] as number));
+    expect(Math.max(...factors)).toBeGreaterThan(1.1 * Math.min(...factors));
+    for (const { of } of [weighted, plain])
+      expect(of.reduce((sum, score) => sum + score, 0)).toBeCloseTo(1, 1);
+    expect(weighted.told?.tokenLayers).toBeGreaterThan(plain.told?.tokenLayers as number);
   });
 
   it("takes published patterns", async () => {

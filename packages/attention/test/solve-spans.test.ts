@@ -2,6 +2,7 @@ import { Rng } from "@coppice/core";
 import * as fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { type SpanProgram, solveSpans } from "../src/solve-spans.js";
+import { spanFront } from "../src/span-front.js";
 
 /** Every assignment of rules, tried one after the other. */
 function tryAll({ layers, losses, costs, budgets, rulesPerLayer }: SpanProgram): number | undefined {
@@ -183,5 +184,26 @@ describe("solveSpans", () => {
     expect(() => solveSpans({ ...program, losses: program.losses.map(() => Number.NaN) })).toThrow(
       /a loss is NaN/,
     );
+  });
+});
+
+describe("spanFront", () => {
+  it("has choices that no other beats at every length, those first that lose least in the mean", () => {
+    const rng = Rng.fromSeed(9);
+    const rules = [8, 16, 32, 64];
+    const layers = [2, 2, 2];
+    const losses = [0, 1, 2].map(() =>
+      Float64Array.from({ length: 6 * rules.length }, (_, i) => rng.uniform() / (1 + (i % rules.length))),
+    );
+    const costs = Float64Array.from(rules.flatMap((span) => [span, 2 * span, 2 * span]));
+    const front = spanFront({ layers, costs, budgets: [180, 360, 360], rulesPerLayer: 2 }, losses);
+    expect(front.length).toBeGreaterThan(2);
+    const means = front.map(({ losses: own }) => own.reduce((sum, loss) => sum + loss, 0) / 3);
+    expect(means).toEqual([...means].sort((a, b) => a - b));
+    for (const a of front) {
+      for (const b of front) {
+        if (a !== b) expect(a.losses.some((loss, k) => loss < (b.losses[k] as number))).toBe(true);
+      }
+    }
   });
 });

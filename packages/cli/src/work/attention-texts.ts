@@ -14,7 +14,11 @@ export interface TextOptions {
   /** Task files or texts; of each as many contexts are made. */
   readonly data: readonly string[];
   readonly lengths: readonly number[];
-  readonly validationLength: number;
+  /**
+   * Lengths at which plans are compared; default: three quarters of the shortest of `lengths`, where a sample fits that, and of
+   * the longest.
+   */
+  readonly validationLengths?: readonly number[];
   /** Contexts of each length from each file. */
   readonly samples: number;
   readonly limit?: number;
@@ -28,7 +32,7 @@ export async function attentionTexts(
   options: TextOptions,
   context: CliContext,
 ): Promise<AttentionTexts> {
-  const { lengths, validationLength, samples: count, limit, chat = false, seed } = options;
+  const { lengths, samples: count, limit, chat = false, seed } = options;
   const tokenizer = await loadTokenizer(folder);
   const common = { tokenizer, model, chat, ...(limit !== undefined && { limit }) };
   const sources: ((length: number) => ContextSamples)[] = [];
@@ -38,18 +42,30 @@ export async function attentionTexts(
       const rng = Rng.fromSeed(1000 * seed + i);
       return new ContextSamples(encoded(task, { ...common, window: length }, model), rng, model.endTokens[0]);
     };
-    // Windows of a text are of the length that is wanted; samples of tasks are the same for all lengths.
-    const pool = task.form === "text" ? undefined : made(model.contextLength);
-    sources.push((length) => pool ?? made(length));
+    const pools = new Map<number, ContextSamples>();
+    sources.push((length) => {
+      // Windows of a text are of the length that is wanted; samples of tasks are the same for all lengths.
+      const key = task.form === "text" ? length : model.contextLength;
+      const pool = pools.get(key) ?? made(key);
+      pools.set(key, pool);
+      return pool;
+    });
   }
+  const fitting = (length: number) =>
+    sources.map((source) => source(length)).filter(({ shortest }) => shortest <= length);
   const take = (length: number): AttentionSample[] => {
-    const pools = sources.map((source) => source(length));
-    const fitting = pools.filter(({ shortest }) => shortest <= length);
+    const pools = fitting(length);
     // Where nothing fits, the first says so.
-    return (fitting.length > 0 ? fitting : pools.slice(0, 1)).flatMap((pool) => pool.take(length, count));
+    return (pools.length > 0 ? pools : sources.slice(0, 1).map((source) => source(length))).flatMap((pool) =>
+      pool.take(length, count),
+    );
   };
   const samples = lengths.flatMap(take);
-  return { samples, validation: take(validationLength) };
+  const part = (length: number | undefined) => Math.floor(((length as number) * 3) / 4);
+  const short = part(lengths[0]);
+  const usual = lengths.length > 1 && fitting(short).length > 0 ? [short] : [];
+  const { validationLengths = [...usual, part(lengths.at(-1))] } = options;
+  return { samples, validation: validationLengths.flatMap(take) };
 }
 
 /** Prompts with their answers; windows of texts. */

@@ -65,9 +65,9 @@ export function planCommand(context: CliContext): CommandUnknownOpts {
     )
     .addOption(
       new Option(
-        "--validation-length <n>",
-        "length at which plans are compared; default: three quarters of the longest",
-      ).argParser(wholeNumber(2)),
+        "--validation-lengths <list>",
+        "lengths at which plans are compared; default: three quarters of the shortest and of the longest",
+      ).argParser(lengths),
     )
     .addOption(new Option("--limit <n>", "only the first n samples of each file").argParser(wholeNumber(1)))
     .option("--chat", "put prompts into the checkpoint's chat template")
@@ -141,7 +141,7 @@ interface PlanOptions {
   readonly data?: readonly string[];
   readonly lengths: readonly number[];
   readonly samples: number;
-  readonly validationLength?: number;
+  readonly validationLengths?: readonly number[];
   readonly limit?: number;
   readonly chat?: true;
   readonly seed: number;
@@ -154,14 +154,13 @@ async function textsFor(
   context: CliContext,
 ) {
   if (!needs.samples) return {};
-  const { data = [], method, lengths: wanted } = options;
+  const { data = [], method } = options;
   if (data.length === 0) {
     throw new CoppiceError("COPPICE_USAGE", `${method} needs --data: it measures what heads look at`, {
       hint: "give a task file or text that is like what the model will read",
     });
   }
-  const validationLength = options.validationLength ?? Math.floor(((wanted.at(-1) as number) * 3) / 4);
-  return attentionTexts(opened, { ...options, data, validationLength }, context);
+  return attentionTexts(opened, { ...options, data }, context);
 }
 
 async function planWith(
@@ -203,15 +202,21 @@ async function tokenLayersPerMs(runner: Runner, { samples = [] }: AttentionPlanR
   return run();
 }
 
+/** Several sums at a time, as in products of matrices: one alone would wait for itself. */
 function multiplicationsPerMs(): number {
   const values = new Float32Array(65_536).fill(0.5);
   const start = performance.now();
-  let [sum, rounds] = [0, 0];
+  let [a, b, c, d, rounds] = [0, 0, 0, 0, 0];
   do {
-    for (const value of values) sum += value * value;
+    for (let i = 0; i < values.length; i += 4) {
+      a += (values[i] as number) ** 2;
+      b += (values[i + 1] as number) ** 2;
+      c += (values[i + 2] as number) ** 2;
+      d += (values[i + 3] as number) ** 2;
+    }
     rounds++;
   } while (performance.now() - start < 20);
-  return (rounds * values.length * Math.sign(sum)) / (performance.now() - start);
+  return (rounds * values.length * Math.sign(a + b + c + d)) / (performance.now() - start);
 }
 
 /** A quarter of the model's context, half of it, and all. */
