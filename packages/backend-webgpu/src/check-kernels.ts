@@ -12,7 +12,7 @@ import {
   checkUnfold,
   type Gpu,
   type KernelCheck,
-  lanesFor,
+  leastColumns,
   selfCheck,
   type WeightFormat,
 } from "@coppice/kernels-webgpu";
@@ -145,7 +145,7 @@ function productChecks(
 
 /** Few columns, read the same way: in vectors, in groups, by as many threads. */
 function smallColumns(format: WeightFormat, columns: number): number {
-  const least = lanesFor(columns) === 32 ? 256 : 16;
+  const least = leastColumns({ format, columns });
   if (format.kind === "quantized") return format.groupSize * Math.ceil(least / format.groupSize);
   return least + (columns % 4 === 0 ? 8 : 6);
 }

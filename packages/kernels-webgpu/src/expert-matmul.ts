@@ -3,8 +3,9 @@ import { type ActivationKind, activationParams, isGated } from "./activation-cod
 import type { Gpu } from "./gpu.js";
 import type { GpuBuffer } from "./gpu-buffer.js";
 import { type GpuMatrix, partBuffers } from "./gpu-matrix.js";
-import { lanesFor, rowsKey, rowsOutputs, rowsSource } from "./rows-code.js";
-import { type Tile, tileColumns, tiledKey, tiledSource } from "./tiled-code.js";
+import { productKernel } from "./product-kernel.js";
+import { rowsKey, rowsOutputs, rowsSharing, rowsSource } from "./rows-code.js";
+import { type Tile, tileColumns } from "./tile-frame.js";
 
 /** Which expert every choice of every token goes to; a choice is `token * topK + rank`. */
 export interface Choices {
@@ -67,12 +68,11 @@ export function expertMatmul(gpu: Gpu, call: ExpertMatmulCall): void {
     const rows = matrix.rows / (isGated(kind) ? 2 : 1);
     const shared = { format, bias: bias !== undefined, activation: kind, scaled, vectors: columns % 4 === 0 };
     const tile = sorted?.tile ?? 16;
-    const tiledOptions = { ...shared, grouped: true, half, tile };
-    const rowsOptions = { ...shared, rows: 1, gathered: true, lanes: lanesFor(columns) } as const;
+    const rowsOptions = { ...shared, rows: 1, gathered: true, ...rowsSharing(matrix, 1) } as const;
     const kernel = sorted
-      ? gpu.kernel(tiledKey(tiledOptions), () => tiledSource(tiledOptions))
+      ? productKernel(gpu, { ...shared, grouped: true, tile }, half)
       : gpu.kernel(rowsKey(rowsOptions), () => rowsSource(rowsOptions));
-    const across = Math.ceil(rows / (sorted ? tileColumns(tile, isGated(kind)) : rowsOutputs(columns)));
+    const across = Math.ceil(rows / (sorted ? tileColumns(tile, isGated(kind)) : rowsOutputs(rowsOptions)));
     const where = sorted ? [sorted.order, sorted.tiles] : [slots, places];
     for (const part of parts) {
       const params = {

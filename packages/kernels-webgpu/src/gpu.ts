@@ -7,6 +7,15 @@ import { compileKernel, type Kernel, type KernelSource, paramBytes } from "./ker
 const usage = { mapRead: 1, copySource: 4, copyTarget: 8, uniform: 64, storage: 128, queryResolve: 512 };
 const mapRead = 1; // GPUMapMode.READ
 
+/** Units of a device that multiply matrices: [m, k] by [k, n] of float16 with sums in float32, by all threads of a subgroup. */
+export interface MatrixUnits {
+  readonly m: number;
+  readonly n: number;
+  readonly k: number;
+  /** Threads of a subgroup. */
+  readonly lanes: number;
+}
+
 export interface GpuOptions {
   /**
    * Most bytes of one buffer that a kernel binds; larger matrices are split.
@@ -24,6 +33,8 @@ export class Gpu {
   /** Most bytes of one buffer that a kernel binds. */
   readonly maxBindingBytes: number;
   readonly commands: Commands;
+  /** Undefined where the device has none, or its subgroups differ in size. */
+  readonly matrixUnits: MatrixUnits | undefined;
   readonly #kernels = new Map<string, Kernel>();
   readonly #alive = new Set<GpuBuffer>();
   readonly #uniforms: GPUBuffer;
@@ -37,6 +48,7 @@ export class Gpu {
     const { maxStorageBufferBindingSize, maxBufferSize } = device.limits;
     const most = Math.min(maxStorageBufferBindingSize, maxBufferSize, maxBindingBytes ?? Infinity);
     this.maxBindingBytes = Math.floor(most / 256) * 256;
+    this.matrixUnits = findMatrixUnits(device);
     this.#uniforms = device.createBuffer({
       size: 1024 * paramBytes,
       usage: usage.uniform | usage.copyTarget,
@@ -224,6 +236,31 @@ export class Gpu {
     for (const forget of buffer.bound) forget();
     buffer.handle.destroy();
   }
+}
+
+/** What the WebGPU extension says of a device, which the types of the standard lack. */
+interface UnitsInfo {
+  readonly subgroupMinSize?: number;
+  readonly subgroupMaxSize?: number;
+  readonly subgroupMatrixConfigs?: Iterable<{
+    readonly componentType: string;
+    readonly resultComponentType: string;
+    readonly M: number;
+    readonly N: number;
+    readonly K: number;
+  }>;
+}
+
+function findMatrixUnits({ features, adapterInfo }: GPUDevice): MatrixUnits | undefined {
+  if (!features.has("chromium-experimental-subgroup-matrix" as GPUFeatureName)) return undefined;
+  const { subgroupMinSize: lanes, subgroupMaxSize, subgroupMatrixConfigs = [] } = adapterInfo as UnitsInfo;
+  if (lanes === undefined || lanes !== subgroupMaxSize) return undefined;
+  const fitting = [...subgroupMatrixConfigs].filter(
+    ({ componentType, resultComponentType, M, N, K }) =>
+      componentType === "f16" && resultComponentType === "f32" && M === N && 16 % M === 0 && 16 % K === 0,
+  );
+  const largest = fitting.sort((a, b) => b.M * b.N * b.K - a.M * a.N * a.K)[0];
+  return largest && { m: largest.M, n: largest.N, k: largest.K, lanes };
 }
 
 function failed(message: string, hint?: string): CoppiceError {

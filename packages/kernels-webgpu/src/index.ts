@@ -12,6 +12,7 @@ export {
   splitBytes,
 } from "./attention.js";
 export { type KeepRowsCall, keepRows, maskTable } from "./attention-cache.js";
+export { queryTile } from "./attention-prefill-code.js";
 export * from "./check/check-attention.js";
 export {
   checkEmbedding,
@@ -48,5 +49,5 @@ export * from "./merge-experts.js";
 export * from "./norm.js";
 export * from "./rotary.js";
 export * from "./route-choices.js";
-export { lanesFor } from "./rows-code.js";
+export { leastColumns } from "./rows-code.js";
 export * from "./sort-choices.js";

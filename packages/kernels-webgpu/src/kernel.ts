@@ -14,6 +14,8 @@ export interface KernelSource<P extends string = string> {
   readonly code: string;
   /** WGSL extensions: "f16". */
   readonly enable?: readonly string[];
+  /** Rules of the compiler that are switched off. */
+  readonly unchecked?: readonly string[];
 }
 
 export interface KernelBinding {
@@ -45,10 +47,11 @@ export const reads = (name: string, type: string) => storage(name, type, "read")
 export const writes = (name: string, type: string) => storage(name, type, "read_write");
 
 /** The whole WGSL of a kernel. */
-export function kernelCode({ params, bindings, code, enable = [] }: KernelSource): string {
+export function kernelCode({ params, bindings, code, enable = [], unchecked = [] }: KernelSource): string {
   const members = Object.entries(params).map(([name, type]) => `  ${name}: ${type},`);
   return [
     ...enable.map((extension) => `enable ${extension};`),
+    ...unchecked.map((rule) => `diagnostic(off, ${rule});`),
     "struct Params {",
     ...members,
     "}",

@@ -3,8 +3,9 @@ import { type ActivationKind, activationParams, isGated } from "./activation-cod
 import type { Gpu } from "./gpu.js";
 import type { GpuBuffer } from "./gpu-buffer.js";
 import { type GpuMatrix, partBuffers } from "./gpu-matrix.js";
-import { lanesFor, rowsKey, rowsOutputs, rowsSource } from "./rows-code.js";
-import { tileColumns, tiledKey, tiledSource } from "./tiled-code.js";
+import { productKernel } from "./product-kernel.js";
+import { rowsKey, rowsOutputs, rowsSharing, rowsSource } from "./rows-code.js";
+import { tileColumns } from "./tile-frame.js";
 
 /** `y = activation(x Wᵀ + bias) * factor`. */
 export interface MatmulCall {
@@ -21,7 +22,7 @@ export interface MatmulCall {
   readonly y: GpuBuffer;
   /** On y. @default 1 */
   readonly factor?: number | undefined;
-  /** Multiply tiles in f16, sums in f32; needs the feature `shader-f16`. @default false */
+  /** Round x and W to float16 where the device has units for that (`Gpu.matrixUnits`); sums are float32. @default false */
   readonly half?: boolean;
 }
 
@@ -43,11 +44,10 @@ export function matmul(gpu: Gpu, call: MatmulCall): void {
   const few = rows <= fewRows;
   const tile = rows >= 512 && blocks >= 512 ? 128 : rows > 32 ? 64 : 16;
   const perGroup = rows > 4 ? 8 : rows > 2 ? 4 : rows === 2 ? 2 : 1;
-  const rowsOptions = { ...shared, rows: perGroup, gathered: false, lanes: lanesFor(columns) } as const;
-  const tiledOptions = { ...shared, grouped: false, half, tile } as const;
+  const rowsOptions = { ...shared, rows: perGroup, gathered: false, ...rowsSharing(weight, rows) } as const;
   const kernel = few
     ? gpu.kernel(rowsKey(rowsOptions), () => rowsSource(rowsOptions))
-    : gpu.kernel(tiledKey(tiledOptions), () => tiledSource(tiledOptions));
+    : productKernel(gpu, { ...shared, grouped: false, tile }, half);
   for (const part of parts) {
     const params = {
       m: rows,
@@ -62,7 +62,7 @@ export function matmul(gpu: Gpu, call: MatmulCall): void {
       ...activationParams(activation),
     };
     const [across, down] = few
-      ? [Math.ceil(part.count / rowsOutputs(columns)), 1]
+      ? [Math.ceil(part.count / rowsOutputs(rowsOptions)), 1]
       : [Math.ceil(part.count / tileColumns(tile, isGated(kind))), Math.ceil(rows / tile)];
     gpu.commands.dispatch(
       kernel,

@@ -1,5 +1,5 @@
 import { type ActivationKind, activationCode, isGated } from "./activation-code.js";
-import { formatKey, loadCode, matrixBindings, type WeightFormat } from "./gpu-matrix.js";
+import { formatKey, type GpuMatrix, loadCode, matrixBindings, type WeightFormat } from "./gpu-matrix.js";
 import { type KernelSource, reads, writes } from "./kernel.js";
 import { loadXCode, type MatmulParam, matmulParams } from "./matmul-code.js";
 import { range } from "./range.js";
@@ -14,20 +14,41 @@ export interface RowsOptions {
   readonly gathered: boolean;
   readonly scaled: boolean;
   readonly vectors: boolean;
-  /** Threads that share the columns of one output. */
-  readonly lanes: 8 | 32;
+  /** Threads that share the columns of an output. */
+  readonly lanes: 8 | 32 | 128;
+  /** Outputs that a thread sums side by side, so that it reads x once for all of them. */
+  readonly outputs: 1 | 4;
 }
 
 export const rowsKey = (o: RowsOptions) =>
-  `rows ${formatKey(o.format)} ${o.activation} ${o.rows} ${o.lanes} ${[o.bias, o.gathered, o.scaled, o.vectors].map(Number).join("")}`;
+  `rows ${formatKey(o.format)} ${o.activation} ${o.rows} ${o.lanes} ${o.outputs} ${[o.bias, o.gathered, o.scaled, o.vectors].map(Number).join("")}`;
 
 const threads = 128;
 
-/** Threads that share the columns of one output: no more than have work. */
-export const lanesFor = (columns: number): 8 | 32 => (columns >= 256 ? 32 : 8);
+/** Columns of codes from which on a workgroup shares four outputs. */
+const manyCodes = 1024;
+
+/**
+ * How the work is shared, by what was measured: no more threads per output than have work; and where weights are codes, reading x
+ * and unpacking cost more than the weights, so that whole workgroups share four outputs.
+ */
+export function rowsSharing(
+  { format, columns }: Pick<GpuMatrix, "format" | "columns">,
+  rows: number,
+): Pick<RowsOptions, "lanes" | "outputs"> {
+  if (rows === 1 && format.kind === "quantized" && columns >= manyCodes) return { lanes: 128, outputs: 4 };
+  return { lanes: columns >= 256 ? 32 : 8, outputs: 1 };
+}
+
+/** Few columns for which work is shared as for so many; for checks. */
+export function leastColumns({ format, columns }: Pick<GpuMatrix, "format" | "columns">): number {
+  if (format.kind === "quantized" && columns >= manyCodes) return manyCodes;
+  return columns >= 256 ? 256 : 16;
+}
 
 /** Outputs of one workgroup. */
-export const rowsOutputs = (columns: number) => threads / lanesFor(columns);
+export const rowsOutputs = ({ lanes, outputs }: Pick<RowsOptions, "lanes" | "outputs">) =>
+  (threads / lanes) * outputs;
 
 /**
  * y = activation(x Wᵀ + bias) * factor for few rows of x, as decoding has them: weights are read once, 8 columns per thread
@@ -38,13 +59,18 @@ export const rowsOutputs = (columns: number) => threads / lanesFor(columns);
  * Bindings: x, W, bias, slots, places (and gate weights) where rows are gathered, y.
  */
 export function rowsSource(options: RowsOptions): KernelSource<MatmulParam> {
-  const { format, bias, activation, rows, gathered, scaled, vectors, lanes } = options;
+  const { format, bias, activation, rows, gathered, scaled, vectors, lanes, outputs } = options;
   const names = isGated(activation) ? ["up", "gate"] : ["up"];
-  const add = (which: number) =>
+  const turns = names.length;
+  const add = (output: number, which: number) =>
     bias
-      ? ` + bias[${gathered ? "p.column + weight_row" : `${names.length}u * p.column + weight_row`} + ${which}u]`
+      ? ` + bias[${gathered ? "p.column" : `${turns}u * p.column`} + weight_row_${output} + ${which}u]`
       : "";
-  const sums = names.flatMap((name) => range(rows).map((r) => ({ name, r })));
+  const sums = names.flatMap((name, which) =>
+    range(outputs).flatMap((output) =>
+      range(rows).map((r) => ({ sum: `${name}_${output}_${r}`, name, which, output, r })),
+    ),
+  );
   const at = (i: number) => `${i * threads}u + t`;
   const code = `
 var<workgroup> sums: array<f32, ${threads * sums.length}>;
@@ -54,7 +80,7 @@ ${loadXCode(vectors)}
 @compute @workgroup_size(${threads})
 fn main(@builtin(workgroup_id) group: vec3u, @builtin(local_invocation_index) t: u32) {
   let lane = t % ${lanes}u;
-  let n = group.x * ${threads / lanes}u + t / ${lanes}u;
+  let n = group.x * ${rowsOutputs(options)}u + ${outputs}u * (t / ${lanes}u);
 ${
   gathered
     ? `  let choice = group.y;
@@ -67,34 +93,50 @@ ${
     : `  let base = 0u;
   let first_row = group.y * ${rows}u;`
 }
-  let weight_row = base + ${names.length}u * min(n, p.n - 1u);
-${sums.map(({ name, r }) => `  var ${name}_${r} = 0.0;`).join("\n")}
+${range(outputs)
+  .map((o) => `  let weight_row_${o} = base + ${turns}u * min(n + ${o}u, p.n - 1u);`)
+  .join("\n")}
+${sums.map(({ sum }) => `  var ${sum} = 0.0;`).join("\n")}
   for (var k8 = lane; k8 < (p.k + 7u) / 8u; k8 += ${lanes}u) {
-${names.map((name, which) => `    let ${name}_w = w_load(weight_row + ${which}u, k8);`).join("\n")}
 ${range(rows)
   .map(
     (r) => `    let row_${r} = min(first_row + ${r}u, p.m - 1u) / p.divisor;
     let a_${r} = load_x(row_${r}, 2u * k8);
-    let b_${r} = load_x(row_${r}, 2u * k8 + 1u);
-${names.map((name) => `    ${name}_${r} += dot(a_${r}, ${name}_w[0]) + dot(b_${r}, ${name}_w[1]);`).join("\n")}`,
+    let b_${r} = load_x(row_${r}, 2u * k8 + 1u);`,
+  )
+  .join("\n")}
+${names
+  .flatMap((name, which) =>
+    range(outputs).map(
+      (o) => `    {
+      let w = w_load(weight_row_${o} + ${which}u, k8);
+${range(rows)
+  .map((r) => `      ${name}_${o}_${r} += dot(a_${r}, w[0]) + dot(b_${r}, w[1]);`)
+  .join("\n")}
+    }`,
+    ),
   )
   .join("\n")}
   }
-${sums.map(({ name, r }, i) => `  sums[${at(i)}] = ${name}_${r};`).join("\n")}
+${sums.map(({ sum }, i) => `  sums[${at(i)}] = ${sum};`).join("\n")}
   for (var step = ${lanes / 2}u; step > 0u; step /= 2u) {
     workgroupBarrier();
     if (lane < step) {
 ${sums.map((_, i) => `      sums[${at(i)}] += sums[${at(i)} + step];`).join("\n")}
     }
   }
-  if (lane == 0u && n < p.n) {
+  if (lane == 0u) {
 ${range(rows)
-  .map((r) => {
-    const scale = scaled ? " * gates[first_row]" : "";
-    const up = `sums[${at(r)}]${scale}${add(0)}`;
-    const gate = names.length > 1 ? `sums[${at(rows + r)}]${scale}${add(1)}` : "0.0";
-    return `    if (first_row + ${r}u < p.m) { y[(first_row + ${r}u) * p.stride + ${gathered ? "" : "p.column + "}n] = activate(${gate}, ${up}) * p.factor; }`;
-  })
+  .flatMap((r) =>
+    range(outputs).map((o) => {
+      const scale = scaled ? " * gates[first_row]" : "";
+      const sum = (which: number) =>
+        `sums[${at(sums.findIndex((one) => one.which === which && one.output === o && one.r === r))}]${scale}${add(o, which)}`;
+      return `    if (first_row + ${r}u < p.m && n + ${o}u < p.n) {
+      y[(first_row + ${r}u) * p.stride + ${gathered ? "" : "p.column + "}n + ${o}u] = activate(${turns > 1 ? sum(1) : "0.0"}, ${sum(0)}) * p.factor;
+    }`;
+    }),
+  )
   .join("\n")}
   }
 }`;

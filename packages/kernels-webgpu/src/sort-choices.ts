@@ -2,7 +2,7 @@ import type { Choices, SortedChoices } from "./expert-matmul.js";
 import type { Gpu } from "./gpu.js";
 import type { GpuBuffer } from "./gpu-buffer.js";
 import { type KernelSource, reads, writes } from "./kernel.js";
-import type { Tile } from "./tiled-code.js";
+import type { Tile } from "./tile-frame.js";
 
 /** Slots that the counters in workgroup memory have room for; 16 KiB are what every device has. */
 export const slotLimit = 1024;

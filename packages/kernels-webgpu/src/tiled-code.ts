@@ -1,163 +1,149 @@
-import { type ActivationKind, activationCode, isGated } from "./activation-code.js";
-import { formatKey, loadCode, matrixBindings, type WeightFormat } from "./gpu-matrix.js";
-import { type KernelSource, reads, writes } from "./kernel.js";
-import { loadXCode, type MatmulParam, matmulParams } from "./matmul-code.js";
+import type { KernelSource } from "./kernel.js";
+import type { MatmulParam } from "./matmul-code.js";
 import { range } from "./range.js";
+import { type TileOptions, tileFrame, tileKey } from "./tile-frame.js";
 
-/** A small one fills more multiprocessors, a large one reads less. */
-export type Tile = 16 | 64 | 128;
+export const tiledKey = (options: TileOptions) => `tiled ${tileKey(options)}`;
 
-export interface TiledOptions {
-  readonly format: WeightFormat;
-  readonly bias: boolean;
-  readonly activation: ActivationKind;
-  /** Whether rows are sorted by expert (`sortChoices`) and every tile has an expert of its own. */
-  readonly grouped: boolean;
-  /** Whether the inputs of a choice are multiplied by its gate weight. */
-  readonly scaled: boolean;
-  /** Whether the columns of x are a multiple of 4, so that it is read in vectors. */
-  readonly vectors: boolean;
-  /** Whether the tiles in workgroup memory are f16; sums are f32 all the same. */
-  readonly half: boolean;
-  /** Rows and columns of y per workgroup of 256 threads. */
-  readonly tile: Tile;
-}
-
-/** Columns of y of one workgroup. */
-export const tileColumns = (tile: Tile, gated: boolean) => (gated && tile > 16 ? tile / 2 : tile);
-
-export const tiledKey = (o: TiledOptions) =>
-  `tiled ${formatKey(o.format)} ${o.activation} ${[o.bias, o.grouped, o.scaled, o.vectors, o.half].map(Number).join("")} ${o.tile}`;
+/** Loads of 8 columns per step for x, and for W of one turn: each by half of the threads. */
+const loads = 128;
+const vector = (width: number) => (width === 1 ? "f32" : `vec${width}f`);
+const element = (width: number, name: string, i: number) => (width === 1 ? name : `${name}[${i}]`);
 
 /**
- * y = activation(x Wᵀ + bias) * factor, x [m, k] and W [n, k] of one part, tile by tile: both tiles lie in workgroup memory by
- * vectors of 4 columns, and each thread sums a square of outputs in registers. For gated activations, rows of W are those of up
- * and gate in turn, and half as many columns per tile of y keep the registers equal.
+ * y = activation(x Wᵀ + bias) * factor, x [m, k] and W [n, k] of one part, tile by tile. Both tiles lie in workgroup memory column
+ * by column of x, so that one vector serves 4 rows and one 4 columns of y; each of 16 by 16 threads sums up to 8 by 8 outputs in
+ * registers. While a step is multiplied, the next one is read into registers; the loop over a step is written out, which lets
+ * the compiler move its reads (measured: 1.2 times as fast).
  *
- * Bindings: x, W, bias, sorted choices, tiles and gate weights where it has any, y. The bias is that of the part where rows are
- * grouped, else that of all columns of y.
+ * Sums of products in groups of vectors are float32, in the order of the columns.
  */
-export function tiledSource(options: TiledOptions): KernelSource<MatmulParam> {
-  const { format, bias, activation, grouped, scaled, vectors, half, tile } = options;
-  const gated = isGated(activation);
-  const names = gated ? ["up", "gate"] : ["up"];
-  // 16 by 16 threads; 16 KiB of workgroup memory are what every device has.
-  const per = tile / 16;
-  const tileN = tileColumns(tile, gated);
-  const perN = tileN / 16;
-  const depth = { 16: 8, 64: 4, 128: 2 }[tile];
-  const vector = half ? "vec4h" : "vec4f";
-  const squares = names.flatMap((name) =>
-    range(per).flatMap((i) => range(perN).map((j) => ({ name, i, j, sum: `${name}_${i}_${j}` }))),
-  );
-  const weightLoads = names.map(
-    (
-      name,
-      which,
-    ) => `    let ${name}_w = w_load(select(0u, base + ${names.length}u * (n0 + row) + ${which}u, inside), k0 / 2u + pair);
-    ${name}_tile[2u * pair * ${tileN}u + row] = select(${vector}(0.0), ${vector}(${name}_w[0]), inside);
-    ${name}_tile[(2u * pair + 1u) * ${tileN}u + row] = select(${vector}(0.0), ${vector}(${name}_w[1]), inside);`,
+export function tiledSource(options: TileOptions): KernelSource<MatmulParam> {
+  const { tile, grouped } = options;
+  const frame = tileFrame(options);
+  const { turns, columns } = frame;
+  const wide = turns * columns;
+  const eights = loads / tile;
+  const step = 8 * eights;
+  // Vectors of rows and of columns that a thread multiplies.
+  const rowWidth = Math.min(4, tile / 16);
+  const rowGroups = tile / 16 / rowWidth;
+  const perTurn = columns / 16;
+  const width = Math.min(4, perTurn);
+  const groups = wide / 16 / width;
+  const xLoads = 1;
+  const wLoads = (wide * eights) / loads;
+  const own = (what: string, i: number) => `${what}_${i}`;
+  const rowsOf = range(rowGroups).flatMap((g) => range(rowWidth).map((i) => ({ g, i })));
+  const sum = (g: number, i: number, c: number) => `sum_${g}_${i}_${c}`;
+
+  const readStep = (k8: string) => `    if (t < ${loads}u) {
+${range(wLoads)
+  .map(
+    (i) =>
+      `      ${own("next", i)} = w_columns(${own("row", i)}, ${k8} + ${own("eight", i)}, ${own("inside", i)} && ${k8} + ${own("eight", i)} < steps);`,
+  )
+  .join("\n")}
+    } else {
+      next_0 = x_columns(row_0, ${k8} + eight_0, inside_0 && ${k8} + eight_0 < steps);
+    }`;
+  const store = (target: string, size: number, each: number, count: number) =>
+    range(count)
+      .flatMap((i) =>
+        range(8).map((k) => {
+          const at = `(8u * ${own("eight", i)} + ${k}u) * ${size / each}u + ${own("at", i)} / ${each}u`;
+          const value = `${own("next", i)}[${Math.floor(k / 4)}][${k % 4}]`;
+          return `      ${target}[${at}]${each === 1 ? "" : `[${own("at", i)} % ${each}u]`} = ${value};`;
+        }),
+      )
+      .join("\n");
+  const multiply = range(step).map(
+    (k) => `    {
+${range(rowGroups)
+  .map((g) => `      let a_${g} = x_tile[${(k * tile) / rowWidth + 16 * g}u + thread.y];`)
+  .join("\n")}
+${range(groups)
+  .map((c) => `      let b_${c} = w_tile[${(k * wide) / width + 16 * c}u + thread.x];`)
+  .join("\n")}
+${rowsOf
+  .flatMap(({ g, i }) =>
+    range(groups).map(
+      (c) =>
+        `      ${sum(g, i, c)} = fma(${vector(width)}(${element(rowWidth, `a_${g}`, i)}), b_${c}, ${sum(g, i, c)});`,
+    ),
+  )
+  .join("\n")}
+    }`,
   );
   const code = `
-const TILE = ${tile}u;
-const TILE_N = ${tileN}u;
-const DEPTH = ${depth}u;
-var<workgroup> x_tile: array<${vector}, ${tile * depth}>;
-${names.map((name) => `var<workgroup> ${name}_tile: array<${vector}, ${tileN * depth}>;`).join("\n")}
-var<workgroup> x_row: array<u32, ${tile}>;
-${loadCode("w", format, "((p.k + 7u) / 8u * 8u)")}
-${activationCode(activation)}
-${loadXCode(vectors)}
+var<workgroup> x_tile: array<${vector(rowWidth)}, ${(step * tile) / rowWidth}>;
+var<workgroup> w_tile: array<${vector(width)}, ${(step * wide) / width}>;
+${frame.functions}
 @compute @workgroup_size(16, 16)
 fn main(
   @builtin(workgroup_id) group: vec3u,
   @builtin(local_invocation_id) thread: vec3u,
   @builtin(local_invocation_index) t: u32,
 ) {
-${
-  grouped
-    ? `  if (group.y >= tiles[0].x) { return; }
-  let place = tiles[group.y + 1u];
-  if (place.x < p.first || place.x >= p.first + p.count) { return; }
-  let start = place.y;
-  let rows = place.z;
-  let base = (place.x - p.first) * p.n * ${names.length}u;`
-    : `  let start = group.y * TILE;
-  let rows = min(TILE, p.m - start);
-  let base = 0u;`
-}
-  let n0 = group.x * TILE_N;
-  if (t < rows) { x_row[t] = ${grouped ? "sorted[start + t]" : "start + t"}; }
-  workgroupBarrier();
-${squares.map(({ sum }) => `  var ${sum} = 0.0;`).join("\n")}
-  let steps = (p.k + 3u) / 4u;
-  for (var k0 = 0u; k0 < steps; k0 += DEPTH) {
-    for (var i = t; i < TILE * DEPTH; i += 256u) {
-      let row = i / DEPTH;
-      let k4 = i % DEPTH;
-      var v = vec4f(0.0);
-      if (row < rows) {
-        v = load_x(x_row[row] / p.divisor, k0 + k4)${scaled ? " * gates[x_row[row]]" : ""};
-      }
-      x_tile[k4 * TILE + row] = ${vector}(v);
-    }
-    for (var i = t; i < TILE_N * DEPTH / 2u; i += 256u) {
-      let row = i / (DEPTH / 2u);
-      let pair = i % (DEPTH / 2u);
-      let inside = n0 + row < p.n && k0 + 2u * pair < steps;
-${weightLoads.join("\n")}
+${frame.place}
+  let steps = (p.k + 7u) / 8u;
+  let loader = t % ${loads}u;
+${range(Math.max(xLoads, wLoads))
+  .map(
+    (
+      i,
+    ) => `  let at_${i} = ${wLoads > 1 ? `select(loader % ${tile}u, (loader + ${i * loads}u) % ${wide}u, t < ${loads}u)` : `loader % ${tile}u`};
+  let eight_${i} = ${wLoads > 1 ? `select(loader / ${tile}u, (loader + ${i * loads}u) / ${wide}u, t < ${loads}u)` : `loader / ${tile}u`};
+  var row_${i} = 0u;
+  var inside_${i} = false;
+  var next_${i} = array<vec4f, 2>(vec4f(0.0), vec4f(0.0));
+  if (t < ${loads}u) {
+    row_${i} = ${frame.weightRow(`at_${i}`)};
+    inside_${i} = ${frame.weightInside(`at_${i}`)};
+  } else if (at_${i} < rows) {
+    row_${i} = ${frame.rowOf(`at_${i}`)};
+    inside_${i} = true;
+  }`,
+  )
+  .join("\n")}
+${rowsOf.flatMap(({ g, i }) => range(groups).map((c) => `  var ${sum(g, i, c)} = ${vector(width)}(0.0);`)).join("\n")}
+${readStep("0u")}
+  for (var k8 = 0u; k8 < steps; k8 += ${eights}u) {
+    if (t < ${loads}u) {
+${store("w_tile", wide, width, wLoads)}
+    } else {
+${store("x_tile", tile, rowWidth, xLoads)}
     }
     workgroupBarrier();
-    for (var k4 = 0u; k4 < DEPTH; k4++) {
-${range(per)
-  .map((i) => `      let a_${i} = vec4f(x_tile[k4 * TILE + thread.y + ${16 * i}u]);`)
-  .join("\n")}
-${names
-  .flatMap((name) =>
-    range(perN).flatMap((j) => [
-      `      let ${name}_b${j} = vec4f(${name}_tile[k4 * TILE_N + thread.x + ${16 * j}u]);`,
-      ...range(per).map((i) => {
-        const sum = `${name}_${i}_${j}`;
-        const b = `${name}_b${j}`;
-        return `      ${sum} = a_${i}.w * ${b}.w + (a_${i}.z * ${b}.z + (a_${i}.y * ${b}.y + (a_${i}.x * ${b}.x + ${sum})));`;
-      }),
-    ]),
+${readStep(`(k8 + ${eights}u)`)}
+${multiply.join("\n")}
+    workgroupBarrier();
+  }
+${rowsOf
+  .map(
+    ({ g, i }) => `  {
+    let in_tile = ${16 * rowWidth * g}u + ${rowWidth}u * thread.y + ${i}u;
+    if (in_tile < rows) {
+      let row = ${frame.rowOf("in_tile")};
+${range(groups / turns)
+  .flatMap((c) =>
+    range(width).map((j) => {
+      const at = `n0 + ${16 * width * c}u + ${width}u * thread.x + ${j}u`;
+      const up = element(width, sum(g, i, c), j);
+      const gate = element(width, sum(g, i, c + groups / turns), j);
+      return `      if (${at} < p.n) { ${frame.write("row", at, up, gate)} }`;
+    }),
   )
   .join("\n")}
     }
-    workgroupBarrier();
-  }
-${range(per)
-  .map(
-    (i) => `  if (thread.y + ${16 * i}u < rows) {
-    let row = x_row[thread.y + ${16 * i}u];
-${range(perN)
-  .map((j) => {
-    const at = `n0 + thread.x + ${16 * j}u`;
-    const add = (which: number) =>
-      bias
-        ? ` + bias[${grouped ? "p.column + base" : `${names.length}u * p.column`} + ${names.length}u * (${at}) + ${which}u]`
-        : "";
-    const gate = gated ? `gate_${i}_${j}${add(1)}` : "0.0";
-    return `    if (${at} < p.n) { y[row * p.stride + ${grouped ? "" : "p.column + "}${at}] = activate(${gate}, up_${i}_${j}${add(0)}) * p.factor; }`;
-  })
-  .join("\n")}
   }`,
   )
   .join("\n")}
 }`;
   return {
     name: grouped ? "matmul-grouped" : "matmul-tiled",
-    ...(half && { enable: ["f16"] }),
-    params: matmulParams,
-    bindings: [
-      reads("x", vectors ? "array<vec4f>" : "array<f32>"),
-      ...matrixBindings("w", format),
-      ...(bias ? [reads("bias", "array<f32>")] : []),
-      ...(grouped ? [reads("sorted", "array<u32>"), reads("tiles", "array<vec4u>")] : []),
-      ...(scaled ? [reads("gates", "array<f32>")] : []),
-      writes("y", "array<f32>"),
-    ],
+    params: frame.params,
+    bindings: frame.bindings,
     code,
   };
 }

@@ -39,6 +39,7 @@ const matmuls: KernelCheck[] = [
   checkMatmul({ format: { kind: "bf16" }, rows: 2, columns: 301, outputs: 9, bias: false }),
   checkMatmul({ format: f32, rows: 19, columns: 22, outputs: 65, bias: true }),
   checkMatmul({ format: codes, rows: 70, columns: 96, outputs: 37, bias: false }),
+  checkMatmul({ format: codes, rows: 1, columns: 1056, outputs: 6, bias: true }),
   checkMatmul({ format: f32, rows: 515, columns: 20, outputs: 520, bias: true }),
   checkEmbedding({ kind: "bf16" }, 7, 10),
 ];
@@ -51,6 +52,16 @@ const clamped = { kind: "clamped-swiglu", limit: 0.8, alpha: 1.7 } as const;
 const experts: KernelCheck[] = [
   checkExperts({ ...few, ...plain, format: codes, tokens: 5, activation: silu, sorted: false }),
   checkExperts({ ...few, ...plain, format: codes, tokens: 20, activation: silu, sorted: true }),
+  checkExperts({
+    ...few,
+    ...plain,
+    format: codes,
+    columns: 1024,
+    outputs: 6,
+    tokens: 2,
+    activation: silu,
+    sorted: false,
+  }),
   checkExperts({ ...few, format: f32, columns: 10, tokens: 90, activation: silu, sorted: true, ...plain }),
   ...[true, false].flatMap((sorted) => [
     checkExperts({
