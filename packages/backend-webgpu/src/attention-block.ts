@@ -45,7 +45,7 @@ interface Projected {
 }
 
 /** Up to so many tokens of a sequence, workgroups per query fill a device better than tiles of queries. */
-const splitTokens = 32;
+export const splitTokens = 32;
 
 const splits = (most: number, tokens: number, heads: number) =>
   most <= splitTokens && tokens * heads <= 65535;

@@ -12,6 +12,7 @@ import { attentionCapabilities } from "./attention-limits.js";
 import { checkKernels } from "./check-kernels.js";
 import { type DeviceSource, SharedDevice } from "./device.js";
 import { loadWeights } from "./load-weights.js";
+import { pace } from "./pace.js";
 import { WebgpuRunner } from "./runner.js";
 
 export interface WebgpuSettings extends GpuOptions {
@@ -31,7 +32,7 @@ export function createWebgpuBackend(source: DeviceSource, settings: WebgpuSettin
   const device = new SharedDevice(source, settings);
   return {
     name: "webgpu",
-    capabilities: { blocking: false, sharesWeights: false, attention: attentionCapabilities },
+    capabilities: { blocking: false, sharesWeights: false, attention: attentionCapabilities, pace },
     async load(request: LoadRequest) {
       const { model, weights, signal } = request;
       throwIfAborted(signal, "loading a model");

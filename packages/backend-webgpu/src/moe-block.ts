@@ -10,6 +10,7 @@ import {
   type Gpu,
   type GpuBuffer,
   matmul,
+  type PlannedChoices,
   routeChoices,
   sortChoices,
   sortedBytes,
@@ -89,11 +90,47 @@ export function runRouted(
   return { tokens, topK, logits, slots, gates, outputs };
 }
 
+/** Routed experts of tokens of several runs. */
+export interface SharedCall {
+  readonly spec: MoeSpec;
+  /** Experts of the layer as it is stored. */
+  readonly whole: PlannedExperts;
+  readonly stacks: Pick<PlannedExperts, "units" | "down">;
+  readonly planned: PlannedChoices;
+  /** [blocks] u32: 0, 1, 2 ... */
+  readonly places: GpuBuffer;
+  readonly blocks: number;
+}
+
+/** As `runRouted`, each token with the experts that its run keeps. Choices of all runs that go to one expert are one product. */
+export function runShared(
+  context: MoeContext,
+  { spec: { router }, whole, stacks, planned, places, blocks }: SharedCall,
+  experts: Experts,
+  x: GpuBuffer,
+  tokens: number,
+  y: GpuBuffer,
+): void {
+  const { gpu, workspace, hidden } = context;
+  const { topK } = router;
+  const columns = whole.routerRows;
+  const logits = workspace.take("router logits", tokens * columns);
+  matmul(gpu, { x, rows: tokens, weight: whole.router, bias: whole.routerBias, y: logits });
+  const slots = workspace.take("slots", tokens * topK);
+  const gates = workspace.take("gates", tokens * topK);
+  const { correction } = whole;
+  routeChoices(gpu, { router, logits, tokens, columns, correction, planned, slots, gates });
+  const choices: Choices = { tokens, topK, slots, gates, places, slotCount: blocks };
+  const scaled = router.scalesInput === true;
+  const { outputs } = runExperts(context, experts, stacks, choices, x, true, scaled);
+  combineChoices(gpu, choices, outputs, y, hidden, !scaled);
+}
+
 /** The experts of all choices: hidden units [choices, width] and outputs [choices, hidden]. */
 export function runExperts(
   { gpu, workspace, half, hidden, counts }: MoeContext,
   { width, activation }: Experts,
-  planned: PlannedExperts,
+  planned: Pick<PlannedExperts, "units" | "down">,
   choices: Choices,
   x: GpuBuffer,
   sort: boolean,

@@ -96,7 +96,7 @@ export async function planExperts(
 }
 
 /** The expert that a slot is, when a plan leaves it as it is stored. */
-function unchangedExpert(plan: LayerPlan, slot: number): number | undefined {
+export function unchangedExpert(plan: LayerPlan, slot: number): number | undefined {
   if (plan.units?.[slot] || downDelta(plan, slot)) return undefined;
   return onlyExpert(plan, slot);
 }

@@ -3,12 +3,14 @@ import {
   CoppiceError,
   checkRunAttention,
   checkRunRequest,
+  type HeldBoundary,
   type KvCache,
   type LayerPlan,
   type LayerRange,
   layerKey,
   type MoeModel,
   type MoeSpec,
+  moeLayers,
   type Plan,
   parsePlan,
   type RunAttention,
@@ -18,25 +20,33 @@ import {
   skipRuleOf,
   throwIfAborted,
 } from "@coppice/core";
-import { addScaled, embed, type GpuBuffer, norm } from "@coppice/kernels-webgpu";
-import { attentionUse, runAttention } from "./attention-block.js";
+import { addScaled, embed, type Gpu, type GpuBuffer, norm } from "@coppice/kernels-webgpu";
+import { attentionUse } from "./attention-block.js";
 import { attentionCapabilities, limitsOf } from "./attention-limits.js";
 import { type Batch, prepareBatch } from "./batch.js";
 import { checkAttentionKernels } from "./check-attention-kernels.js";
 import { checkBatch } from "./check-kernels.js";
 import type { DeviceUse } from "./device.js";
-import { runHead } from "./head.js";
+import { ExpertPool } from "./expert-pool.js";
+import { countTogether, type GroupJob, isGroupable, recordGroup } from "./group-run.js";
+import { runHead, wantedTargets } from "./head.js";
+import { BoundaryStore } from "./held-boundary.js";
 import { DeviceCache } from "./kv-cache.js";
+import { attendLayer } from "./layer.js";
 import type { LayerWeights, Mlp, ModelWeights, MoeWeights } from "./model-weights.js";
 import { addShared, type MoeContext, runMlp, runRouted } from "./moe-block.js";
+import { pace } from "./pace.js";
 import { type PlannedExperts, planExperts } from "./planned-experts.js";
 import { RotaryTables } from "./rotary-tables.js";
+import { RunQueue } from "./run-queue.js";
 import { showLayer } from "./show-layer.js";
 import { sparedRows } from "./spared-rows.js";
 import { Workspace } from "./workspace.js";
 
 /** Bytes of what the experts of one block of tokens compute; more tokens go through an MoE layer in several blocks. */
 const expertBytes = 256 * 1024 * 1024;
+/** Bytes of merged experts that are kept for further plans. */
+const mergedBytes = 256 * 1024 * 1024;
 /** Tokens of a run from which on the device is waited for after every layer, so that a run can be aborted on its way. */
 const waitTokens = 256;
 
@@ -62,7 +72,12 @@ export class WebgpuRunner implements Runner {
   readonly #planned = new Map<number, { key: string; experts: PlannedExperts }>();
   readonly #caches = new Set<DeviceCache>();
   readonly #validPlans = new WeakSet<Plan>();
-  #running = false;
+  readonly #boundaries: BoundaryStore;
+  readonly #pools: ReadonlyMap<number, ExpertPool>;
+  /** By layer, the experts as they are stored. */
+  readonly #whole = new Map<number, PlannedExperts>();
+  readonly #queue: RunQueue<GroupJob>;
+  readonly pace = pace;
 
   constructor(
     model: MoeModel,
@@ -78,6 +93,13 @@ export class WebgpuRunner implements Runner {
     this.#settings = settings;
     this.#workspace = new Workspace(use.gpu);
     this.#rotary = new RotaryTables(use.gpu);
+    this.#boundaries = new BoundaryStore(this, use.gpu);
+    this.#pools = expertPools(use.gpu, model, weights);
+    const together = this.#tokensTogether();
+    this.#queue = new RunQueue({
+      together: (jobs) => countTogether(model, this.#pools, jobs, together),
+      record: (jobs) => this.#recordGroup(jobs),
+    });
   }
 
   createCache(sequences: number, attention?: RunAttention): KvCache {
@@ -98,28 +120,31 @@ export class WebgpuRunner implements Runner {
   async run(request: RunRequest): Promise<RunResult> {
     this.#alive();
     throwIfAborted(request.signal, "starting a run");
-    if (this.#running) {
-      throw new CoppiceError(
-        "COPPICE_USAGE",
-        "a run began while another run of the same runner was going on",
-        {
-          hint: "await each run before the next, or load one runner per task",
-        },
-      );
+    const { model } = this;
+    const checked = checkRunRequest(model, request, this.#loaded, attentionCapabilities, true);
+    const plans = this.#layerPlans(request.plan);
+    const { rows, targets, tokens } = checked;
+    if (
+      rows &&
+      targets &&
+      tokens <= this.#tokensTogether() &&
+      isGroupable(model, this.#pools, request, checked, plans)
+    ) {
+      const job = { request, checked, plans, wanted: wantedTargets(rows, targets) };
+      return this.#queue.add(job, request.signal);
     }
-    this.#running = true;
-    try {
-      return await this.#run(request);
-    } finally {
-      this.#running = false;
-    }
+    return this.#queue.alone(() => this.#run(request, checked, plans));
   }
 
   async dispose(): Promise<void> {
     const weights = this.#weights;
     if (!weights) return;
     this.#weights = undefined;
+    await this.#queue.end(disposed());
     for (const cache of this.#caches) cache.dispose();
+    this.#boundaries.dispose();
+    for (const pool of this.#pools.values()) pool.dispose();
+    for (const experts of this.#whole.values()) experts.dispose();
     for (const { experts } of this.#planned.values()) experts.dispose();
     this.#planned.clear();
     this.#workspace.dispose();
@@ -132,13 +157,66 @@ export class WebgpuRunner implements Runner {
     return this.dispose();
   }
 
-  async #run(request: RunRequest): Promise<RunResult> {
+  /** Tokens that are computed together; more than one run's where there is room for all that experts compute of them. */
+  #tokensTogether(): number {
+    const perToken = Math.max(
+      ...this.model.layers.map(({ feedForward: own }) =>
+        own.kind === "moe"
+          ? own.router.topK * Math.max(this.model.hiddenSize, own.experts[0]?.width ?? 0)
+          : own.kind === "dense"
+            ? own.mlp.width
+            : 0,
+      ),
+    );
+    const room = Math.floor(Math.min(expertBytes, this.#use.gpu.maxBindingBytes) / (4 * perToken));
+    return Math.max(1, Math.min(2 * pace.batchTokens, room));
+  }
+
+  async #recordGroup(jobs: readonly GroupJob[]): Promise<() => Promise<RunResult[]>> {
     const { model } = this;
     const { gpu } = this.#use;
+    const weights = this.#alive();
     gpu.throwIfFailed();
-    const checked = checkRunRequest(model, request, this.#loaded, attentionCapabilities);
+    const tokens = jobs.reduce((sum, { checked }) => sum + checked.tokens, 0);
+    await checkBatch(gpu, model, this.#loaded, tokens, this.#settings);
+    const limits = limitsOf(model, undefined);
+    for (const { checked } of jobs)
+      await checkAttentionKernels(gpu, model, this.#loaded, attentionUse(model, checked, limits));
+    for (const { index, feedForward } of model.layers) {
+      if (feedForward.kind !== "moe" || this.#whole.has(index)) continue;
+      const { moe } = weights.layers.get(index) as LayerWeights;
+      this.#whole.set(index, await planExperts(gpu, feedForward, moe as MoeWeights, undefined));
+    }
+    const context = {
+      gpu,
+      model,
+      weights,
+      workspace: this.#workspace,
+      rotary: this.#rotary,
+      boundaries: this.#boundaries,
+      half: this.#settings.half,
+      pools: this.#pools,
+      whole: this.#whole,
+    };
+    try {
+      return await recordGroup(context, jobs);
+    } catch (error) {
+      // Merged experts that were placed may not have been made.
+      for (const pool of this.#pools.values()) pool.forget();
+      throw error;
+    }
+  }
+
+  async #run(
+    request: RunRequest,
+    checked: CheckedRunRequest,
+    plans: ReadonlyMap<number, LayerPlan>,
+  ): Promise<RunResult> {
+    const { model } = this;
+    const { gpu } = this.#use;
+    this.#alive();
+    gpu.throwIfFailed();
     const { tokens, from, to, rows, targets } = checked;
-    const plans = this.#layerPlans(request.plan);
     const cache = this.#cache(request.cache);
     const limits = cache?.limits ?? limitsOf(model, checked.attention);
     await checkBatch(gpu, model, this.#loaded, tokens, this.#settings);
@@ -148,16 +226,21 @@ export class WebgpuRunner implements Runner {
     const batch = prepareBatch(model, checked, cache, limits, this.#rotary, workspace);
     const hidden = workspace.take("hidden", tokens * size);
     if (request.hidden) gpu.write(hidden, request.hidden);
+    else if (request.held) this.#boundaries.restore(request.held, from, hidden, 0, 4 * tokens * size);
     else this.#embed(request.sequences, tokens, hidden);
     const counts = workspace.put("counts", new Uint32Array(1));
     const context: MoeContext = { gpu, workspace, half: this.#settings.half, hidden: size, counts };
 
     const boundaries = new Map<number, Float32Array>();
+    const held = new Map<number, HeldBoundary>();
     let expertTokens = 0;
     for (let layer = from; layer < to; layer++) {
       expertTokens += await this.#runLayer(context, layer, request, checked, plans.get(layer), batch, hidden);
       if (request.boundaries?.includes(layer + 1)) {
         boundaries.set(layer + 1, await gpu.readFloats(hidden, tokens * size));
+      }
+      if (request.hold?.includes(layer + 1)) {
+        held.set(layer + 1, this.#boundaries.hold(layer + 1, hidden, 0, 4 * tokens * size));
       }
       if (layer + 1 === to) break;
       if (tokens >= waitTokens) await gpu.idle();
@@ -170,7 +253,7 @@ export class WebgpuRunner implements Runner {
       expertTokens += new Uint32Array(bytes as ArrayBuffer)[0] as number;
     } else if (!rows) await gpu.idle();
     cache?.commit(request.sequences);
-    return { ...shown, boundaries, tokenLayers: tokens * (to - from), expertTokens };
+    return { ...shown, boundaries, held, tokenLayers: tokens * (to - from), expertTokens };
   }
 
   /** @returns choices that ran, without those that are counted on the device */
@@ -194,11 +277,10 @@ export class WebgpuRunner implements Runner {
     const planned = moe && (await this.#experts(index, moe, weights.moe as MoeWeights, plan));
     const normed = workspace.take("normed", tokens * size);
     const added = workspace.take("added", tokens * size);
-    norm(gpu, { ...weights.attentionNorm, x: hidden, y: normed, size, rows: tokens });
     const spare = (moe && skipRuleOf(moe.router, plan)?.spare) || 0;
     const run = { gpu, workspace, batch, half };
-    const received = await runAttention(run, attention, weights.attention, index, normed, added, spare > 0);
-    addScaled(gpu, added, hidden, tokens * size, residualScale);
+    const stream = { hidden, normed, added };
+    const received = await attendLayer(run, this.model, index, weights, stream, spare > 0);
     norm(gpu, { ...weights.feedForwardNorm, x: hidden, y: normed, size, rows: tokens });
     let ran = 0;
     if (moe && planned && weights.moe) {
@@ -323,6 +405,20 @@ export class WebgpuRunner implements Runner {
 
   #alive(): ModelWeights {
     if (this.#weights) return this.#weights;
-    throw new CoppiceError("COPPICE_BACKEND_DISPOSED", "the runner was disposed and cannot run again");
+    throw disposed();
   }
+}
+
+const disposed = () =>
+  new CoppiceError("COPPICE_BACKEND_DISPOSED", "the runner was disposed and cannot run again");
+
+function expertPools(gpu: Gpu, model: MoeModel, weights: ModelWeights): Map<number, ExpertPool> {
+  const layers = moeLayers(model).flatMap(({ index, feedForward }) => {
+    const moe = weights.layers.get(index)?.moe;
+    return moe ? [{ index, feedForward, moe }] : [];
+  });
+  const bytes = mergedBytes / Math.max(1, layers.length);
+  return new Map(
+    layers.map(({ index, feedForward, moe }) => [index, new ExpertPool(gpu, feedForward, moe, bytes)]),
+  );
 }

@@ -1,0 +1,390 @@
+import {
+  type CheckedRunRequest,
+  type LayerPlan,
+  type MoeModel,
+  type MoeSpec,
+  type RunRequest,
+  type RunResult,
+  skipRuleOf,
+} from "@coppice/core";
+import {
+  addScaled,
+  copyRows,
+  embed,
+  type Gpu,
+  type GpuBuffer,
+  mergeExperts,
+  norm,
+  queryTile,
+} from "@coppice/kernels-webgpu";
+import { splitTokens } from "./attention-block.js";
+import { limitsOf } from "./attention-limits.js";
+import { type Batch, prepareBatch } from "./batch.js";
+import type { ExpertPool } from "./expert-pool.js";
+import { type GroupTables, groupTables } from "./group-tables.js";
+import { putTargets, scoreHead, type WantedTargets } from "./head.js";
+import type { BoundaryStore, DeviceBoundary } from "./held-boundary.js";
+import { attendLayer } from "./layer.js";
+import type { LayerWeights, Mlp, ModelWeights, MoeWeights } from "./model-weights.js";
+import { addShared, type MoeContext, runMlp, runShared } from "./moe-block.js";
+import type { PlannedExperts } from "./planned-experts.js";
+import type { RotaryTables } from "./rotary-tables.js";
+import type { Workspace } from "./workspace.js";
+
+/** A run that can be computed together with others. */
+export interface GroupJob {
+  readonly request: RunRequest;
+  readonly checked: CheckedRunRequest;
+  readonly plans: ReadonlyMap<number, LayerPlan>;
+  readonly wanted: WantedTargets;
+}
+
+/** What runs are computed with. */
+export interface GroupContext {
+  readonly gpu: Gpu;
+  readonly model: MoeModel;
+  readonly weights: ModelWeights;
+  readonly workspace: Workspace;
+  readonly rotary: RotaryTables;
+  readonly boundaries: BoundaryStore;
+  readonly half: boolean;
+  /** By layer. */
+  readonly pools: ReadonlyMap<number, ExpertPool>;
+  /** By layer, the experts as they are stored. */
+  readonly whole: ReadonlyMap<number, PlannedExperts>;
+}
+
+/** Up to so many rows, products sum in another order than those of more. */
+const fewRows = 8;
+/** Workgroups per axis. */
+const mostGroups = 65535;
+
+/**
+ * Whether a run gives the same bits alone and together with others: whole sequences, from one layer to the end, targets scored, and
+ * plans that only choose and merge experts.
+ */
+export function isGroupable(
+  model: MoeModel,
+  pools: ReadonlyMap<number, ExpertPool>,
+  { cache, tap, boundaries = [], hold = [], attention, memory }: RunRequest,
+  { tokens, to, rows, targets }: CheckedRunRequest,
+  plans: ReadonlyMap<number, LayerPlan>,
+): boolean {
+  if (cache || tap || attention || memory || boundaries.length > 0) return false;
+  if (!targets || !rows || rows.length <= fewRows || tokens <= fewRows || hold.includes(to)) return false;
+  return model.layers.every(({ index, feedForward }) => {
+    if (feedForward.kind !== "moe") return feedForward.kind === "dense";
+    const plan = plans.get(index);
+    const pool = pools.get(index);
+    const { router } = feedForward;
+    if (!pool || router.groups || skipRuleOf(router, plan)) return false;
+    if (
+      plan?.routerMap ||
+      plan?.units ||
+      plan?.down !== undefined ||
+      plan?.router ||
+      plan?.topK !== undefined
+    )
+      return false;
+    return pool.merged(plan) <= pool.capacity;
+  });
+}
+
+/** How many of the first jobs go together, at most about `most` tokens. */
+export function countTogether(
+  model: MoeModel,
+  pools: ReadonlyMap<number, ExpertPool>,
+  jobs: readonly GroupJob[],
+  most: number,
+): number {
+  const heads = Math.max(
+    ...model.layers.map(({ attention }) => (attention.kind === "other" ? 0 : attention.heads)),
+  );
+  const isShort = ({ checked: { starts } }: GroupJob) =>
+    starts.every((start, s) => s === 0 || start - (starts[s - 1] as number) <= splitTokens);
+  const [first] = jobs as [GroupJob];
+  // Sequences that are short go another way than those that are not, up to what one grid has room for.
+  const short = isShort(first);
+  const room = short ? Math.min(most, Math.floor(mostGroups / heads)) : most;
+  const merged = new Map<number, number>();
+  let tokens = 0;
+  let count = 0;
+  for (const job of jobs) {
+    if (count > 0 && (tokens + job.checked.tokens > room || isShort(job) !== short)) break;
+    const own = [...pools].map(([layer, pool]): [number, number] => [
+      layer,
+      (merged.get(layer) ?? 0) + pool.merged(job.plans.get(layer)),
+    ]);
+    if (count > 0 && own.some(([layer, needed]) => needed > (pools.get(layer) as ExpertPool).capacity)) break;
+    for (const [layer, needed] of own) merged.set(layer, needed);
+    tokens += job.checked.tokens;
+    count++;
+  }
+  return count;
+}
+
+interface Member {
+  readonly job: GroupJob;
+  /** First row among the tokens of the group. */
+  readonly start: number;
+  readonly held: Map<number, DeviceBoundary>;
+}
+
+/**
+ * Records runs as one batch: those that begin at a later layer lie behind the others and join them there. Behind the attention of the
+ * last layer only rows that targets are scored at go on.
+ * @returns reads the results
+ */
+export async function recordGroup(
+  context: GroupContext,
+  jobs: readonly GroupJob[],
+): Promise<() => Promise<RunResult[]>> {
+  const { gpu, model, weights, workspace, boundaries } = context;
+  const { hiddenSize: size, layers } = model;
+  let tokens = 0;
+  const members = [...jobs]
+    .sort((a, b) => a.checked.from - b.checked.from)
+    .map((job): Member => {
+      const start = tokens;
+      tokens += job.checked.tokens;
+      return { job, start, held: new Map() };
+    });
+  for (const { job } of members) {
+    const { held, from = 0 } = job.request;
+    if (held) boundaries.check(held, from, 4 * job.checked.tokens * size);
+  }
+  const first = members[0]?.job.checked.from as number;
+  const batch = prepareBatch(
+    model,
+    { ...joinedStarts(members), tokens, from: first, to: layers.length },
+    undefined,
+    limitsOf(model, undefined),
+    context.rotary,
+    workspace,
+  );
+  const wanted = joinedTargets(members);
+  const scored = {
+    index: workspace.put("head index", wanted.rows),
+    runs: new Uint32Array(wanted.rows.length),
+  };
+  const runs = new Uint32Array(tokens);
+  let row = 0;
+  members.forEach(({ job, start }, run) => {
+    runs.fill(run, start, start + job.checked.tokens);
+    scored.runs.fill(run, row, row + job.wanted.rows.length);
+    row += job.wanted.rows.length;
+  });
+  const tables = groupTables(
+    context,
+    members.map(({ job }) => job),
+    first,
+  );
+  const own: Own = {
+    ...context,
+    tables,
+    runs: workspace.put("runs", runs),
+    places: workspace.put("blocks", blockNumbers(tables.mostBlocks)),
+  };
+  const last = {
+    index: scored.index,
+    runs: workspace.put("runs of rows", scored.runs),
+    rows: wanted.rows.length,
+  };
+  const moe: MoeContext = {
+    gpu,
+    workspace,
+    half: context.half,
+    hidden: size,
+    counts: workspace.take("uncounted", 1),
+  };
+  const targets = putTargets(moe, wanted);
+  const stream = {
+    hidden: workspace.take("hidden", tokens * size),
+    normed: workspace.take("normed", tokens * size),
+    added: workspace.take("added", tokens * size),
+  };
+  begin(context, members, stream.hidden);
+  let output = stream.hidden;
+  let active = 0;
+  for (let layer = first; layer < layers.length; layer++) {
+    const joined = members.filter(({ job }) => job.checked.from <= layer);
+    for (const { job, start } of joined.slice(active)) {
+      const { held } = job.request;
+      if (held)
+        boundaries.restore(held, layer, stream.hidden, 4 * start * size, 4 * job.checked.tokens * size);
+    }
+    active = joined.length;
+    const part = firstTokens(batch, joined);
+    const layerWeights = weights.layers.get(layer) as LayerWeights;
+    mergeLayer(own, layer);
+    await attendLayer(
+      { gpu, workspace, batch: part, half: context.half },
+      model,
+      layer,
+      layerWeights,
+      stream,
+      false,
+    );
+    if (layer + 1 < layers.length) {
+      feedForward(own, moe, layer, layerWeights, stream, part.tokens, own.runs);
+      for (const { job, start, held } of joined) {
+        if (!job.request.hold?.includes(layer + 1)) continue;
+        const bytes = 4 * job.checked.tokens * size;
+        held.set(layer + 1, boundaries.hold(layer + 1, stream.hidden, 4 * start * size, bytes));
+      }
+      continue;
+    }
+    output = workspace.take("head rows", last.rows * size);
+    copyRows(gpu, { x: stream.hidden, y: output, rows: last.rows, size, index: last.index, kind: "gather" });
+    feedForward(own, moe, layer, layerWeights, { ...stream, hidden: output }, last.rows, last.runs);
+  }
+  const { logProbs, argmax } = scoreHead(
+    moe,
+    model,
+    weights.head as NonNullable<ModelWeights["head"]>,
+    targets,
+    output,
+  );
+  const reading = gpu.read([
+    { buffer: logProbs, bytes: 4 * targets.count },
+    { buffer: argmax, bytes: 4 * targets.count },
+  ]);
+  // What is wrong with it is said where it is awaited.
+  reading.catch(() => {});
+  return async () => {
+    const [a, b] = await reading;
+    const found = { logProbs: new Float32Array(a as ArrayBuffer), argmax: new Int32Array(b as ArrayBuffer) };
+    let at = 0;
+    const results = new Map<GroupJob, RunResult>();
+    for (const { job, held } of members) {
+      const { length } = job.wanted.targets;
+      results.set(job, {
+        targetLogProbs: found.logProbs.slice(at, at + length),
+        argmax: found.argmax.slice(at, at + length),
+        boundaries: new Map(),
+        held,
+        ...workOf(model, job),
+      });
+      at += length;
+    }
+    return jobs.map((job) => results.get(job) as RunResult);
+  };
+}
+
+interface Own extends GroupContext {
+  readonly tables: GroupTables;
+  readonly runs: GpuBuffer;
+  readonly places: GpuBuffer;
+}
+
+/** What the first layers of runs read, where it is not held. */
+function begin(
+  { gpu, model, weights, workspace }: GroupContext,
+  members: readonly Member[],
+  hidden: GpuBuffer,
+): void {
+  const ids: Int32Array[] = [];
+  for (const { job, start } of members) {
+    const { request, checked } = job;
+    if (request.hidden) gpu.write(hidden, request.hidden, 4 * start * model.hiddenSize);
+    if (checked.from === 0) ids.push(...request.sequences);
+  }
+  if (ids.length === 0) return;
+  const packed = new Uint32Array(ids.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
+  for (const sequence of ids) {
+    packed.set(sequence, at);
+    at += sequence.length;
+  }
+  const embedding = weights.embedding as NonNullable<ModelWeights["embedding"]>;
+  embed(gpu, embedding, workspace.put("ids", packed), packed.length, hidden, model.embeddingScale);
+}
+
+function mergeLayer({ gpu, pools, tables, weights }: Own, layer: number): void {
+  const merges = tables.layers.get(layer)?.merges;
+  const pool = pools.get(layer);
+  const experts = weights.layers.get(layer)?.moe?.experts;
+  if (!merges || !pool || !experts) return;
+  const { units, down } = pool.matrices;
+  mergeExperts(gpu, experts.units.matrix, units, tables.buffer, merges);
+  mergeExperts(gpu, experts.down.matrix, down, tables.buffer, merges);
+}
+
+/** The second half of a layer: hidden += experts(norm(hidden)). */
+function feedForward(
+  { gpu, model, pools, whole, tables, places }: Own,
+  context: MoeContext,
+  layer: number,
+  weights: LayerWeights,
+  { hidden, normed, added }: { hidden: GpuBuffer; normed: GpuBuffer; added: GpuBuffer },
+  rows: number,
+  runs: GpuBuffer,
+): void {
+  const { hiddenSize: size, residualScale = 1 } = model;
+  norm(gpu, { ...weights.feedForwardNorm, x: hidden, y: normed, size, rows });
+  const table = tables.layers.get(layer);
+  if (table) {
+    const moe = weights.moe as MoeWeights;
+    const pool = pools.get(layer) as ExpertPool;
+    const call = {
+      spec: model.layers[layer]?.feedForward as MoeSpec,
+      whole: whole.get(layer) as PlannedExperts,
+      stacks: pool.stacks,
+      planned: { runs, table: tables.buffer, start: table.start, stride: tables.stride },
+      places,
+      blocks: table.blocks,
+    };
+    runShared(context, call, moe.experts, normed, rows, added);
+    addShared(context, moe, normed, rows, added);
+  } else runMlp(context, weights.dense as Mlp, normed, rows, added);
+  addScaled(gpu, added, hidden, rows * size, residualScale);
+}
+
+/** The part of a batch that its first members are. */
+function firstTokens(batch: Batch, joined: readonly Member[]): Batch {
+  const tokens = joined.reduce((sum, { job }) => sum + job.checked.tokens, 0);
+  if (tokens === batch.tokens) return batch;
+  const sequences = joined.reduce((sum, { job }) => sum + job.request.sequences.length, 0);
+  const spans = batch.spans.slice(0, sequences);
+  const tileCount = spans.reduce((sum, span) => sum + Math.ceil(span.tokens / queryTile), 0);
+  return { ...batch, tokens, spans, tileCount, starts: batch.starts.subarray(0, sequences + 1) };
+}
+
+function joinedStarts(members: readonly Member[]): { starts: Int32Array } {
+  const starts = members.flatMap(({ job, start }) =>
+    Array.from(job.checked.starts.subarray(0, -1), (own) => start + own),
+  );
+  const { job, start } = members.at(-1) as Member;
+  return { starts: Int32Array.from([...starts, start + job.checked.tokens]) };
+}
+
+function joinedTargets(members: readonly Member[]): WantedTargets {
+  const rows = members.flatMap(({ job, start }) => Array.from(job.wanted.rows, (row) => start + row));
+  const targets = members.flatMap(({ job }) => [...job.wanted.targets]);
+  const starts: number[] = [];
+  let before = 0;
+  for (const { job } of members) {
+    for (const begin of job.wanted.starts.subarray(0, -1)) starts.push(before + begin);
+    before += job.wanted.targets.length;
+  }
+  return {
+    rows: Int32Array.from(rows),
+    starts: Uint32Array.from([...starts, before]),
+    targets: Int32Array.from(targets),
+  };
+}
+
+const blockNumbers = (count: number) => Uint32Array.from({ length: count }, (_, i) => i);
+
+/** Of the last layer, rows that no target is scored at get attention alone. */
+function workOf(
+  { layers }: MoeModel,
+  { checked: { tokens, from }, wanted }: GroupJob,
+): Pick<RunResult, "tokenLayers" | "expertTokens"> {
+  const rows = wanted.rows.length;
+  const expertTokens = layers.slice(from).reduce((sum, { feedForward: own }, i, all) => {
+    if (own.kind !== "moe") return sum;
+    return sum + own.router.topK * (i + 1 === all.length ? rows : tokens);
+  }, 0);
+  return { tokenLayers: tokens * (layers.length - from - 1) + rows, expertTokens };
+}
