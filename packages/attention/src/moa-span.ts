@@ -50,7 +50,7 @@ export interface MoaSpanOptions {
   readonly probeTexts?: number;
   /** Heads that are limited alone at the end, to compare their losses with those predicted; default 20. */
   readonly checks?: number;
-  /** Choices of the front that are compared by likelihood; default 6. */
+  /** Choices of the front that are compared by likelihood; default 4. */
   readonly candidates?: number;
 }
 
@@ -84,7 +84,7 @@ export const moaSpan = definePlugin({
     sensitivity: v.exactOptional(sensitivitySchema),
     probeTexts: v.exactOptional(probeTextsSchema, 2),
     checks: v.exactOptional(count(0, 1000), 20),
-    candidates: v.exactOptional(count(1, 64), 6),
+    candidates: v.exactOptional(count(1, 64), 4),
   }),
   create: (options): AttentionMethod => ({
     needs: { runner: true, weights: true, samples: true },

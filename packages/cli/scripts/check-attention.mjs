@@ -8,6 +8,7 @@
 //   --lengths <list>  that plans are made for; default 1024,2048,4096
 //   --windows <n>     of the longest length, that perplexity is measured on; default 8
 //   --limit <n>       only the first n samples of each task
+//   --threads <n>     of the backend; default: one per core
 //
 // Plans see the search split and the first half of the text only. Memory is read from /proc, so this needs Linux.
 import { spawn } from "node:child_process";
@@ -31,6 +32,7 @@ const { values: options, positionals } = parseArgs({
     lengths: { type: "string", default: "1024,2048,4096" },
     windows: { type: "string", default: "8" },
     limit: { type: "string", default: "1000" },
+    threads: { type: "string", default: String(availableParallelism()) },
   },
 });
 const [path = modelPath] = positionals;
@@ -82,6 +84,7 @@ async function check() {
 /** Runs the command, and looks at it several times a second. */
 async function plan(method, density, data, out) {
   const words = ["attention", "plan", path, "--method", method, "--density", density, "--out", out];
+  words.push("--backend-set", `threads=${options.threads}`);
   words.push("--lengths", lengths.join(), ...(method === "sink-window" ? [] : ["--data", data]));
   const start = performance.now();
   const child = spawn(process.execPath, [cli, ...words], { stdio: ["ignore", "ignore", "pipe"] });
@@ -106,16 +109,20 @@ async function plan(method, density, data, out) {
 async function compare(plans, text) {
   const { model, weights, folder } = await loadModel(await openFolder(path));
   const tokenizer = await loadTokenizer(folder);
-  const backend = await cpu.create({}, undefined);
+  const backend = await cpu.create({ threads: Number(options.threads) }, undefined);
   const runner = await backend.load({ model, weights });
   const tasks = names.map((name) => {
     const { samples, ...task } = parseTask(readFileSync(taskFile(name, "dev"), "utf8"), name);
     return { ...task, samples: samples.slice(0, Number(options.limit)) };
   });
-  const measure = async (own) => {
+  const measure = async (own, density) => {
     const attention = own && { plan: own };
     const scores = [];
-    for (const task of tasks) scores.push(await evaluateTask({ runner, tokenizer, task, attention }));
+    for (const [i, task] of tasks.entries()) {
+      // The harder task is promised at a half only.
+      if (i > 0 && density < densities[0]) continue;
+      scores.push(await evaluateTask({ runner, tokenizer, task, attention }));
+    }
     const positions = await evaluatePositions({
       ...{ runner, tokenizer, task: text, length: longest, limit: Number(options.windows), attention },
     });
@@ -127,14 +134,14 @@ async function compare(plans, text) {
   row("as it is", "1", ...dense.scores.map(shown), dense.perplexity.toFixed(3));
   const results = [];
   for (const { method, density, plan } of plans) {
-    const { scores, perplexity } = await measure(plan);
+    const { scores, perplexity } = await measure(plan, density);
     const more = perplexity / dense.perplexity - 1;
     results.push({ method, density, lost: scores.map((of, i) => dense.scores[i].value - of.value), more });
     const kept = lengths.map((length) => spanDensity(plan, length).toFixed(3));
     row(
       method,
       kept.join(", "),
-      ...scores.map(shown),
+      ...names.map((_, i) => (scores[i] ? shown(scores[i]) : "")),
       `${perplexity.toFixed(3)} (${more < 0 ? "" : "+"}${(100 * more).toFixed(1)} %)`,
     );
   }
@@ -154,13 +161,12 @@ function judge(results) {
         .filter((result) => result.density === density && result.method !== "sink-window")
         .map((result) => lost(result)),
     );
-  names.forEach((name, i) => {
-    const [half, quarter] = densities.map((density) => least(density, ({ lost }) => lost[i]));
-    say(half <= 0.0301, `${name} loses ${half.toFixed(2)} at half of the span, at most .03`);
-    if (i === 0) {
-      say(quarter <= 0.1001, `${name} loses ${quarter.toFixed(2)} at a quarter of it, at most .10`);
-    }
-  });
+  for (const [i, name] of names.entries()) {
+    const lost = least(0.5, (result) => result.lost[i]);
+    say(lost <= 0.0301, `${name} loses ${lost.toFixed(2)} at half of the span, at most .03`);
+  }
+  const quarter = least(0.25, ({ lost: [first] }) => first);
+  say(quarter <= 0.1001, `${names[0]} loses ${quarter.toFixed(2)} at a quarter of it, at most .10`);
   const more = least(0.5, (result) => result.more);
   say(more <= 0.02, `perplexity is ${(100 * more).toFixed(1)} % higher at half of the span, at most 2 %`);
 }

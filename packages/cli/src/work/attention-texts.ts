@@ -53,19 +53,21 @@ export async function attentionTexts(
   }
   const fitting = (length: number) =>
     sources.map((source) => source(length)).filter(({ shortest }) => shortest <= length);
-  const take = (length: number): AttentionSample[] => {
+  const take = (length: number, count: number): AttentionSample[] => {
     const pools = fitting(length);
     // Where nothing fits, the first says so.
     return (pools.length > 0 ? pools : sources.slice(0, 1).map((source) => source(length))).flatMap((pool) =>
       pool.take(length, count),
     );
   };
-  const samples = lengths.flatMap(take);
+  const samples = lengths.flatMap((length) => take(length, count));
   const part = (length: number | undefined) => Math.floor(((length as number) * 3) / 4);
   const short = part(lengths[0]);
   const usual = lengths.length > 1 && fitting(short).length > 0 ? [short] : [];
   const { validationLengths = [...usual, part(lengths.at(-1))] } = options;
-  return { samples, validation: validationLengths.flatMap(take) };
+  // Every plan that is compared runs all of these.
+  const validation = validationLengths.flatMap((length) => take(length, Math.ceil(count / 2)));
+  return { samples, validation };
 }
 
 /** Prompts with their answers; windows of texts. */
