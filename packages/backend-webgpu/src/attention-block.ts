@@ -77,7 +77,7 @@ export async function runAttention(
   wantsReceived: boolean,
 ): Promise<GpuBuffer | undefined> {
   const { gpu, workspace, batch } = context;
-  const { tokens, tiles, tileCount, rows, masks } = batch;
+  const { tokens, tiles, tileCount, queryTile, rows, masks } = batch;
   const shape = shapeOf(spec);
   const projected =
     spec.kind === "gqa"
@@ -98,6 +98,7 @@ export async function runAttention(
     tokens,
     tiles,
     tileCount,
+    queryTile,
     rows,
     y: mixed,
   };

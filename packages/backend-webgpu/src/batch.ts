@@ -1,5 +1,5 @@
 import type { AttentionSpec, CheckedRunRequest, MoeModel, RotarySpec } from "@coppice/core";
-import { attentionTables, type GpuBuffer, type SequenceSpan } from "@coppice/kernels-webgpu";
+import { attentionTables, type GpuBuffer, type QueryTile, type SequenceSpan } from "@coppice/kernels-webgpu";
 import type { AttentionLimits, AttentionMasks } from "./attention-limits.js";
 import type { DeviceCache } from "./kv-cache.js";
 import type { RotaryTables } from "./rotary-tables.js";
@@ -18,6 +18,7 @@ export interface Batch {
   readonly keyRows: GpuBuffer | undefined;
   readonly tiles: GpuBuffer;
   readonly tileCount: number;
+  readonly queryTile: QueryTile;
   readonly rows: GpuBuffer;
   readonly longest: number;
   /** Most tokens of one sequence in this run. */
@@ -70,6 +71,7 @@ export function prepareBatch(
     keyRows,
     tiles: workspace.put("tiles", attention.tiles),
     tileCount: attention.tiles.length / 4,
+    queryTile: attention.queryTile,
     rows: workspace.put("rows", attention.rows),
     longest: attention.longest,
     most: Math.max(...lengths),

@@ -85,7 +85,11 @@ async function openDevice(source: DeviceSource, options: GpuOptions): Promise<Gp
       hint: "check the driver and that WebGPU is enabled, or use the cpu backend",
     });
   }
-  const wanted: readonly GPUFeatureName[] = ["shader-f16", "timestamp-query"];
+  const wanted = [
+    "shader-f16",
+    "timestamp-query",
+    "chromium-experimental-subgroup-matrix",
+  ] as GPUFeatureName[];
   try {
     const device = await adapter.requestDevice({
       requiredFeatures: wanted.filter((feature) => adapter.features.has(feature)),

@@ -15,7 +15,6 @@ import {
   type GpuBuffer,
   mergeExperts,
   norm,
-  queryTile,
 } from "@coppice/kernels-webgpu";
 import { splitTokens } from "./attention-block.js";
 import { limitsOf } from "./attention-limits.js";
@@ -346,7 +345,7 @@ function firstTokens(batch: Batch, joined: readonly Member[]): Batch {
   if (tokens === batch.tokens) return batch;
   const sequences = joined.reduce((sum, { job }) => sum + job.request.sequences.length, 0);
   const spans = batch.spans.slice(0, sequences);
-  const tileCount = spans.reduce((sum, span) => sum + Math.ceil(span.tokens / queryTile), 0);
+  const tileCount = spans.reduce((sum, span) => sum + Math.ceil(span.tokens / batch.queryTile), 0);
   return { ...batch, tokens, spans, tileCount, starts: batch.starts.subarray(0, sequences + 1) };
 }
 

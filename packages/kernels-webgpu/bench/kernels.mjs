@@ -192,6 +192,7 @@ if (wanted.has("attention")) {
         tokens,
         tiles,
         tileCount: tables.tiles.length / 4,
+        queryTile: tables.queryTile,
         rows,
         longest: tables.longest,
         y,

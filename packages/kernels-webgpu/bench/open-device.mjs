@@ -18,7 +18,9 @@ export async function openDevice() {
     "maxComputeWorkgroupStorageSize",
   ];
   const device = await adapter.requestDevice({
-    requiredFeatures: ["shader-f16", "timestamp-query"].filter((feature) => adapter.features.has(feature)),
+    requiredFeatures: ["shader-f16", "timestamp-query", "chromium-experimental-subgroup-matrix"].filter(
+      (feature) => adapter.features.has(feature),
+    ),
     requiredLimits: Object.fromEntries(limits.map((limit) => [limit, adapter.limits[limit]])),
   });
   const { vendor, device: name, description } = adapter.info;

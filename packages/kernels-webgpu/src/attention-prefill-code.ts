@@ -14,12 +14,14 @@ export interface AttentionOptions {
 
 export const attentionKey = (options: AttentionOptions) => Object.values(options).map(String).join(" ");
 
-/** Queries of a workgroup. */
-export const queryTile = 32;
+/** Queries of a workgroup: many where sequences are long, so that keys and values are read less often. */
+export type QueryTile = 16 | 64;
 const keyTile = 64;
-/** Vectors of 4 dimensions of queries and keys that lie in workgroup memory at once. */
-const depth = 4;
-const threads = 128;
+/** Dimensions of queries and keys that lie in workgroup memory at once. */
+const depth = 16;
+
+/** The tile for sequences of so many tokens in a run. */
+export const queryTileFor = (tokens: number): QueryTile => (tokens > 32 ? 64 : 16);
 
 /** WGSL of `fn <name>_at(row, v) -> vec4f`: dimensions 4 v to 4 v + 3 of a row of `size` values, 0 beyond its end. */
 export function rowVector(name: string, size: string, vectors: boolean): string {
@@ -35,20 +37,22 @@ export function rowVector(name: string, size: string, vectors: boolean): string 
 export const rowType = (vectors: boolean) => (vectors ? "array<vec4f>" : "array<f32>");
 
 /**
- * A tile of 32 queries of one head against tiles of 64 keys: those of the sinks, then from the first that any of them sees to the
- * last; of a block mask, those tiles of which a block is seen. Scores of a tile
- * are summed in registers, 4 queries by 4 keys a thread; softmax runs along with maximum and sum per query; the output stays in
- * registers, 4 queries by some vectors of 4 dimensions a thread.
+ * A tile of queries of one head against tiles of 64 keys: those of the sinks, then from the first that any of them sees to the
+ * last; of a block mask, those tiles of which a block is seen. Each of 16 by 16 threads has some queries that follow one another,
+ * and of these sums the scores of 4 keys and some vectors of 4 dimensions of the output, in registers. Queries and keys lie in
+ * workgroup memory dimension by dimension, so that one vector serves 4 of them. Maximum and sum of the softmax run along: all
+ * threads of a query know its maximum, each keeps the sum over its own keys until the end.
  */
-export function prefillSource({
-  keyVectors,
-  valueVectors,
-  room,
-  sinks,
-  sight,
-}: AttentionOptions): KernelSource {
-  const rows = range(4);
+export function prefillSource(options: AttentionOptions & { readonly queryTile: QueryTile }): KernelSource {
+  const { keyVectors, valueVectors, room, sinks, sight, queryTile } = options;
+  const each = queryTile / 16;
+  const rows = range(each);
   const columns = range(room);
+  // Keys whose weights and values lie in workgroup memory at once.
+  const keysAtOnce = room <= 2 ? 8 : room <= 4 ? 4 : 2;
+  const queryVector = each === 4 ? "vec4f" : "f32";
+  const query = (name: string, i: number | string) => (each === 4 ? `${name}[${i}]` : name);
+  const inVector = (row: string) => (each === 4 ? `[${row} % 4u]` : "");
   const after = `k0 + ${keyTile}u`;
   // Behind the sinks comes the window of the first query.
   const [first, next] =
@@ -57,13 +61,10 @@ export function prefillSource({
       : ["reach", after];
   const code = `
 const NONE = -3.4028234e38;
-var<workgroup> q_tile: array<vec4f, ${queryTile * depth}>;
-var<workgroup> k_tile: array<vec4f, ${keyTile * depth}>;
-var<workgroup> weights: array<vec4f, ${(queryTile * keyTile) / 4}>;
-var<workgroup> part: array<f32, ${threads}>;
-var<workgroup> most: array<f32, ${queryTile}>;
-var<workgroup> total: array<f32, ${queryTile}>;
-var<workgroup> shrink: array<f32, ${queryTile}>;
+var<workgroup> q_tile: array<${queryVector}, ${depth * 16}>;
+var<workgroup> k_tile: array<vec4f, ${depth * 16}>;
+var<workgroup> w_tile: array<${queryVector}, ${keysAtOnce * 16}>;
+var<workgroup> v_tile: array<vec4f, ${keysAtOnce * room * 16}>;
 ${rowVector("queries", "p.keyDim", keyVectors)}
 ${rowVector("keys", "p.keyDim", keyVectors)}
 ${rowVector("values", "p.valueDim", valueVectors)}
@@ -71,7 +72,7 @@ ${sightCode(sight)}
 fn masked(sight: vec4u, score: f32, position: u32, key: u32) -> f32 {
   return select(NONE, score * p.scale, sees(sight, position, key));
 }
-@compute @workgroup_size(16, 8)
+@compute @workgroup_size(16, 16)
 fn main(
   @builtin(workgroup_id) group: vec3u,
   @builtin(local_invocation_id) thread: vec3u,
@@ -86,117 +87,120 @@ fn main(
   let count = tile.y;
   let position = tile.z;
   let end = position + count;
-  if (t < ${queryTile}u) {
-    most[t] = ${sinks ? "sinks[head]" : "NONE"};
-    total[t] = ${sinks ? "1.0" : "0.0"};
-  }
-${rows.flatMap((i) => columns.map((c) => `  var o_${i}_${c} = vec4f(0.0);`)).join("\n")}
+${rows
+  .map(
+    (i) => `  let at_${i} = position + ${each}u * thread.y + ${i}u;
+  var most_${i} = ${sinks ? "sinks[head]" : "NONE"};
+  var total_${i} = ${sinks ? "select(0.0, 1.0, thread.x == 0u)" : "0.0"};
+${columns.map((c) => `  var o_${i}_${c} = vec4f(0.0);`).join("\n")}`,
+  )
+  .join("\n")}
   let reach = first_seen(sight, position);
   for (var k0 = ${first}; k0 < end; k0 = ${next}) {
 ${sight === "blocks" ? `    if (!any_seen(sight, position, end - 1u, k0, k0 + ${keyTile - 1}u)) { continue; }` : ""}
 ${rows.map((i) => `    var s_${i} = vec4f(0.0);`).join("\n")}
-    for (var d0 = 0u; d0 < key_vectors; d0 += ${depth}u) {
-      for (var i = t; i < ${queryTile * depth}u; i += ${threads}u) {
-        let row = i / ${depth}u;
-        let v = d0 + i % ${depth}u;
+    for (var d0 = 0u; d0 < key_vectors; d0 += ${depth / 4}u) {
+      if (t < ${queryTile * (depth / 4)}u) {
+        let row = t % ${queryTile}u;
+        let v = t / ${queryTile}u;
         var value = vec4f(0.0);
-        if (row < count && v < key_vectors) { value = queries_at((tile.x + row) * p.heads + head, v); }
-        q_tile[(i % ${depth}u) * ${queryTile}u + row] = value;
+        if (row < count && d0 + v < key_vectors) { value = queries_at((tile.x + row) * p.heads + head, d0 + v); }
+${range(4)
+  .map((d) => `        q_tile[(4u * v + ${d}u) * 16u + row / ${each}u]${inVector("row")} = value[${d}];`)
+  .join("\n")}
       }
-      for (var i = t; i < ${keyTile * depth}u; i += ${threads}u) {
-        let key = i / ${depth}u;
-        let v = d0 + i % ${depth}u;
+      {
+        let key = t % ${keyTile}u;
+        let v = t / ${keyTile}u;
         var value = vec4f(0.0);
-        if (k0 + key < end && v < key_vectors) { value = keys_at(key_row(sight, tile.w, k0 + key, kv_head), v); }
-        // Keys 4 n to 4 n + 3 belong to one thread; apart by 16, neighbours read neighbouring banks.
-        k_tile[(i % ${depth}u) * ${keyTile}u + (key % 4u) * 16u + key / 4u] = value;
-      }
-      workgroupBarrier();
-      for (var d = 0u; d < ${depth}u; d++) {
-${rows.map((i) => `        let q_${i} = q_tile[d * ${queryTile}u + thread.y + ${8 * i}u];`).join("\n")}
-${rows
-  .map((j) =>
-    [
-      `        let k_${j} = k_tile[d * ${keyTile}u + ${16 * j}u + thread.x];`,
-      ...rows.map((i) => `        s_${i}[${j}] += dot(q_${i}, k_${j});`),
-    ].join("\n"),
-  )
+        if (k0 + key < end && d0 + v < key_vectors) { value = keys_at(key_row(sight, tile.w, k0 + key, kv_head), d0 + v); }
+${range(4)
+  .map((d) => `        k_tile[(4u * v + ${d}u) * 16u + key / 4u][key % 4u] = value[${d}];`)
   .join("\n")}
       }
       workgroupBarrier();
+${range(depth)
+  .map(
+    (d) => `      {
+        let q = q_tile[${16 * d}u + thread.y];
+        let k = k_tile[${16 * d}u + thread.x];
+${rows.map((i) => `        s_${i} = fma(vec4f(${query("q", i)}), k, s_${i});`).join("\n")}
+      }`,
+  )
+  .join("\n")}
+      workgroupBarrier();
     }
+    let key = k0 + 4u * thread.x;
+${rows
+  .map(
+    (i) => `    s_${i} = vec4f(
+      masked(sight, s_${i}.x, at_${i}, key), masked(sight, s_${i}.y, at_${i}, key + 1u),
+      masked(sight, s_${i}.z, at_${i}, key + 2u), masked(sight, s_${i}.w, at_${i}, key + 3u));
+    let high_${i} = max(max(s_${i}.x, s_${i}.y), max(s_${i}.z, s_${i}.w));`,
+  )
+  .join("\n")}
+    // Queries of this tile of keys are done with.
+    q_tile[16u * thread.x + thread.y] = ${queryVector}(${rows.map((i) => `high_${i}`).join(", ")});
+    workgroupBarrier();
+    var now = ${queryVector}(${rows.map((i) => `most_${i}`).join(", ")});
+    for (var i = 0u; i < 16u; i++) { now = max(now, q_tile[16u * i + thread.y]); }
 ${rows
   .map(
     (i) => `    {
-      let row = thread.y + ${8 * i}u;
-      let at = position + row;
-      let key = k0 + 4u * thread.x;
-      weights[row * 16u + thread.x] = vec4f(
-        masked(sight, s_${i}.x, at, key), masked(sight, s_${i}.y, at, key + 1u),
-        masked(sight, s_${i}.z, at, key + 2u), masked(sight, s_${i}.w, at, key + 3u));
+      let shrink = select(exp(most_${i} - ${query("now", i)}), 0.0, most_${i} == NONE);
+      most_${i} = ${query("now", i)};
+      s_${i} = select(exp(s_${i} - most_${i}), vec4f(0.0), s_${i} == vec4f(NONE));
+      total_${i} = total_${i} * shrink + s_${i}.x + s_${i}.y + s_${i}.z + s_${i}.w;
+${columns.map((c) => `      o_${i}_${c} *= shrink;`).join("\n")}
     }`,
   )
   .join("\n")}
-    workgroupBarrier();
-    // Four threads per query, 16 keys each.
-    let row = t / 4u;
-    var high = NONE;
-    for (var i = 0u; i < 4u; i++) {
-      let w = weights[row * 16u + 4u * (t % 4u) + i];
-      high = max(high, max(max(w.x, w.y), max(w.z, w.w)));
-    }
-    part[t] = high;
-    workgroupBarrier();
-    let before = most[row];
-    let now = max(max(before, part[4u * row]), max(part[4u * row + 1u], max(part[4u * row + 2u], part[4u * row + 3u])));
-    workgroupBarrier();
-    var sum = 0.0;
-    for (var i = 0u; i < 4u; i++) {
-      let at = row * 16u + 4u * (t % 4u) + i;
-      let w = weights[at];
-      let e = select(exp(w - now), vec4f(0.0), w == vec4f(NONE));
-      weights[at] = e;
-      sum += e.x + e.y + e.z + e.w;
-    }
-    part[t] = sum;
-    workgroupBarrier();
-    if (t % 4u == 0u) {
-      let factor = select(exp(before - now), 0.0, before == NONE);
-      total[row] = total[row] * factor + part[t] + part[t + 1u] + part[t + 2u] + part[t + 3u];
-      most[row] = now;
-      shrink[row] = factor;
-    }
-    workgroupBarrier();
-${rows.map((i) => `    let shrink_${i} = shrink[thread.y + ${8 * i}u];`).join("\n")}
-${rows.flatMap((i) => columns.map((c) => `    o_${i}_${c} *= shrink_${i};`)).join("\n")}
-    for (var k4 = 0u; k4 < ${keyTile / 4}u; k4++) {
-      if (k0 + 4u * k4 >= end) { break; }
-${rows.map((i) => `      let w_${i} = weights[(thread.y + ${8 * i}u) * 16u + k4];`).join("\n")}
-      for (var j = 0u; j < 4u; j++) {
-        let key = min(k0 + 4u * k4 + j, end - 1u);
-        let value_row = key_row(sight, tile.w, key, kv_head);
-${columns
+    for (var first = 0u; first < ${keyTile}u; first += ${keysAtOnce}u) {
+      if (k0 + first >= end) { break; }
+      workgroupBarrier();
+${range(4)
   .map(
-    (c) => `        if (thread.x + ${16 * c}u < value_vectors) {
-          let v = values_at(value_row, thread.x + ${16 * c}u);
-${rows.map((i) => `          o_${i}_${c} += w_${i}[j] * v;`).join("\n")}
-        }`,
+    (j) => `      let of_${j} = 4u * thread.x + ${j}u - first;
+      if (of_${j} < ${keysAtOnce}u) { w_tile[16u * of_${j} + thread.y] = ${queryVector}(${rows.map((i) => `s_${i}[${j}]`).join(", ")}); }`,
   )
   .join("\n")}
+      for (var i = t; i < ${keysAtOnce * room * 16}u; i += 256u) {
+        let at = k0 + first + i / ${room * 16}u;
+        let v = i % ${room * 16}u;
+        var value = vec4f(0.0);
+        if (at < end && v < value_vectors) { value = values_at(key_row(sight, tile.w, at, kv_head), v); }
+        v_tile[i] = value;
       }
+      workgroupBarrier();
+${range(keysAtOnce)
+  .map(
+    (j) => `      {
+        let w = w_tile[${16 * j}u + thread.y];
+${columns
+  .map(
+    (c) => `        let v_${c} = v_tile[${(j * room + c) * 16}u + thread.x];
+${rows.map((i) => `        o_${i}_${c} = fma(vec4f(${query("w", i)}), v_${c}, o_${i}_${c});`).join("\n")}`,
+  )
+  .join("\n")}
+      }`,
+  )
+  .join("\n")}
     }
     workgroupBarrier();
   }
+  q_tile[16u * thread.x + thread.y] = ${queryVector}(${rows.map((i) => `total_${i}`).join(", ")});
+  workgroupBarrier();
+  var whole = ${queryVector}(0.0);
+  for (var i = 0u; i < 16u; i++) { whole += q_tile[16u * i + thread.y]; }
 ${rows
   .map(
-    (i) => `  if (thread.y + ${8 * i}u < count) {
-    let row = thread.y + ${8 * i}u;
-    let out = ((tile.x + row) * p.heads + head) * p.valueDim;
+    (i) => `  if (${each}u * thread.y + ${i}u < count) {
+    let out = ((tile.x + ${each}u * thread.y + ${i}u) * p.heads + head) * p.valueDim;
 ${columns
   .map(
     (c) => `    for (var j = 0u; j < 4u; j++) {
       let d = 4u * (thread.x + ${16 * c}u) + j;
-      if (d < p.valueDim) { y[out + d] = o_${i}_${c}[j] / total[row]; }
+      if (d < p.valueDim) { y[out + d] = o_${i}_${c}[j] / ${query("whole", i)}; }
     }`,
   )
   .join("\n")}

@@ -1,4 +1,10 @@
-import { type AttentionOptions, attentionKey, prefillSource, queryTile } from "./attention-prefill-code.js";
+import {
+  type AttentionOptions,
+  attentionKey,
+  prefillSource,
+  type QueryTile,
+  queryTileFor,
+} from "./attention-prefill-code.js";
 import { attentionParams, type SightKind, sightBindings, sightCode } from "./attention-sight-code.js";
 import { joinSource, splitKeys, splitSource } from "./attention-split-code.js";
 import type { Gpu } from "./gpu.js";
@@ -21,6 +27,8 @@ export interface SequenceSpan {
 export interface AttentionTables {
   /** Tiles of neighbouring queries: first row, rows, position of the first, row of position 0 of the keys. vec4u */
   readonly tiles: Uint32Array;
+  /** Most rows of a tile. */
+  readonly queryTile: QueryTile;
   /** [tokens] vec4u: position, row of position 0 of the keys, sequence, position after the last of the sequence. */
   readonly rows: Uint32Array;
   /** Most keys of a sequence. */
@@ -31,6 +39,7 @@ export function attentionTables(spans: readonly SequenceSpan[]): AttentionTables
   const tiles: number[] = [];
   const rows: number[] = [];
   let longest = 0;
+  const queryTile = queryTileFor(Math.max(...spans.map(({ tokens }) => tokens)));
   for (const [sequence, { row, tokens, past, keyRow }] of spans.entries()) {
     for (let i = 0; i < tokens; i += queryTile) {
       tiles.push(row + i, Math.min(queryTile, tokens - i), past + i, keyRow);
@@ -38,7 +47,7 @@ export function attentionTables(spans: readonly SequenceSpan[]): AttentionTables
     for (let i = 0; i < tokens; i++) rows.push(past + i, keyRow, sequence, past + tokens);
     longest = Math.max(longest, past + tokens);
   }
-  return { tiles: Uint32Array.from(tiles), rows: Uint32Array.from(rows), longest };
+  return { tiles: Uint32Array.from(tiles), queryTile, rows: Uint32Array.from(rows), longest };
 }
 
 export interface AttentionShape {
@@ -87,8 +96,9 @@ export interface AttentionCall {
   /** [heads], logits that take part in the softmax and have no value. */
   readonly sinks?: GpuBuffer | undefined;
   readonly tokens: number;
-  /** `AttentionTables.tiles` and how many there are; for `attendPrefill`. */
+  /** `AttentionTables.tiles`, how many there are, and most rows of one; for `attendPrefill`. */
   readonly tiles: GpuBuffer;
+  readonly queryTile: QueryTile;
   readonly tileCount: number;
   /** `AttentionTables.rows` */
   readonly rows: GpuBuffer;
@@ -105,7 +115,7 @@ export interface AttentionCall {
 export function attendPrefill(gpu: Gpu, call: AttentionCall): void {
   const { shape, queries, keys, values, sinks, tiles, tileCount, rows, sight, y } = call;
   const room = Math.ceil(shape.valueDim / 64);
-  const options: AttentionOptions = { ...vectors(shape), room, ...kinds(call) };
+  const options = { ...vectors(shape), room, ...kinds(call), queryTile: call.queryTile };
   const kernel = gpu.kernel(`attention-prefill ${attentionKey(options)}`, () => prefillSource(options));
   const limits = sight ? [rows, sight.table] : [];
   const buffers = [queries, keys, values, ...(sinks ? [sinks] : []), tiles, ...limits, y];

@@ -190,6 +190,17 @@ const attention: KernelCheck[] = (["prefill", "split", "received"] as const).fla
   }),
 ]);
 
+const short = [
+  { tokens: 20, past: 0 },
+  { tokens: 3, past: 70 },
+];
+const shortOnes = checkAttention({
+  shape: { ...shape, keyDim: 20, valueDim: 80, window: 9 },
+  sinks: false,
+  sequences: short,
+  way: "prefill",
+});
+
 const masked: KernelCheck[] = (["prefill", "received"] as const).map((way) =>
   checkAttention({
     shape,
@@ -221,6 +232,7 @@ export const kernelCases: readonly KernelCheck[] = [
   ...experts,
   ...routings,
   ...attention,
+  shortOnes,
   ...masked,
   ...rows,
 ];

@@ -71,6 +71,7 @@ export function checkAttention(check: AttentionCheck): KernelCheck {
           tokens: row,
           tiles: upload(tables.tiles),
           tileCount: tables.tiles.length / 4,
+          queryTile: tables.queryTile,
           rows,
           longest: tables.longest,
           y,
