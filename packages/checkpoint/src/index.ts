@@ -22,10 +22,16 @@ export {
   readSmallFile,
 } from "./folder.js";
 export { type Inspection, inspectModel } from "./inspect.js";
+export type { AttentionInspection } from "./inspect-attention.js";
 export { type JsonObject, parseJsonObject } from "./json-object.js";
 export { defaultLimits, type FormatLimits } from "./limits.js";
 export { type LoadedCheckpoint, type LoadOptions, loadModel } from "./load.js";
 export { type OpenUrlOptions, openUrl } from "./open-url.js";
+export {
+  type AttentionKeeper,
+  type AttentionNoteOptions,
+  attentionNoteFiles,
+} from "./output/attention-note.js";
 export { checkComplete, companionFiles, textFile } from "./output/companion-files.js";
 export type { ConfigChanges } from "./output/config-changes.js";
 export { bytesContent, type Content } from "./output/content.js";

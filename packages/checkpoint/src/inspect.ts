@@ -14,6 +14,7 @@ import {
 import { type OutputOptions, type OutputSummary, predictOutput } from "./apply.js";
 import type { ExpertTensors } from "./families/expert-tensors.js";
 import { routingWords, sharedWords } from "./families/routing-words.js";
+import { type AttentionInspection, inspectAttention } from "./inspect-attention.js";
 import type { LoadedCheckpoint } from "./load.js";
 import { paddingObstacle } from "./output/padding.js";
 
@@ -60,6 +61,8 @@ export interface Inspection {
   readonly layout: "separate" | "fused";
   /** How weights are quantized, in words. */
   readonly quantization?: string;
+  /** The attention plan that it brings along. */
+  readonly attention?: AttentionInspection;
   /** Layers for multi-token prediction; their experts follow the last MoE layer. */
   readonly mtpLayers: number;
   /** Whether stock runtimes can load different numbers of experts per layer: `exact`, or why not. */
@@ -124,6 +127,7 @@ export async function inspectModel(
     ...(shared !== undefined && { shared }),
     layout: detected.layout.kind,
     ...(quantization !== undefined && { quantization }),
+    ...(loaded.attention && { attention: inspectAttention(loaded.attention, model) }),
     mtpLayers: loaded.mtpLayers,
     unequalLayers: paddingObstacle(first.router) ?? "exact",
     shards,

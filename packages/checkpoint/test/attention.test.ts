@@ -1,5 +1,7 @@
 import {
+  type AttentionNoteOptions,
   applyPlan,
+  attentionNoteFiles,
   type LoadedCheckpoint,
   memoryTarget,
   type OutputOptions,
@@ -59,11 +61,40 @@ describe("an attention plan", () => {
     for (const written of [files, (await copied(output)).files]) {
       const note = text(written.get("ATTENTION.md"));
       // -8 + 4096 / 2 tokens in blocks of 4, and a layer that sees everything.
-      expect(note).toContain("| 0 | 2040 | 2040 |\n| 1 | as the model is | |\n");
+      expect(note).toContain("| 0 | 2040 | 2040 |\n| 1 | as the model is | as the model is |\n");
       expect(note).toContain("the first 2 tokens");
       expect(note).toContain("74.9 % of the context");
+      // The mean of 2040 and 4096; the layer that is left alone sees everything.
+      expect(note).toContain("`sliding_window` of 3068. It cuts 1 of 2 KV heads");
+      expect(note).toContain("none: 1 of 2 KV heads see everything");
     }
     expect((await copied(original)).files.has("ATTENTION.md")).toBe(false);
+  });
+
+  it("is described with the window that cuts no head, and with what keeps it", async () => {
+    const { model } = await load(await tinyFiles());
+    const plan = {
+      ...spans(model),
+      layers: [[1], [0]],
+      rules: [
+        { alpha: 400, beta: 0 },
+        { alpha: 100, beta: 0 },
+      ],
+    };
+    const note = (options: AttentionNoteOptions) => {
+      const [file] = attentionNoteFiles(plan, model, options);
+      const bytes = new Uint8Array(file?.bytes ?? 0);
+      return Promise.resolve(file?.contents[0]?.fill(0, bytes, undefined)).then(() => text(bytes));
+    };
+    const words = await note({ keptBy: "graph", length: 1024 });
+    expect(words).toContain("The graphs in `onnx` keep exactly this");
+    expect(words).toContain("`sliding_window` of 400, the longest span");
+    expect(words).toContain("`sliding_window` of 250. It cuts 1 of 2");
+    expect(words).toContain("| 0 | 100 | 100 |\n| 1 | 400 | 400 |");
+    // A text of so many tokens is within all spans.
+    expect(await note({ keptBy: "nothing", length: 64 })).toMatch(
+      /no place for the plan.*\n.*\| 0 \| 64 \| none \|/s,
+    );
   });
 
   it("travels in coppice.json through pruning, pruning again and rewriting", async () => {

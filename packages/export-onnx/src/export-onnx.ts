@@ -1,4 +1,5 @@
 import {
+  attentionNoteFiles,
   type CheckpointTarget,
   checkComplete,
   companionFiles,
@@ -8,9 +9,9 @@ import {
   type WriteOptions,
   writeFiles,
 } from "@coppice/checkpoint";
-import { throwIfAborted } from "@coppice/core";
+import { type AttentionPlan, throwIfAborted } from "@coppice/core";
 import { exportConfig, tokenIds, type WeightType } from "./export-config.js";
-import { type GraphOptions, graphFiles } from "./graph-files.js";
+import { type GraphFiles, type GraphOptions, graphFiles } from "./graph-files.js";
 import type { ExportTarget } from "./targets.js";
 
 /** The files of an exported folder. */
@@ -73,6 +74,7 @@ async function layOut(
   const files = [
     textFile("config.json", `${JSON.stringify(exportConfig(loaded, graph), null, 2)}\n`),
     ...companions,
+    ...noteFiles(loaded, attention, graph),
     ...graph.files,
   ];
   if (!companions.some(({ name }) => name === generationFile)) {
@@ -89,4 +91,15 @@ async function layOut(
       ...(graph.spans && { attention: { length: graph.spans.length, density: graph.spans.density } }),
     },
   };
+}
+
+/** The note about the plan that the graph keeps, or about the one that the checkpoint brings along and the graph does not keep. */
+function noteFiles(
+  { model, attention: own }: LoadedCheckpoint,
+  attention: AttentionPlan | null,
+  { positions, spans }: GraphFiles,
+): OutputFile[] {
+  return spans
+    ? attentionNoteFiles(attention, model, { keptBy: "graph", length: spans.length })
+    : attentionNoteFiles(own, model, { keptBy: "nothing", length: positions });
 }

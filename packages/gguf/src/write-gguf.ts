@@ -1,4 +1,5 @@
 import {
+  attentionNoteFiles,
   bytesContent,
   type CheckpointTarget,
   type LoadedCheckpoint,
@@ -36,7 +37,8 @@ export interface GgufSummary {
 /**
  * Writes a checkpoint of Mixtral, Qwen3-MoE or OLMoE, with any number of experts, as a GGUF file for llama.cpp and the
  * programs that build on it. Weights are read once, in bands of rows, so memory does not depend on the size of the model;
- * quantized ones are dequantized first. The target is complete or absent.
+ * quantized ones are dequantized first. A plan for attention that the checkpoint brings along is told of in `ATTENTION.md` beside the file, which has no
+ * place for it. The target is complete or absent.
  *
  * ```ts
  * await using loaded = await loadModel(await openFolder("Mixtral-8x7B-v0.1"));
@@ -66,7 +68,8 @@ export async function writeGguf(
       return [...parts, bytesContent(new Uint8Array(alignedBytes(bytes) - bytes))];
     }),
   ]);
-  await writeFiles([file], target, { ...(signal && { signal }), ...(emitter && { emitter }) });
+  const note = attentionNoteFiles(loaded.attention, loaded.model, { keptBy: "nothing" });
+  await writeFiles([file, ...note], target, { ...(signal && { signal }), ...(emitter && { emitter }) });
   return {
     file: file.name,
     bytes: file.bytes,
