@@ -1,5 +1,6 @@
 import { existsSync, readFileSync, writeFileSync } from "node:fs";
 import { join } from "node:path";
+import type { AttentionPlan } from "@coppice/core";
 import { sampleAttention } from "@coppice/plugin-kit";
 import { loadFixture } from "@coppice/plugin-kit/node";
 import { describe, expect, it } from "vitest";
@@ -32,6 +33,31 @@ describe("apply --attention", () => {
     expect(await coppiceJson(["verify", model, sparse])).toMatchObject({ equal: true });
   });
 
+  it("is told of by inspect", async () => {
+    const sparse = join(work, "sparse");
+    const { attention } = await coppiceJson(["inspect", sparse]);
+    // As the plan itself says: every layer has two of the six rules.
+    const { rules, sinks, blockSize, layers } = JSON.parse(
+      readFileSync(join(work, "attention.json"), "utf8"),
+    ) as AttentionPlan;
+    const heads = rules.map((rule, i) => ({
+      ...rule,
+      heads: layers.flat().filter((own) => own === i).length,
+    }));
+    expect(attention).toEqual({
+      length: 512,
+      density: expect.closeTo(0.5, 0),
+      sinks,
+      blockSize,
+      rules: heads.filter((rule) => rule.heads > 0),
+      otherLayers: 0,
+    });
+    const { stdout } = await coppice(["inspect", sparse]);
+    expect(stdout).toMatch(/attention plan +density 0\.\d\d at 512 tokens, 3 sinks, blocks of 2\n/);
+    expect(stdout).toMatch(/spans of N tokens +.*\d KV heads/);
+    expect((await coppice(["inspect", model])).stdout).not.toContain("attention plan");
+  });
+
   it("is exported with the model, by default and on request, where the format keeps it", async () => {
     const [sparse, file] = [join(work, "sparse"), join(work, "attention.json")];
     const out = (name: string) => join(work, name);
@@ -41,6 +67,10 @@ describe("apply --attention", () => {
     expect(await onnx(sparse, "dense", "--attention", "none")).not.toHaveProperty("attention");
     const short = ["--target", "wasm", "--attention", file, "--attention-length", "64"];
     expect(await onnx(model, "short", ...short)).toMatchObject({ attention: { length: 64 } });
+    const note = (name: string) => readFileSync(join(out(name), "ATTENTION.md"), "utf8");
+    expect(note("own")).toContain("The graphs in `onnx` keep exactly this");
+    expect(note("dense")).toContain("This format has no place for the plan");
+    expect(note("short")).toContain("At 64 tokens");
     const tokens = async (name: string) => {
       const ids = Array.from({ length: 300 }, (_, i) => (i * 37) % 250).join(",");
       const written = await coppiceJson(["generate", out(name), "--ids", ids, "--max-tokens", "40"]);
@@ -55,6 +85,7 @@ describe("apply --attention", () => {
     ]) {
       const left = await coppice(["export", sparse, ...format, "--out", out(`left${format.length}`)]);
       expect(left).toMatchObject({ code: 0, stderr: expect.stringContaining("carry no attention plan") });
+      expect(note(`left${format.length}`)).toContain("This format has no place for the plan");
       const asked = ["export", model, ...format, "--attention", file, "--out", out("never")];
       expect((await coppice(asked)).stderr).toContain("COPPICE_EXPORT_UNSUPPORTED");
       expect(existsSync(out("never"))).toBe(false);

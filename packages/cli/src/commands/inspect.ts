@@ -13,6 +13,7 @@ import {
 import { formatBytes, formatCount, formatShare } from "@coppice/report";
 import type { CliContext } from "../context.js";
 import { examples, wholeNumber } from "../options.js";
+import { ruleWords } from "../terminal/attention-plan.js";
 import { formatFacts, formatTable } from "../terminal/format.js";
 import { openModel } from "../work/open-model.js";
 import { readPlan } from "../work/plan-file.js";
@@ -72,6 +73,7 @@ function facts(name: string, model: Inspection): string {
       `${model.layout === "separate" ? "a tensor for every matrix of an expert" : "experts in stacks"}`,
     ],
     ...(model.quantization === undefined ? [] : [["quantization", model.quantization] as const]),
+    ...attentionFacts(model),
     ["unequal layers", model.unequalLayers === "exact" ? "exact in stock runtimes" : model.unequalLayers],
     ["hidden size", String(model.hiddenSize)],
     ["vocabulary", String(model.vocabSize)],
@@ -80,6 +82,21 @@ function facts(name: string, model: Inspection): string {
     ["largest tensor", `${model.largestTensor.name}, ${formatBytes(model.largestTensor.bytes)}`],
     ["one expert less", `saves ${formatBytes(model.perExpert.bytes)} over all layers`],
   ]);
+}
+
+/** The attention plan that the checkpoint brings along. */
+function attentionFacts({ attention }: Inspection): [string, string][] {
+  if (!attention) return [];
+  const { density, length, sinks, blockSize, rules, otherLayers } = attention;
+  const counts = rules.map((rule) => `${ruleWords(rule)}: ${rule.heads} KV heads`);
+  if (otherLayers > 0) counts.push(`${otherLayers} layers as the model is`);
+  return [
+    [
+      "attention plan",
+      `density ${density.toFixed(2)} at ${length} tokens, ${sinks} sinks, blocks of ${blockSize}`,
+    ],
+    ["spans of N tokens", counts.join("; ")],
+  ];
 }
 
 function layerWords({ layers, moeLayers, mtpLayers }: Inspection): string {

@@ -1,4 +1,4 @@
-import { type AttentionPlan, resolveSpans, spanDensity } from "@coppice/core";
+import { type AttentionPlan, resolveSpans, type SpanRule, spanDensity } from "@coppice/core";
 import { formatFacts, formatTable } from "./format.js";
 
 const bars = ["▁", "▂", "▃", "▄", "▅", "▆", "▇", "█"];
@@ -24,15 +24,16 @@ export function headDensities(plan: AttentionPlan, length: number): number[][] {
   });
 }
 
+export function ruleWords({ alpha, beta }: SpanRule): string {
+  return beta === 1 && alpha === 0 ? "all" : `${alpha} + ${beta} N`;
+}
+
 /** What the plan costs at lengths, and what its method said of it. */
 export function attentionSummary(plan: AttentionPlan, lengths: readonly number[]): string {
   const { report = {}, rules, blockSize, sinks } = plan;
   const facts: [string, string][] = [
     ["density", lengths.map((n) => `${spanDensity(plan, n).toFixed(3)} at ${n}`).join(", ")],
-    [
-      "rules",
-      rules.map(({ alpha, beta }) => (beta === 1 && alpha === 0 ? "all" : `${alpha} + ${beta} N`)).join(", "),
-    ],
+    ["rules", rules.map(ruleWords).join(", ")],
     ["sinks, block", `${sinks}, ${blockSize} tokens`],
   ];
   if (typeof report["method"] === "string") facts.unshift(["method", report["method"]]);
