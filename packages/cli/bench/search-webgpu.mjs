@@ -181,7 +181,8 @@ async function measureWebgpu(batches, row) {
   };
   // Once to compile kernels and to check them.
   const warm = createEvaluator({ runner, task });
-  for (const plan of [batches[0][0], batches.at(-1).at(-1)]) await warm.evaluate(plan);
+  if (runner.pace) await Promise.all([...batches[0], ...batches.at(-1)].map((plan) => warm.evaluate(plan)));
+  else for (const plan of [batches[0][0], batches.at(-1).at(-1)]) await warm.evaluate(plan);
   warm[Symbol.dispose]();
   watch.reset();
   const usage = process.cpuUsage();

@@ -29,8 +29,6 @@ export interface BackendCapabilities {
 export interface WorkPace {
   /** Tokens of one run that fill it; fewer take about as long. */
   readonly batchTokens: number;
-  /** Runs of one runner that may be under way at once. The runner may compute them together; results do not depend on it. */
-  readonly runs: number;
   /** Runners that get more done together than one alone: workers beyond that gain nothing. */
   readonly runners: number;
 }
@@ -94,10 +92,13 @@ export interface HeldBoundary {
 /** A model that is loaded and can run under any valid plan without being rebuilt. */
 export interface Runner extends AsyncDisposable {
   readonly model: MoeModel;
-  /** That of its backend. A runner with one holds boundaries (`RunRequest.hold`). */
+  /**
+   * That of its backend. Runs of a runner with a pace may overlap: it takes them in their order, several together where it can,
+   * and what they give does not depend on that. It also holds boundaries (`RunRequest.hold`).
+   */
   readonly pace?: WorkPace;
   /**
-   * Runs layers `from` to `to` over a batch. Calls on one runner must not overlap, except as its `pace` says.
+   * Runs layers `from` to `to` over a batch. Calls on one runner without a `pace` must not overlap.
    * @throws COPPICE_BACKEND_FAILED, COPPICE_BACKEND_DISPOSED, COPPICE_ABORTED
    */
   run(request: RunRequest): Promise<RunResult>;

@@ -40,7 +40,7 @@ export interface ScoreSamplesOptions {
   readonly plan?: Plan | undefined;
   /** Default: as the model is. */
   readonly attention?: TextAttention | undefined;
-  /** Some of `microBatches(task)`. Default: all. */
+  /** Some of `microBatches(task, runner.pace)`. Default: all. */
   readonly batches?: readonly MicroBatch[];
   readonly signal?: AbortSignal | undefined;
   /** Called after each batch with the number of its samples. */
@@ -53,7 +53,7 @@ export async function scoreSamples(options: ScoreSamplesOptions): Promise<Sample
   const samples: number[] = [];
   const scores: number[] = [];
   const tokens: number[] = [];
-  for (const batch of options.batches ?? microBatches(task)) {
+  for (const batch of options.batches ?? microBatches(task, options.runner.pace)) {
     throwIfAborted(signal, "evaluating a task");
     samples.push(...batch.samples);
     scores.push(...(await scoreBatch(options, batch)));

@@ -11,7 +11,7 @@ import {
 } from "@coppice/core";
 import { choicesPerToken, countingRunner } from "./counting-runner.js";
 import type { EncodedTask } from "./encode-task.js";
-import { runBatch } from "./evidence.js";
+import { type Boundary, runBatch } from "./evidence.js";
 import { MemoryCache } from "./memory-cache.js";
 import { type MicroBatch, partBatches } from "./micro-batch.js";
 import {
@@ -22,7 +22,7 @@ import {
   type SampleFitness,
   sampleFitness,
 } from "./objective.js";
-import { PrefixCache, prefixKeys } from "./prefix-cache.js";
+import { disposeHeld, type FoundBoundary, PrefixCache, prefixKeys } from "./prefix-cache.js";
 import { type BatchTeacher, teachBatch } from "./teacher.js";
 
 /** 256 MB, some 100 boundaries of 1,000 tokens in a model of hidden size 640. */
@@ -44,7 +44,7 @@ export interface EvaluatorOptions {
    * turns reuse off. Default 256 MB.
    */
   readonly prefixCacheBytes?: number;
-  /** The batches that this evaluator owns of every part, some of `partBatches(task)`. Default: all of them. */
+  /** The batches that this evaluator owns of every part, some of `partBatches(task, runner.pace)`. Default: all of them. */
   readonly parts?: readonly (readonly MicroBatch[])[];
 }
 
@@ -59,7 +59,7 @@ export interface Evaluator extends Disposable {
   readonly parts: readonly Int32Array[];
   /**
    * Scores of its samples, or of those of one part, in their order. Equal plans get equal bits, whatever was evaluated
-   * before. Calls must not overlap.
+   * before. Calls may overlap where the runner has a `pace`.
    * @param plan valid for the model
    * @throws COPPICE_ABORTED, and what the runner throws
    */
@@ -76,7 +76,8 @@ export function createEvaluator(options: EvaluatorOptions): Evaluator {
   const { runner, task, prefixCacheBytes = defaultPrefixCacheBytes } = options;
   const objective = options.objective ?? defaultObjective(task.form);
   checkObjective(objective, task.form);
-  const parts = options.parts ?? partBatches(task);
+  const { pace } = runner;
+  const parts = options.parts ?? partBatches(task, pace);
   const model = runner.model;
   const sorted = (batches: readonly MicroBatch[]) =>
     Int32Array.from(batches.flatMap((batch) => batch.samples)).sort();
@@ -93,12 +94,17 @@ export function createEvaluator(options: EvaluatorOptions): Evaluator {
   /** Work before the boundaries that runs started from. */
   let reused = noWork;
 
-  const teachers = new Map<MicroBatch, BatchTeacher>();
+  const teachers = new Map<MicroBatch, Promise<BatchTeacher>>();
   const teacherOf = async (batch: MicroBatch, signal: AbortSignal | undefined) => {
     if (!needsTeacher(objective)) return undefined;
-    const known = teachers.get(batch) ?? (await teachBatch(counting, task, batch, signal));
+    const known = teachers.get(batch) ?? teachBatch(counting, task, batch, signal);
     teachers.set(batch, known);
-    return known;
+    try {
+      return await known;
+    } catch (error) {
+      teachers.delete(batch);
+      throw error;
+    }
   };
 
   /** Runs a part and tells the result of every sample. */
@@ -108,36 +114,69 @@ export function createEvaluator(options: EvaluatorOptions): Evaluator {
     signal: AbortSignal | undefined,
     tell: (sample: number, fitness: SampleFitness) => void,
   ) => {
-    const batches = parts[part] as readonly MicroBatch[];
     const keys = prefixKeys(plan, model).map((key) => `${part}:${key}`);
     const start = cache.find(keys);
+    try {
+      await runFrom(start, keys, plan, part, signal, tell);
+    } finally {
+      start?.release();
+    }
+  };
+
+  const runFrom = async (
+    start: FoundBoundary | undefined,
+    keys: readonly string[],
+    plan: Plan,
+    part: number,
+    signal: AbortSignal | undefined,
+    tell: (sample: number, fitness: SampleFitness) => void,
+  ) => {
+    const batches = parts[part] as readonly MicroBatch[];
     const from = start?.layer ?? 0;
     const boundaries = cache.worthStoring(keys, from);
-    const stored = new Map<number, Float32Array[]>(boundaries.map((layer) => [layer, []]));
+    const stored = new Map<number, Boundary[]>(boundaries.map((layer) => [layer, []]));
     const remembered = memories.of(keys[from] as string, batches.length);
-    for (const [b, batch] of batches.entries()) {
+    const runOne = async (batch: MicroBatch, b: number) => {
       throwIfAborted(signal, "evaluating a plan");
-      const hidden = start?.hidden[b];
       const { result, evidence } = await runBatch(counting, task, batch, {
         plan,
-        ...(hidden && { from, hidden }),
+        from,
+        hidden: start?.hidden[b],
         boundaries,
+        holds: pace !== undefined,
         memory: remembered[b],
         teacher: await teacherOf(batch, signal),
         signal,
       });
+      for (const [layer, values] of stored)
+        values[b] = boundary((pace ? result.held : undefined) ?? result.boundaries, layer);
       reused = addWork(reused, {
         ...noWork,
         avoidedTokenLayers: batch.tokens * from,
         avoidedExpertTokens: batch.tokens * choicesPerToken(model, plan, 0, from),
       });
-      for (const [layer, values] of stored) values.push(boundary(result.boundaries, layer));
       batch.samples.forEach((sample, i) => {
         tell(sample, sampleFitness(objective, task.form, evidence[i] as (typeof evidence)[number]));
       });
+    };
+    try {
+      await each(batches, runOne);
+    } catch (error) {
+      for (const values of stored.values()) disposeHeld(values.filter((one) => one !== undefined));
+      throw error;
     }
     for (const [layer, values] of stored) cache.store(keys[layer] as string, values);
     memories.trim();
+  };
+
+  /** One after another, or all at once where the runner takes overlapping runs. */
+  const each = async <T>(items: readonly T[], work: (item: T, i: number) => Promise<void>): Promise<void> => {
+    if (!pace) {
+      for (const [i, item] of items.entries()) await work(item, i);
+      return;
+    }
+    const ends = await Promise.allSettled(items.map(work));
+    for (const end of ends) if (end.status === "rejected") throw end.reason;
   };
 
   return {
@@ -150,13 +189,13 @@ export function createEvaluator(options: EvaluatorOptions): Evaluator {
       const correct = task.form === "text" ? undefined : new Uint8Array(wanted.length);
       // Equal plans in other words (slots in another order) must run as one, to the last bit.
       const canonical = canonicalPlan(plan, model);
-      for (const index of part === undefined ? parts.keys() : [part]) {
-        await run(canonical, index, signal, (sample, fitness) => {
+      await each(part === undefined ? [...parts.keys()] : [part], (index) =>
+        run(canonical, index, signal, (sample, fitness) => {
           const at = rank.get(sample) as number;
           scores[at] = fitness.score;
           if (correct && fitness.correct) correct[at] = 1;
-        });
-      }
+        }),
+      );
       return { scores, ...(correct && { correct }) };
     },
     work: () => addWork(counting.work(), reused),
@@ -168,7 +207,7 @@ export function createEvaluator(options: EvaluatorOptions): Evaluator {
   };
 }
 
-function boundary(boundaries: ReadonlyMap<number, Float32Array>, layer: number): Float32Array {
+function boundary(boundaries: ReadonlyMap<number, Boundary>, layer: number): Boundary {
   const values = boundaries.get(layer);
   if (values) return values;
   throw new CoppiceError(

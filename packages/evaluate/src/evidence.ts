@@ -1,4 +1,4 @@
-import { CoppiceError, type LayerMemory, type Plan, type RunResult } from "@coppice/core";
+import { CoppiceError, type HeldBoundary, type LayerMemory, type Plan, type RunResult } from "@coppice/core";
 import type { RunnerPart } from "./counting-runner.js";
 import type { EncodedSample, EncodedSequence, EncodedTask } from "./encode-task.js";
 import type { MicroBatch } from "./micro-batch.js";
@@ -24,11 +24,16 @@ export interface Evidence {
   readonly divergence?: number;
 }
 
+/** Activations at a layer boundary: values, or what a runner holds. */
+export type Boundary = Float32Array | HeldBoundary;
+
 export interface BatchRun {
   readonly plan?: Plan | undefined;
   readonly from?: number;
-  readonly hidden?: Float32Array;
+  readonly hidden?: Boundary | undefined;
   readonly boundaries?: readonly number[];
+  /** Whether boundaries are held by the runner (`Runner.pace`). */
+  readonly holds?: boolean;
   /** Of layer `from`. */
   readonly memory?: LayerMemory | undefined;
   /** What the whole model makes of the batch, to compare with. */
@@ -43,7 +48,7 @@ export async function runBatch(
   batch: MicroBatch,
   run: BatchRun,
 ): Promise<{ result: RunResult; evidence: Evidence[] }> {
-  const { plan, from = 0, hidden, boundaries, memory, teacher, signal } = run;
+  const { plan, from = 0, hidden, boundaries = [], holds = false, memory, teacher, signal } = run;
   const ends = moreEnds(task);
   const asked = batch.sequences.map((sequence, i) => askedOf(sequence, ends, teacher?.sequences[i]));
   const result = await runner.run({
@@ -51,8 +56,8 @@ export async function runBatch(
     positions: asked.map(({ positions }) => positions),
     ...(!task.readsLogits && { targets: asked.map(({ targets }) => targets) }),
     ...(plan && { plan }),
-    ...(from > 0 && hidden && { from, hidden }),
-    ...(boundaries && boundaries.length > 0 && { boundaries }),
+    ...(from > 0 && hidden && { from, ...(hidden instanceof Float32Array ? { hidden } : { held: hidden }) }),
+    ...(boundaries.length > 0 && (holds ? { hold: boundaries } : { boundaries })),
     ...(memory && { memory }),
     ...(signal && { signal }),
   });

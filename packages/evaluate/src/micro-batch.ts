@@ -1,4 +1,4 @@
-import { raceParts } from "@coppice/core";
+import { raceParts, type WorkPace } from "@coppice/core";
 import type { EncodedSequence, EncodedTask } from "./encode-task.js";
 
 /** Samples that run together. All sequences of a sample are in one batch. */
@@ -27,13 +27,14 @@ const minBatchTokens = 256;
  * Cuts a task into batches of about equal size, samples of similar length together. The cut depends on nothing but
  * the task: results of a sample are the same bits for any number of workers, because it always runs in the same
  * company.
+ * @param pace of the runner: a device gets batches that fill it, however few they are
  */
-export function microBatches(task: EncodedTask): MicroBatch[] {
-  return cut(task, Array.from(task.samples.keys()), minBatches);
+export function microBatches(task: EncodedTask, pace?: WorkPace): MicroBatch[] {
+  return cut(task, Array.from(task.samples.keys()), minBatches, pace);
 }
 
 /** The micro-batches of every part of a task (`raceParts` of core), so that a part can be evaluated alone. */
-export function partBatches(task: EncodedTask): MicroBatch[][] {
+export function partBatches(task: EncodedTask, pace?: WorkPace): MicroBatch[][] {
   const samples = Array.from(task.samples.keys());
   const parts = raceParts(samples.length);
   return Array.from({ length: parts }, (_, part) =>
@@ -41,18 +42,24 @@ export function partBatches(task: EncodedTask): MicroBatch[][] {
       task,
       samples.filter((sample) => sample % parts === part),
       parts === 1 ? minBatches : minPartBatches,
+      pace,
     ),
   );
 }
 
-function cut(task: EncodedTask, chosen: readonly number[], fewest: number): MicroBatch[] {
+function cut(
+  task: EncodedTask,
+  chosen: readonly number[],
+  fewest: number,
+  pace: WorkPace | undefined,
+): MicroBatch[] {
   const lengths = task.samples.map(({ sequences }) =>
     sequences.reduce((sum, { ids }) => sum + ids.length, 0),
   );
   const order = [...chosen].sort((a, b) => (lengths[a] as number) - (lengths[b] as number) || a - b);
   const total = order.reduce((sum, i) => sum + (lengths[i] as number), 0);
-  const least = Math.min(fewest, Math.max(1, Math.floor(total / minBatchTokens)));
-  const count = Math.max(least, Math.ceil(total / batchTokens));
+  const least = pace ? 1 : Math.min(fewest, Math.max(1, Math.floor(total / minBatchTokens)));
+  const count = Math.max(least, Math.ceil(total / (pace?.batchTokens ?? batchTokens)));
   const batches: MicroBatch[] = [];
   let samples: number[] = [];
   let tokens = 0;

@@ -1,6 +1,7 @@
 import { canonicalPlan, layerKey, type MoeModel, type Plan } from "@coppice/core";
 import { sha256 } from "@noble/hashes/sha2.js";
 import { bytesToHex, utf8ToBytes } from "@noble/hashes/utils.js";
+import type { Boundary } from "./evidence.js";
 
 /** Prefixes remembered as seen: some 20 MB of keys, thousands of candidates. */
 const seenLimit = 200_000;
@@ -20,6 +21,22 @@ export function prefixKeys(plan: Plan, model: MoeModel): string[] {
   return keys.map((key, l) => `${l}:${key}`);
 }
 
+interface Entry {
+  readonly hidden: readonly Boundary[];
+  /** Runs that start from it now. */
+  uses: number;
+  /** No longer in the cache; the last of its runs disposes it. */
+  isOut: boolean;
+}
+
+/** What a run starts from. */
+export interface FoundBoundary {
+  readonly layer: number;
+  readonly hidden: readonly Boundary[];
+  /** To be called when the run is over. */
+  release(): void;
+}
+
 /**
  * Activations at layer boundaries, per prefix of layer plans, within a budget of bytes.
  *
@@ -30,7 +47,7 @@ export function prefixKeys(plan: Plan, model: MoeModel): string[] {
  */
 export class PrefixCache {
   /** In order of use, the oldest first. */
-  readonly #entries = new Map<string, readonly Float32Array[]>();
+  readonly #entries = new Map<string, Entry>();
   readonly #seen = new Set<string>();
   readonly #capacity: number;
 
@@ -45,17 +62,24 @@ export class PrefixCache {
   }
 
   /** The deepest boundary of a plan that is held, never the last one. */
-  find(keys: readonly string[]): { layer: number; hidden: readonly Float32Array[] } | undefined {
-    let found: { layer: number; hidden: readonly Float32Array[] } | undefined;
+  find(keys: readonly string[]): FoundBoundary | undefined {
+    let found: { layer: number; entry: Entry } | undefined;
     for (let layer = 1; layer < keys.length - 1; layer++) {
       const key = keys[layer] as string;
-      const hidden = this.#entries.get(key);
-      if (!hidden) continue;
+      const entry = this.#entries.get(key);
+      if (!entry) continue;
       this.#entries.delete(key);
-      this.#entries.set(key, hidden);
-      found = { layer, hidden };
+      this.#entries.set(key, entry);
+      found = { layer, entry };
     }
-    return found;
+    if (!found) return undefined;
+    const { layer, entry } = found;
+    entry.uses++;
+    const release = () => {
+      entry.uses--;
+      disposeUnused(entry);
+    };
+    return { layer, hidden: entry.hidden, release };
   }
 
   /** The boundaries behind `from` that are worth storing when the plan with these keys runs. */
@@ -76,16 +100,33 @@ export class PrefixCache {
     return layers.slice(-this.#capacity);
   }
 
-  store(key: string, hidden: readonly Float32Array[]): void {
-    this.#entries.delete(key);
-    this.#entries.set(key, hidden);
+  store(key: string, hidden: readonly Boundary[]): void {
+    this.#remove(key);
+    this.#entries.set(key, { hidden, uses: 0, isOut: false });
     while (this.#entries.size > this.#capacity) {
       const [oldest] = this.#entries.keys();
-      this.#entries.delete(oldest as string);
+      this.#remove(oldest as string);
     }
   }
 
   clear(): void {
-    this.#entries.clear();
+    for (const key of [...this.#entries.keys()]) this.#remove(key);
   }
+
+  #remove(key: string): void {
+    const entry = this.#entries.get(key);
+    if (!entry) return;
+    this.#entries.delete(key);
+    entry.isOut = true;
+    disposeUnused(entry);
+  }
+}
+
+function disposeUnused({ hidden, uses, isOut }: Entry): void {
+  if (isOut && uses === 0) disposeHeld(hidden);
+}
+
+/** Lets go of boundaries that a runner holds. */
+export function disposeHeld(hidden: readonly Boundary[]): void {
+  for (const one of hidden) if (!(one instanceof Float32Array)) one.dispose();
 }
