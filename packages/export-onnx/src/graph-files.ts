@@ -51,7 +51,15 @@ export function graphFiles(model: MoeModel, weights: WeightReader, options: Grap
   const graph = decoderGraph(
     model,
     (builder) => storedWeights(builder, { model, weights, files: data, ...forms, ...layout }),
-    { experts, padding: spans ? "behind" : padding, positions, expertOutputs, ...layout },
+    {
+      experts,
+      padding: spans ? "behind" : padding,
+      positions,
+      expertOutputs,
+      // onnxruntime-node copies all that a graph puts out, and would copy whole caches for every token.
+      newestOutput: !spans && padding === "anywhere",
+      ...layout,
+    },
   );
   const graphOutput = outputFile(`${graphFolder}${graphFile}`, [bytesContent(encodeModel(graph))]);
   return { files: [graphOutput, ...data.outputFiles(graphFolder)], graphFile, type, positions, spans };

@@ -142,3 +142,53 @@ test("buffers of the final size, given for past and present, are extended in pla
     expect(largestDifference(valuesOf(logits), row)).toBeLessThan(tolerance);
   }
 });
+
+test("what is new of keys and values comes alone as well, with padding and with room to spare", async () => {
+  await using loaded = await loadModel(await openFolder(fixturePath("qwen3_moe")));
+  const output = memoryTarget();
+  await exportOnnx(loaded, output, { target: "cpu" });
+  await using exported = await ExportedSession.open(output);
+  const { session } = exported;
+  const int64 = (values: readonly number[], dims: readonly number[]) =>
+    new Tensor("int64", BigInt64Array.from(values, BigInt), dims);
+  const [batch, room] = [2, 9];
+  const shapes = session.inputMetadata.flatMap((input) =>
+    input.name.startsWith("past_key_values") && input.isTensor
+      ? [{ name: input.name, heads: input.shape[1] as number, size: input.shape[3] as number }]
+      : [],
+  );
+  let past = Object.fromEntries(
+    shapes.map(({ name, heads, size }) => {
+      const dims = [batch, heads, room, size];
+      return [name, new Tensor("float32", new Float32Array(batch * heads * room * size), dims)];
+    }),
+  );
+  let total = 0;
+  for (const tokens of [[3, 1, 4, 1], [5], [9]]) {
+    total += tokens.length;
+    // The second text begins two tokens later.
+    const mask = Array.from({ length: batch * total }, (_, i) => (i === total || i === total + 1 ? 0 : 1));
+    const outputs = await session.run({
+      ...past,
+      input_ids: int64([...tokens, ...tokens], [batch, tokens.length]),
+      attention_mask: int64(mask, [batch, total]),
+      num_logits_to_keep: int64([1], []),
+    });
+    past = Object.fromEntries(
+      shapes.map(({ name }) => [name, outputs[name.replace("past_key_values", "present")] as Tensor]),
+    );
+    const expected: number[] = [];
+    for (let b = 0; b < batch; b++) {
+      for (const { name, heads, size } of shapes) {
+        const values = valuesOf(past[name]);
+        for (let head = 0; head < heads; head++) {
+          const first = (b * heads + head) * room * size;
+          expected.push(...values.subarray(first + (total - tokens.length) * size, first + total * size));
+        }
+      }
+    }
+    expect(expected.some((value) => value !== 0)).toBe(true);
+    const found = outputs["newest_key_values"] as Tensor;
+    expect(Array.from(valuesOf(found))).toEqual(expected);
+  }
+});

@@ -32,9 +32,14 @@ export interface DecoderGraphOptions extends Omit<DecoderInputOptions, "spans"> 
   readonly experts: ExpertForm;
   /** Give the chosen experts of every MoE layer as well. */
   readonly expertOutputs: boolean;
+  /** Give the keys and values of the new tokens alone as well, where all are of one size. Needs padding that may stand anywhere. */
+  readonly newestOutput?: boolean;
   /** How far heads see; absent: as the model is. With it, `padding` is `behind`. */
   readonly spans?: SpanLayout;
 }
+
+/** Name of the output with the keys and values of the new tokens. */
+const newestOutput = "newest_key_values";
 
 /**
  * A whole decoder with its cache of keys and values, from token ids to logits.
@@ -51,7 +56,8 @@ export interface DecoderGraphOptions extends Omit<DecoderInputOptions, "spans"> 
  * window of a token, as only some are when several tokens run at once.
  *
  * Outputs: `logits` [B, R, vocab]; per layer `present.{i}.key` and `.value` [B, kvHeads, max(P, T), size]; on request
- * per MoE layer `experts.{i}` int32 [B, S, topK], best first.
+ * `newest_key_values` [B, heads, S, size], of what is present that of the new tokens, all keys and values in the order of the inputs,
+ * for callers that hold the past themselves; and per MoE layer `experts.{i}` int32 [B, S, topK], best first.
  */
 export function decoderGraph(
   model: MoeModel,
@@ -108,11 +114,21 @@ export function decoderGraph(
   const { batch, sequence } = decoderDims;
   graph.output(inputs.perSequence(logits, vocab, "logits"), [batch, "logits_length", vocab]);
   for (const { name, shape } of presents) graph.output(name, shape);
+  if (options.newestOutput) outputNewest();
   for (const { index, feedForward } of options.expertOutputs ? layers : []) {
     if (feedForward.kind !== "moe") continue;
     graph.output(layerValues.chosenExperts(index), [batch, sequence, feedForward.router.topK], "int32");
   }
   return graph.build();
+
+  function outputNewest(): void {
+    const sizes = new Set(presents.map(({ shape }) => shape[3]));
+    if (sizes.size !== 1) return;
+    const parts = presents.map(({ name }) => inputs.newest(name));
+    graph.nodes("Concat", parts, [newestOutput], { attributes: { axis: 1 } });
+    const heads = presents.reduce((sum, { shape }) => sum + (shape[1] as number), 0);
+    graph.output(newestOutput, [batch, heads, sequence, ...(sizes as Set<number>)]);
+  }
 
   function feedForward({ feedForward: spec, index }: DecoderLayer, part: PartWeights, normed: Value): Value {
     const whole = (mlpSpec: MlpSpec, name: string) =>

@@ -65,6 +65,25 @@ export function withRoom(
 }
 
 /**
+ * Writes the keys and values of new tokens behind those that are held.
+ * @param tokens held before
+ * @param newest [1, heads of all tensors, new tokens, size]
+ */
+export function keepNewest({ io }: Graph, past: Tensors, tokens: number, newest: Tensor): void {
+  const values = newest.data as Float32Array;
+  const [, , added, size] = newest.dims as [number, number, number, number];
+  let from = 0;
+  for (const { input, heads } of io.cache) {
+    const { data, dims } = past[input] as Tensor;
+    const places = dims[2] as number;
+    for (let head = 0; head < heads; head++, from += added * size) {
+      const to = (head * places + tokens) * size;
+      (data as Float32Array).set(values.subarray(from, from + added * size), to);
+    }
+  }
+}
+
+/**
  * Brings new tokens from behind what was held to the places where they stay: windows of heads with a span take turns.
  * @param tokens held before
  */

@@ -19,6 +19,8 @@ export interface GraphInterface {
   readonly cache: readonly CacheTensor[];
   /** What is added to the scores of heads with a span, [batch, 1, tokens, held and new places]. */
   readonly biases: readonly { readonly input: string; readonly span: HeadSpan }[];
+  /** Output with what is new in all of `cache`, in its order, [1, heads of all, new tokens, size]; of float32 alone. */
+  readonly newest: string | undefined;
   readonly takesPositions: boolean;
   /** The graph has `num_logits_to_keep`, so that it need not compute logits of a whole prompt. */
   readonly keepsLogits: boolean;
@@ -26,6 +28,7 @@ export interface GraphInterface {
   readonly experts: readonly { readonly output: string; readonly layer: number }[];
 }
 
+const newest = "newest_key_values";
 const plainInputs = new Set(["input_ids", "attention_mask", "position_ids", "num_logits_to_keep"]);
 
 /** The number of a span in the name of an input; "all" are heads of such a layer that see everything. */
@@ -84,6 +87,7 @@ export function graphInterface(
   return {
     cache,
     biases,
+    newest: outputs.has(newest) && cache.every(({ type }) => type === "float32") ? newest : undefined,
     takesPositions: inputs.has("position_ids"),
     keepsLogits: inputs.has("num_logits_to_keep"),
     experts: session.outputNames

@@ -1,6 +1,6 @@
 import { CoppiceError, throwIfAborted } from "@coppice/core";
 import { type Decoder, mostLikely } from "@coppice/evaluate";
-import { disposeTensors, emptyPast, settleTokens, withRoom } from "./cache-tensors.js";
+import { disposeTensors, emptyPast, keepNewest, settleTokens, withRoom } from "./cache-tensors.js";
 import { messageOf } from "./exported-folder.js";
 import type { GraphInterface } from "./graph-interface.js";
 import type { InferenceSession, OnnxRuntime, Tensor, Tensors } from "./onnx-runtime.js";
@@ -41,7 +41,8 @@ export interface LayerExperts {
 
 /**
  * Tokens with their keys and values. What a run puts out is fed to the next one as it is, so that nothing is copied in
- * JavaScript; on a GPU it stays there. In place, runs write into buffers that are larger than needed, until they are full.
+ * JavaScript; on a GPU it stays there. In place, what is new is written into buffers that are larger than needed, until they are
+ * full: by the runs, or here, where a graph puts it out alone.
  */
 export class Sequence implements Decoder {
   readonly tokens: number[];
@@ -126,6 +127,9 @@ export class Sequence implements Decoder {
       throw new CoppiceError("COPPICE_BACKEND_FAILED", `ONNX Runtime failed: ${messageOf(cause)}`, { cause });
     }
     for (const token of tokens) this.tokens.push(token);
+    if (inPlace && io.newest !== undefined) {
+      keepNewest(this.#graph, this.#past, past, outputs[io.newest] as Tensor);
+    }
     if (!inPlace) {
       const before = this.#past;
       this.#past = Object.fromEntries(
@@ -141,11 +145,14 @@ export class Sequence implements Decoder {
   /** What a run puts out, and where; null: wherever it likes. */
   #fetches(): InferenceSession.FetchesType {
     const { io, inPlace } = this.#graph;
+    const wanted = this.#wanted.map((name): [string, null] => [name, null]);
+    // Whatever comes out is copied by onnxruntime-node, whole caches too, also where they are extended in place.
+    if (inPlace && io.newest !== undefined) return Object.fromEntries([...wanted, [io.newest, null]]);
     const cache = io.cache.map(({ input, output }): [string, Tensor | null] => [
       output,
       inPlace ? (this.#past[input] as Tensor) : null,
     ]);
-    return Object.fromEntries([...this.#wanted.map((name): [string, null] => [name, null]), ...cache]);
+    return Object.fromEntries([...wanted, ...cache]);
   }
 
   async #readExperts(outputs: InferenceSession.ReturnType): Promise<void> {
