@@ -1,5 +1,5 @@
 import type { CollectedStatistics } from "@coppice/calibrate";
-import { checkWholeNumber, type Executor, type MoeModel, type Plan } from "@coppice/core";
+import { type AttentionPlan, checkWholeNumber, type Executor, type MoeModel, type Plan } from "@coppice/core";
 import {
   combinePositions,
   combineScores,
@@ -23,7 +23,7 @@ export interface ModelPoolOptions {
   /** Checkpoint folder. */
   readonly model: string;
   readonly backend: BackendSource;
-  /** Default: one per core, at most 4, and no more than hold the weights in free memory. */
+  /** Default: one per core, at most 4, no more than hold the weights in free memory, and no more than the backend's `pace` says. */
   readonly workers?: number;
   /** Default "process". */
   readonly isolation?: Isolation;
@@ -65,7 +65,13 @@ export interface ModelPool extends AsyncDisposable {
   /** Logits, [sequence][position], at the last position or at all. */
   logits(
     sequences: readonly Int32Array[],
-    options?: { readonly all?: boolean; readonly plan?: Plan; readonly signal?: AbortSignal },
+    options?: {
+      readonly all?: boolean;
+      readonly plan?: Plan;
+      /** How far heads see, at the length of each sequence. Default: as the model is. */
+      readonly attention?: AttentionPlan;
+      readonly signal?: AbortSignal;
+    },
   ): Promise<Float32Array[][]>;
   /** Milliseconds in which each worker had something to do since the pool was made: what is idle is the rest. */
   busyMs(): readonly number[];
@@ -83,7 +89,7 @@ const mostWorkers = 1024;
  */
 export async function createModelPool(options: ModelPoolOptions): Promise<ModelPool> {
   const { model: path, backend, isolation = "process", signal } = options;
-  const wanted = options.workers ?? (await defaultWorkers(path, signal));
+  const wanted = options.workers ?? (await defaultWorkers(path, backend, signal));
   const workers = checkWholeNumber("workers", wanted, mostWorkers);
   const hosts = Array.from({ length: workers }, () => new WorkerHost(isolation));
   let disposed: Promise<void> | undefined;
@@ -149,9 +155,9 @@ export async function createModelPool(options: ModelPoolOptions): Promise<ModelP
         },
       ),
 
-    logits: (sequences, { all: everywhere = false, plan, signal: stop } = {}) =>
+    logits: (sequences, { all: everywhere = false, signal: stop, ...limits } = {}) =>
       all(sequences, stop, (sequence, _, signal) =>
-        nextHost().call("logits", { sequence, all: everywhere, ...(plan && { plan }) }, { signal }),
+        nextHost().call("logits", { sequence, all: everywhere, ...limits }, { signal }),
       ),
   };
 }

@@ -56,7 +56,8 @@ export interface WorkerMethods {
   /** Makes an evaluator for the worker's shard, known by a name from then on. */
   createScorer: {
     params: TaskParams & { scorer: number; objective?: Objective; prefixCacheBytes?: number; shard: Shard };
-    result: { parts: readonly Int32Array[] };
+    /** Its samples of every part, and whether `evaluate` may be called besides itself. */
+    result: { parts: readonly Int32Array[]; overlaps: boolean };
   };
   disposeScorer: { params: { scorer: number }; result: undefined };
   evaluate: {

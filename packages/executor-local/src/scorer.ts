@@ -46,8 +46,8 @@ export async function createScorer(hosts: readonly WorkerHost[], options: Scorer
         ...(objective !== undefined && { objective }),
         ...(prefixCacheBytes !== undefined && { prefixCacheBytes: prefixCacheBytes / hosts.length }),
       };
-      const { parts } = await host.establish(name, "createScorer", params, { signal });
-      return { host, parts, counters: new Counters() };
+      const made = await host.establish(name, "createScorer", params, { signal });
+      return { host, ...made, counters: new Counters() };
     }),
   );
   const parts = shards[0]?.parts.length ?? 1;
@@ -63,8 +63,9 @@ export async function createScorer(hosts: readonly WorkerHost[], options: Scorer
     const active = owned.filter(({ samples }) => samples.length > 0);
     return {
       size: all.length,
-      active: active.map(({ host, counters, samples }) => ({
+      active: active.map(({ host, overlaps, counters, samples }) => ({
         host,
+        overlaps,
         counters,
         places: samples.sort((a, b) => a - b).map((sample) => rank.get(sample) as number),
       })),
@@ -82,8 +83,12 @@ export async function createScorer(hosts: readonly WorkerHost[], options: Scorer
     const scores = new Float64Array(size);
     let correct: Uint8Array | undefined;
     await Promise.all(
-      active.map(async ({ host, places, counters }) => {
-        const result = await host.call("evaluate", { scorer, plan, part }, { signal: stop });
+      active.map(async ({ host, overlaps, places, counters }) => {
+        const result = await host.call(
+          "evaluate",
+          { scorer, plan, part },
+          { signal: stop, beside: overlaps },
+        );
         counters.update(result.work);
         if (result.correct) correct ??= new Uint8Array(size);
         places.forEach((place, i) => {

@@ -8,30 +8,36 @@ const attempts = 3;
 export interface CallOptions {
   readonly signal?: AbortSignal | undefined;
   readonly onEvent?: (event: WorkerEvent) => void;
+  /** True: goes on besides others of which this is true. Default: when nothing else does. */
+  readonly beside?: boolean;
 }
 
 interface Current {
-  readonly id: number;
   readonly onEvent: ((event: WorkerEvent) => void) | undefined;
   resolve(result: unknown): void;
   reject(error: unknown): void;
 }
 
 /**
- * One worker and the calls that wait for it, one at a time. When the worker ends unexpectedly it is started again,
- * everything that made its state is repeated, and then the call that was running: only that call can be to blame.
+ * One worker and the calls that wait for it, one at a time unless they say otherwise. When the worker ends unexpectedly it is
+ * started again, everything that made its state is repeated, and then the calls that were running: only they can be to blame.
  */
 export class WorkerHost {
   readonly #isolation: Isolation;
   /** Calls that make the state of a fresh worker, by name. */
   readonly #state = new Map<string, { method: Method; params: unknown }>();
   #port: WorkerPort | undefined;
-  #current: Current | undefined;
-  #ready = false;
-  /** The last call's end. */
+  /** Calls that the worker was sent, by number. */
+  readonly #current = new Map<number, Current>();
+  /** The state of the worker that runs. */
+  #ready: Promise<void> | undefined;
+  /** The end of the last call that goes on alone. */
   #last: Promise<unknown> = Promise.resolve();
+  /** Ends of the calls since then that go on besides one another. */
+  readonly #besides = new Set<Promise<unknown>>();
   #nextId = 1;
   #busyMs = 0;
+  #busySince = 0;
   #disposed = false;
 
   constructor(isolation: Isolation) {
@@ -68,28 +74,34 @@ export class WorkerHost {
     params: WorkerMethods[M]["params"],
     options: CallOptions = {},
   ): Promise<WorkerMethods[M]["result"]> {
-    const { signal } = options;
-    const turn = this.#last.then(() => {
+    const { signal, beside = false } = options;
+    const before = beside ? this.#last : Promise.all([this.#last, ...this.#besides]);
+    const turn = before.then(() => {
       throwIfAborted(signal, `waiting for a worker to ${words[method]}`);
       return this.#attempt(method, params, options);
     });
-    this.#last = turn.catch(() => {});
+    const end = turn.then(
+      () => {},
+      () => {},
+    );
+    if (beside) {
+      this.#besides.add(end);
+      void end.then(() => this.#besides.delete(end));
+    } else this.#last = end;
     return untilAborted(turn, signal, words[method]) as Promise<WorkerMethods[M]["result"]>;
   }
 
   async dispose(): Promise<void> {
     this.#disposed = true;
     await this.#port?.kill();
-    await this.#last;
+    await Promise.all([this.#last, ...this.#besides]);
   }
 
   async #attempt(method: Method, params: unknown, options: CallOptions): Promise<unknown> {
     for (let attempt = 1; ; attempt++) {
       try {
-        if (!this.#ready) {
-          for (const call of this.#state.values()) await this.#send(call.method, call.params, {});
-          this.#ready = true;
-        }
+        this.#ready ??= this.#restore();
+        await this.#ready;
         return await this.#send(method, params, options);
       } catch (error) {
         if (!(error instanceof WorkerEnd)) throw error;
@@ -107,34 +119,44 @@ export class WorkerHost {
     }
   }
 
+  /** Repeats what made the state of a worker that ended. */
+  async #restore(): Promise<void> {
+    try {
+      for (const call of this.#state.values()) await this.#send(call.method, call.params, {});
+    } catch (error) {
+      this.#ready = undefined;
+      throw error;
+    }
+  }
+
   #send(method: Method, params: unknown, { signal, onEvent }: CallOptions): Promise<unknown> {
     if (this.#disposed) throw disposed();
     this.#port ??= startWorker(this.#isolation, {
       onMessage: (message) => this.#receive(message),
       onExit: (reason) => {
         this.#port = undefined;
-        this.#ready = false;
-        this.#current?.reject(new WorkerEnd(reason));
+        this.#ready = undefined;
+        for (const { reject } of this.#current.values()) reject(new WorkerEnd(reason));
       },
     });
     const port = this.#port;
     const id = this.#nextId++;
     const stop = () => port.send({ type: "abort", id });
     signal?.addEventListener("abort", stop, { once: true });
-    const start = performance.now();
+    if (this.#current.size === 0) this.#busySince = performance.now();
     return new Promise((resolve, reject) => {
-      this.#current = { id, onEvent, resolve, reject };
+      this.#current.set(id, { onEvent, resolve, reject });
       port.send({ type: "call", id, method, params });
     }).finally(() => {
-      this.#busyMs += performance.now() - start;
-      this.#current = undefined;
+      this.#current.delete(id);
+      if (this.#current.size === 0) this.#busyMs += performance.now() - this.#busySince;
       signal?.removeEventListener("abort", stop);
     });
   }
 
   #receive(message: FromWorker): void {
-    const current = this.#current;
-    if (!current || message.id !== current.id) return;
+    const current = this.#current.get(message.id);
+    if (!current) return;
     if (message.type === "event") current.onEvent?.(message.event);
     else if (message.type === "result") current.resolve(message.result);
     else current.reject(reviveError(message.error));

@@ -74,13 +74,13 @@ export class WorkerSession {
         task,
         objective: aim,
         // The largest batches of all parts are not all the first worker's: a part may be one batch.
-        parts: partBatches(task).map(
+        parts: partBatches(task, runner.pace).map(
           (batches, part) => shardBatches(batches, shard.count)[(shard.index + part) % shard.count] ?? [],
         ),
         ...(prefixCacheBytes !== undefined && { prefixCacheBytes }),
       });
       this.#evaluators.set(scorer, evaluator);
-      return { parts: evaluator.parts };
+      return { parts: evaluator.parts, overlaps: runner.pace !== undefined };
     },
 
     disposeScorer: ({ scorer }) => {
@@ -112,7 +112,7 @@ export class WorkerSession {
         metric,
         plan,
         attention: await optionalAttention(attention),
-        batches: shardBatches(microBatches(task), shard.count)[shard.index] ?? [],
+        batches: shardBatches(microBatches(task, runner.pace), shard.count)[shard.index] ?? [],
         signal,
         onSamples: (count) => onEvent({ type: "done", count, total }),
       });
@@ -261,6 +261,7 @@ function yieldingBackend(backend: Backend): Backend {
 function yielding(runner: Runner): Runner {
   return {
     model: runner.model,
+    ...(runner.pace && { pace: runner.pace }),
     run: async (request) => {
       await new Promise((resolve) => setImmediate(resolve));
       return runner.run(request);
