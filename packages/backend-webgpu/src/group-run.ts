@@ -205,6 +205,7 @@ export async function recordGroup(
   begin(context, members, stream.hidden);
   let output = stream.hidden;
   let active = 0;
+  let part = batch;
   for (let layer = first; layer < layers.length; layer++) {
     const joined = members.filter(({ job }) => job.checked.from <= layer);
     for (const { job, start } of joined.slice(active)) {
@@ -212,8 +213,8 @@ export async function recordGroup(
       if (held)
         boundaries.restore(held, layer, stream.hidden, 4 * start * size, 4 * job.checked.tokens * size);
     }
+    if (joined.length > active) part = firstTokens(batch, joined);
     active = joined.length;
-    const part = firstTokens(batch, joined);
     const layerWeights = weights.layers.get(layer) as LayerWeights;
     mergeLayer(own, layer);
     await attendLayer(
@@ -350,27 +351,32 @@ function firstTokens(batch: Batch, joined: readonly Member[]): Batch {
 }
 
 function joinedStarts(members: readonly Member[]): { starts: Int32Array } {
-  const starts = members.flatMap(({ job, start }) =>
-    Array.from(job.checked.starts.subarray(0, -1), (own) => start + own),
-  );
-  const { job, start } = members.at(-1) as Member;
-  return { starts: Int32Array.from([...starts, start + job.checked.tokens]) };
+  const starts = new Int32Array(1 + members.reduce((sum, { job }) => sum + job.request.sequences.length, 0));
+  let at = 1;
+  for (const { job, start } of members) {
+    for (const end of job.checked.starts.subarray(1)) starts[at++] = start + end;
+  }
+  return { starts };
 }
 
 function joinedTargets(members: readonly Member[]): WantedTargets {
-  const rows = members.flatMap(({ job, start }) => Array.from(job.wanted.rows, (row) => start + row));
-  const targets = members.flatMap(({ job }) => [...job.wanted.targets]);
-  const starts: number[] = [];
-  let before = 0;
-  for (const { job } of members) {
-    for (const begin of job.wanted.starts.subarray(0, -1)) starts.push(before + begin);
-    before += job.wanted.targets.length;
+  const sum = (of: (wanted: WantedTargets) => number) =>
+    members.reduce((all, { job }) => all + of(job.wanted), 0);
+  const rows = new Int32Array(sum((wanted) => wanted.rows.length));
+  const starts = new Uint32Array(rows.length + 1);
+  const targets = new Int32Array(sum((wanted) => wanted.targets.length));
+  let [row, target] = [0, 0];
+  for (const { job, start } of members) {
+    const { wanted } = job;
+    for (let i = 0; i < wanted.rows.length; i++, row++) {
+      rows[row] = start + (wanted.rows[i] as number);
+      starts[row] = target + (wanted.starts[i] as number);
+    }
+    targets.set(wanted.targets, target);
+    target += wanted.targets.length;
   }
-  return {
-    rows: Int32Array.from(rows),
-    starts: Uint32Array.from([...starts, before]),
-    targets: Int32Array.from(targets),
-  };
+  starts[row] = target;
+  return { rows, starts, targets };
 }
 
 const blockNumbers = (count: number) => Uint32Array.from({ length: count }, (_, i) => i);

@@ -30,16 +30,18 @@ export class RotaryTables {
     const key = JSON.stringify(spec);
     const regimes = stretches.map(({ tokens, past }) => rotaryRegime(spec, past + tokens));
     const longest = Math.max(...stretches.map(({ tokens, past }) => past + tokens));
-    const positions = stretches.flatMap(({ tokens, past }) =>
-      Array.from({ length: tokens }, (_, i) => past + i),
-    );
+    const positions = new Uint32Array(stretches.reduce((sum, { tokens }) => sum + tokens, 0));
+    let row = 0;
+    for (const { tokens, past } of stretches) {
+      for (let i = 0; i < tokens; i++) positions[row++] = past + i;
+    }
     if (regimes.every((regime) => regime === 0)) {
       const known = this.#tables.get(key);
-      if (known && known.end >= longest) return { table: known.buffer, rows: Uint32Array.from(positions) };
+      if (known && known.end >= longest) return { table: known.buffer, rows: positions };
       const end = Math.max(longest, 2 * (known?.end ?? 0), 32);
       const all = Array.from({ length: end }, (_, position) => position);
       const table = this.#replace(key, turns(spec, longest, all), end);
-      return { table, rows: Uint32Array.from(positions) };
+      return { table, rows: positions };
     }
     // Frequencies follow the length of each sequence: rows of this run alone.
     const parts = stretches.map(({ tokens, past }) =>
@@ -56,7 +58,7 @@ export class RotaryTables {
       at += part.length;
     }
     const table = this.#replace(`${key} of a run`, values, 0);
-    return { table, rows: Uint32Array.from(positions, (_, token) => token) };
+    return { table, rows: positions.map((_, token) => token) };
   }
 
   dispose(): void {

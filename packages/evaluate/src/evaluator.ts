@@ -110,11 +110,12 @@ export function createEvaluator(options: EvaluatorOptions): Evaluator {
   /** Runs a part and tells the result of every sample. */
   const run = async (
     plan: Plan,
+    prefixes: readonly string[],
     part: number,
     signal: AbortSignal | undefined,
     tell: (sample: number, fitness: SampleFitness) => void,
   ) => {
-    const keys = prefixKeys(plan, model).map((key) => `${part}:${key}`);
+    const keys = prefixes.map((key) => `${part}:${key}`);
     const start = cache.find(keys);
     try {
       await runFrom(start, keys, plan, part, signal, tell);
@@ -189,8 +190,9 @@ export function createEvaluator(options: EvaluatorOptions): Evaluator {
       const correct = task.form === "text" ? undefined : new Uint8Array(wanted.length);
       // Equal plans in other words (slots in another order) must run as one, to the last bit.
       const canonical = canonicalPlan(plan, model);
+      const prefixes = prefixKeys(canonical, model);
       await each(part === undefined ? [...parts.keys()] : [part], (index) =>
-        run(canonical, index, signal, (sample, fitness) => {
+        run(canonical, prefixes, index, signal, (sample, fitness) => {
           const at = rank.get(sample) as number;
           scores[at] = fitness.score;
           if (correct && fitness.correct) correct[at] = 1;

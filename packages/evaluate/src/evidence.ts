@@ -49,8 +49,7 @@ export async function runBatch(
   run: BatchRun,
 ): Promise<{ result: RunResult; evidence: Evidence[] }> {
   const { plan, from = 0, hidden, boundaries = [], holds = false, memory, teacher, signal } = run;
-  const ends = moreEnds(task);
-  const asked = batch.sequences.map((sequence, i) => askedOf(sequence, ends, teacher?.sequences[i]));
+  const asked = askedOfBatch(task, batch, teacher);
   const result = await runner.run({
     sequences: batch.sequences.map(({ ids }) => ids),
     positions: asked.map(({ positions }) => positions),
@@ -81,6 +80,22 @@ interface Asked {
   readonly targets: Int32Array;
   /** Tokens of the teacher per position, the last of those asked there. */
   readonly taught: number;
+}
+
+/** By teacher, or by batch where there is none: a search asks the same of every plan. */
+const askedBefore = new WeakMap<BatchTeacher | MicroBatch, readonly Asked[]>();
+
+function askedOfBatch(
+  task: EncodedTask,
+  batch: MicroBatch,
+  teacher: BatchTeacher | undefined,
+): readonly Asked[] {
+  const known = askedBefore.get(teacher ?? batch);
+  if (known) return known;
+  const ends = moreEnds(task);
+  const asked = batch.sequences.map((sequence, i) => askedOf(sequence, ends, teacher?.sequences[i]));
+  askedBefore.set(teacher ?? batch, asked);
+  return asked;
 }
 
 function askedOf(

@@ -37,17 +37,23 @@ export interface AttentionTables {
 
 export function attentionTables(spans: readonly SequenceSpan[]): AttentionTables {
   const tiles: number[] = [];
-  const rows: number[] = [];
+  const rows = new Uint32Array(4 * spans.reduce((sum, { tokens }) => sum + tokens, 0));
+  let at = 0;
   let longest = 0;
   const queryTile = queryTileFor(Math.max(...spans.map(({ tokens }) => tokens)));
   for (const [sequence, { row, tokens, past, keyRow }] of spans.entries()) {
     for (let i = 0; i < tokens; i += queryTile) {
       tiles.push(row + i, Math.min(queryTile, tokens - i), past + i, keyRow);
     }
-    for (let i = 0; i < tokens; i++) rows.push(past + i, keyRow, sequence, past + tokens);
+    for (let i = 0; i < tokens; i++, at += 4) {
+      rows[at] = past + i;
+      rows[at + 1] = keyRow;
+      rows[at + 2] = sequence;
+      rows[at + 3] = past + tokens;
+    }
     longest = Math.max(longest, past + tokens);
   }
-  return { tiles: Uint32Array.from(tiles), queryTile, rows: Uint32Array.from(rows), longest };
+  return { tiles: Uint32Array.from(tiles), queryTile, rows, longest };
 }
 
 export interface AttentionShape {
