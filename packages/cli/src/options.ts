@@ -120,6 +120,11 @@ export const attentionOption = new Option(
     "checkpoint's own plan says, which is the default",
 );
 
+export const attentionPlanOption = new Option(
+  "--attention <plan>",
+  "run the model under this attention plan; none: not even under the checkpoint's own, which is the default",
+);
+
 export const attentionSetOption = new Option(
   "--attention-set <key=value>",
   "option of the attention plugin; repeatable",

@@ -4,7 +4,15 @@ import type {
   CollectionOptions,
   StreamEstimate,
 } from "@coppice/calibrate";
-import type { MoeModel, Plan, PlanScores, Progress, SerializedError, WorkCounters } from "@coppice/core";
+import type {
+  AttentionPlan,
+  MoeModel,
+  Plan,
+  PlanScores,
+  Progress,
+  SerializedError,
+  WorkCounters,
+} from "@coppice/core";
 import type {
   DraftGroup,
   EncodedTask,
@@ -55,7 +63,13 @@ export interface WorkerMethods {
   open: { params: { model: string; backend: BackendSource }; result: { model: MoeModel } };
   /** Makes an evaluator for the worker's shard, known by a name from then on. */
   createScorer: {
-    params: TaskParams & { scorer: number; objective?: Objective; prefixCacheBytes?: number; shard: Shard };
+    params: TaskParams & {
+      scorer: number;
+      objective?: Objective;
+      prefixCacheBytes?: number;
+      attention?: AttentionPlan;
+      shard: Shard;
+    };
     /** Its samples of every part, and whether `evaluate` may be called besides itself. */
     result: { parts: readonly Int32Array[]; overlaps: boolean };
   };
@@ -93,7 +107,10 @@ export interface WorkerMethods {
     result: Generated;
   };
   /** One array per wanted position. */
-  logits: { params: { sequence: Int32Array; all: boolean; plan?: Plan }; result: Float32Array[] };
+  logits: {
+    params: { sequence: Int32Array; all: boolean; plan?: Plan; attention?: AttentionPlan };
+    result: Float32Array[];
+  };
 }
 
 export type Method = keyof WorkerMethods;

@@ -1,4 +1,5 @@
 import {
+  type AttentionPlan,
   addWork,
   CoppiceError,
   type Executor,
@@ -21,6 +22,8 @@ export interface ScorerOptions {
   readonly objective?: Objective;
   /** Memory for reused activations, shared out to the workers. Default 256 MB each. */
   readonly prefixCacheBytes?: number;
+  /** How far heads see, the whole model's that an objective compares with included. Default: as the model is. */
+  readonly attention?: AttentionPlan;
   readonly signal?: AbortSignal;
 }
 
@@ -32,7 +35,7 @@ let nextScorer = 1;
  * workers. Plans of one call are pipelined; a worker that is done with one goes on to the next.
  */
 export async function createScorer(hosts: readonly WorkerHost[], options: ScorerOptions): Promise<Executor> {
-  const { task, limit, chat, objective, prefixCacheBytes, signal } = options;
+  const { task, limit, chat, objective, prefixCacheBytes, attention, signal } = options;
   const scorer = nextScorer++;
   const name = `scorer ${scorer}`;
   const shards = await Promise.all(
@@ -44,6 +47,7 @@ export async function createScorer(hosts: readonly WorkerHost[], options: Scorer
         ...(limit !== undefined && { limit }),
         ...(chat !== undefined && { chat }),
         ...(objective !== undefined && { objective }),
+        ...(attention && { attention }),
         ...(prefixCacheBytes !== undefined && { prefixCacheBytes: prefixCacheBytes / hosts.length }),
       };
       const made = await host.establish(name, "createScorer", params, { signal });

@@ -2,7 +2,14 @@ import { collectByLayers, collectParts } from "@coppice/calibrate";
 import { openWorkFolder } from "@coppice/calibrate/node";
 import { type LoadedCheckpoint, loadModel } from "@coppice/checkpoint";
 import { openFolder } from "@coppice/checkpoint/node";
-import { type Backend, CoppiceError, type RunAttention, RunEmitter, type Runner } from "@coppice/core";
+import {
+  type AttentionPlan,
+  type Backend,
+  CoppiceError,
+  type RunAttention,
+  RunEmitter,
+  type Runner,
+} from "@coppice/core";
 import {
   calibrationSequences,
   checkObjective,
@@ -64,13 +71,13 @@ export class WorkerSession {
       return { model };
     },
 
-    createScorer: async ({ scorer, objective, prefixCacheBytes, shard, ...source }) => {
+    createScorer: async ({ scorer, objective, prefixCacheBytes, attention, shard, ...source }) => {
       const { runner } = this.#model;
       const task = await this.#encode(source);
       const aim = objective ?? defaultObjective(task.form);
       checkObjective(aim, task.form);
       const evaluator = createEvaluator({
-        runner,
+        runner: attention ? limited(runner, attention) : runner,
         task,
         objective: aim,
         // The largest batches of all parts are not all the first worker's: a part may be one batch.
@@ -192,7 +199,7 @@ export class WorkerSession {
       });
     },
 
-    logits: async ({ sequence, all, plan }, { signal }) => {
+    logits: async ({ sequence, all, plan, attention }, { signal }) => {
       const { checkpoint, runner } = this.#model;
       const last = sequence.length - 1;
       const positions = all ? Int32Array.from(sequence, (_, i) => i) : Int32Array.of(last);
@@ -200,6 +207,7 @@ export class WorkerSession {
         sequences: [sequence],
         positions: [positions],
         ...(plan && { plan }),
+        ...(attention && { attention: { plan: attention } }),
         signal,
       });
       const { vocabSize } = checkpoint.model;
@@ -251,6 +259,11 @@ export class WorkerSession {
 
 async function optionalAttention(source: AttentionSource | undefined) {
   return source && openAttention(source);
+}
+
+/** A runner whose texts, each run at once, are under a plan that is resolved at their lengths. */
+function limited(runner: Runner, plan: AttentionPlan): Runner {
+  return { ...runner, run: (request) => runner.run({ ...request, attention: { plan } }) };
 }
 
 function yieldingBackend(backend: Backend): Backend {

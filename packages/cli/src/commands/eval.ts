@@ -128,7 +128,7 @@ export function evalCommand(context: CliContext): CommandUnknownOpts {
       if (kind !== undefined) {
         const { samples = defaultSamples, seed = 1 } = options;
         const job = await longContextJob(opened, { ...options, kind, samples, seed }, context);
-        await using pool = await openWorkPool(opened, options, context, emitter);
+        await using pool = await openWorkPool(opened, options, context, emitter, attention?.source.plan);
         const scores = await job.run(pool, { plan, attention: attention?.source }, emitter);
         context.out.settle();
         const lengths = wantedLengths(options, model.contextLength);
@@ -157,7 +157,7 @@ export function evalCommand(context: CliContext): CommandUnknownOpts {
         throw new CoppiceError("COPPICE_USAGE", `--${foreign} is for --long-context, and a task is given`);
       }
       const task = await readTask(options.task as string, context);
-      await using pool = await openWorkPool(opened, options, context, emitter);
+      await using pool = await openWorkPool(opened, options, context, emitter, attention?.source.plan);
       const score = await pool.evaluateTask({
         task,
         emitter,

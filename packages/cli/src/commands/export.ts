@@ -2,7 +2,7 @@ import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-ty
 import { type AttentionPlan, CoppiceError } from "@coppice/core";
 import type { CliContext } from "../context.js";
 import { examples, outOption } from "../options.js";
-import { readAttentionPlan } from "../work/attention-plan-file.js";
+import { chooseAttentionPlan } from "../work/attention-plan-file.js";
 import { type OpenModel, openModel } from "../work/open-model.js";
 import { checkAbsent, checkOutside } from "../work/write-checkpoint.js";
 import { exportGguf, ggufTypes, preTokenizerOption, typeOption } from "./export/gguf.js";
@@ -95,14 +95,12 @@ export function exportCommand(context: CliContext): CommandUnknownOpts {
  * @param cannot what carries no plan: one that the user names is refused, one that the checkpoint brings is left out with a warning
  */
 async function exportedAttention(
-  { checkpoint }: OpenModel,
+  opened: OpenModel,
   given: string | undefined,
   cannot: string | undefined,
   context: CliContext,
 ): Promise<AttentionPlan | undefined> {
-  if (given === "none") return undefined;
-  const plan =
-    given === undefined ? checkpoint.attention : await readAttentionPlan(given, checkpoint.model, context);
+  const plan = await chooseAttentionPlan(opened, given, context);
   if (!plan || cannot === undefined) return plan;
   const reason = `${cannot} carry no attention plan: what is written sees all that the model does`;
   if (given !== undefined) {

@@ -3,6 +3,7 @@ import { CoppiceError, type MoeModel } from "@coppice/core";
 import { formatScore } from "@coppice/report";
 import type { CliContext } from "../context.js";
 import {
+  attentionPlanOption,
   backendOption,
   backendSetOption,
   examples,
@@ -11,6 +12,7 @@ import {
   workersOption,
 } from "../options.js";
 import { formatTable } from "../terminal/format.js";
+import { chooseAttentionPlan } from "../work/attention-plan-file.js";
 import { openPool } from "../work/model-pool.js";
 import { openModel } from "../work/open-model.js";
 import { readPlan } from "../work/plan-file.js";
@@ -29,6 +31,7 @@ export function logitsCommand(context: CliContext): CommandUnknownOpts {
     )
     .option("--all", "logits of every position, not the last one only")
     .addOption(planOption)
+    .addOption(attentionPlanOption)
     .addOption(backendOption)
     .addOption(backendSetOption)
     .addOption(workersOption)
@@ -44,12 +47,14 @@ export function logitsCommand(context: CliContext): CommandUnknownOpts {
       const { model } = opened.checkpoint;
       for (const ids of options.ids) checkSequence(ids, model);
       const plan = options.plan === undefined ? undefined : await readPlan(options.plan, model, context);
+      const attention = await chooseAttentionPlan(opened, options.attention, context);
       await using pool = await openPool(opened, options, context);
       const all = options.all ?? false;
       const rows = await pool.logits(options.ids, {
         all,
         signal: context.signal,
         ...(plan && { plan }),
+        ...(attention && { attention }),
       });
       const logits = all ? rows : rows.map((positions) => positions[0]);
       context.out.result({ logits }, () =>

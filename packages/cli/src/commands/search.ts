@@ -5,6 +5,7 @@ import { solvingCost } from "@coppice/reconstruct";
 import { openRunFolder } from "@coppice/search/node";
 import type { CliContext } from "../context.js";
 import {
+  attentionPlanOption,
   backendOption,
   backendSetOption,
   byteCount,
@@ -24,6 +25,7 @@ import { memoryLine, showTables } from "../search-job/search-result.js";
 import { finiteNumber, named, readJobTasks } from "../search-job/task-options.js";
 import { shellLine } from "../terminal/format.js";
 import { shownPlan } from "../terminal/shown-plan.js";
+import { attentionHash, chooseAttentionPlan } from "../work/attention-plan-file.js";
 import { backendHere } from "../work/backend-here.js";
 import { checkKeepFits } from "../work/check-keep-fits.js";
 import { fitMemory } from "../work/fit-memory.js";
@@ -140,6 +142,7 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
     .addOption(seedOption)
     .option("--fresh", "refuse to continue an earlier run")
     .option("--cache <folder>", "keep scores of plans here, and take those that other runs have found")
+    .addOption(attentionPlanOption)
     .addOption(backendOption)
     .addOption(backendSetOption)
     .addOption(workersOption)
@@ -172,6 +175,7 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
       if (memory) context.out.note(`Keeping ${memoryLine(memory)}.`);
       const reconstruct = options.reconstruct ?? solvingCost(model, { slots: keep }) <= mostMultiplications;
       if (!reconstruct && options.reconstruct === undefined) context.out.note(tooLarge);
+      const attention = await chooseAttentionPlan(opened, options.attention, context);
       const seeds = options.seeds.filter((name) => name !== "none");
       const job: SearchJob = {
         opened,
@@ -195,6 +199,7 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
         batch: options.batch,
         seed: options.seed,
         chat: options.chat ?? false,
+        ...(attention && { attention }),
         backend: findPlugin("backend", options.backend, cwd),
         backendOptions: options.backendSet ?? {},
       };
@@ -203,8 +208,10 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
       await using folder = await openRunFolder(context.path(options.out), runIdentity(job), {
         fresh: options.fresh ?? false,
       });
+      if (attention)
+        context.out.note(`Every plan runs under the attention plan ${attentionHash(attention)}.`);
       if (folder.resumed) context.out.note(`Continuing the run in ${folder.path}.`);
-      await using pool = await openWorkPool(opened, options, context, emitter);
+      await using pool = await openWorkPool(opened, options, context, emitter, attention);
       const cache = options.cache && {
         folder: context.path(options.cache),
         numerics: await numericsOf(pool, model),

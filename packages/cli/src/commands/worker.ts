@@ -3,24 +3,26 @@ import { Command, type CommandUnknownOpts } from "@commander-js/extra-typings";
 import { CoppiceError } from "@coppice/core";
 import { createWorkServer } from "@coppice/evaluate";
 import type { CliContext } from "../context.js";
-import { backendOption, backendSetOption, examples, workersOption } from "../options.js";
+import { attentionPlanOption, backendOption, backendSetOption, examples, workersOption } from "../options.js";
 import { findPlugin } from "../plugins/find-plugin.js";
+import { chooseAttentionPlan } from "../work/attention-plan-file.js";
 import { openPool } from "../work/model-pool.js";
 import { numericsOf } from "../work/numerics.js";
 import { openModel } from "../work/open-model.js";
-import { engineOf } from "../work/work-pool.js";
+import { engineOf, underAttention } from "../work/work-pool.js";
 
 export function workerCommand(context: CliContext): CommandUnknownOpts {
   return new Command("worker")
     .description(
       "Evaluates plans for a search that runs elsewhere: from a queue in Redis until it is interrupted, or the one batch " +
-        "of a request file. It refuses work for another model, backend or release.",
+        "of a request file. It refuses work for another model, attention plan, backend or release.",
     )
     .argument("<model>", "checkpoint folder, the same model as that of the search")
     .option("--redis <url>", "take work from the queue at redis://[user:password@]host[:port][/database]")
     .option("--queue <name>", "name of the queue; default: coppice")
     .option("--request <file>", "answer this request file, and end")
     .option("--result <file>", "where the answers to --request go")
+    .addOption(attentionPlanOption)
     .addOption(backendOption)
     .addOption(backendSetOption)
     .addOption(workersOption)
@@ -40,11 +42,16 @@ export function workerCommand(context: CliContext): CommandUnknownOpts {
         throw new CoppiceError("COPPICE_USAGE", "expected either --redis, or --request and --result");
       }
       await using opened = await openModel(path, context);
+      const attention = await chooseAttentionPlan(opened, options.attention, context);
       await using pool = await openPool(opened, options, context);
       const worker = `${hostname()}:${process.pid}`;
       await using server = createWorkServer({
-        pool,
-        engine: engineOf(findPlugin("backend", options.backend, context.io.cwd), options.backendSet),
+        pool: underAttention(pool, attention),
+        engine: engineOf(
+          findPlugin("backend", options.backend, context.io.cwd),
+          options.backendSet,
+          attention,
+        ),
         worker,
         numerics: await numericsOf(pool, pool.model),
       });

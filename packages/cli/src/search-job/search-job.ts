@@ -1,7 +1,8 @@
-import type { Backend, Plugin, RunEmitter } from "@coppice/core";
+import type { AttentionPlan, Backend, Plugin, RunEmitter } from "@coppice/core";
 import type { Metric, Objective, PairedDifference, TaskScore } from "@coppice/evaluate";
 import type { RunFolder, RunIdentity } from "@coppice/search/node";
 import type { FoundPlugin } from "../plugins/find-plugin.js";
+import { attentionHash } from "../work/attention-plan-file.js";
 import type { FittingExperts } from "../work/fit-memory.js";
 import type { OpenModel } from "../work/open-model.js";
 import type { WorkPool } from "../work/work-pool.js";
@@ -53,6 +54,8 @@ export interface SearchJob {
   readonly batch?: number;
   readonly seed: number;
   readonly chat: boolean;
+  /** What plans, and the whole model beside them, are scored and measured under. Statistics and fits see everything. */
+  readonly attention?: AttentionPlan;
   readonly backend: FoundPlugin;
   readonly backendOptions: Readonly<Record<string, unknown>>;
 }
@@ -108,6 +111,7 @@ export function runIdentity(job: SearchJob): RunIdentity {
     model: job.opened.checkpoint.model.fingerprint,
     ...(one && { samples: one.sets.hashes }),
     chat: job.chat,
+    ...(job.attention && { attention: attentionHash(job.attention) }),
     strategy: source(strategy),
     options: job.options,
     criteria: criteria.map(source),

@@ -21,7 +21,7 @@ export async function taskScorer(
   { name, sets, objective }: JobTask,
   set: "search" | "choice" | "report",
 ): Promise<Executor> {
-  const { chat, tasks, opened, backend, backendOptions } = job;
+  const { chat, tasks, opened, attention, backend, backendOptions } = job;
   const { model } = opened.checkpoint;
   const task = sets[set];
   if (!task) throw new CoppiceError("COPPICE_INTERNAL", `the task ${name} has no ${set} samples`);
@@ -45,7 +45,7 @@ export async function taskScorer(
         samples: sampleSet(task).hash,
         chat,
         objective,
-        engine: engineOf(backend, backendOptions),
+        engine: engineOf(backend, backendOptions, attention),
         numerics,
       },
       ...(task.form !== "text" && { samples: task.samples.length }),

@@ -1,10 +1,11 @@
-import { CoppiceError, type RunEmitter } from "@coppice/core";
+import { type AttentionPlan, CoppiceError, type RunEmitter } from "@coppice/core";
 import { createRemotePool, type WorkTransport } from "@coppice/evaluate";
 import { createModelPool, type ModelPool } from "@coppice/executor-local";
 import * as v from "valibot";
 import type { CliContext } from "../context.js";
 import { type FoundPlugin, findPlugin } from "../plugins/find-plugin.js";
 import { version } from "../version.js";
+import { attentionHash } from "./attention-plan-file.js";
 import { backendSource, type PoolOptions } from "./model-pool.js";
 import type { OpenModel } from "./open-model.js";
 
@@ -19,6 +20,20 @@ export type WorkPool = Pick<
 export interface WorkPoolOptions extends PoolOptions {
   readonly executor: string;
   readonly executorSet?: Readonly<Record<string, unknown>>;
+}
+
+/** A pool that scores and evaluates under an attention plan. */
+export function underAttention<T extends Pick<ModelPool, "scorer" | "evaluateTask">>(
+  pool: T,
+  plan: AttentionPlan | undefined,
+): T {
+  if (!plan) return pool;
+  return {
+    ...pool,
+    scorer: (request: Parameters<T["scorer"]>[0]) => pool.scorer({ ...request, attention: plan }),
+    evaluateTask: (request: Parameters<T["evaluateTask"]>[0]) =>
+      pool.evaluateTask({ ...request, attention: { plan } }),
+  };
 }
 
 const positive = v.pipe(v.number(), v.gtValue(0));
@@ -43,21 +58,28 @@ export function withoutPassword(word: string): string {
   return word.replace(/^((?:--\w+=)?\w+:\/\/).*@/, "$1");
 }
 
-/** What computes, in one line. Workers compare it, so that one search has one arithmetic. */
-export function engineOf(backend: FoundPlugin, options: Readonly<Record<string, unknown>> = {}): string {
+/** What computes, in one line. Workers compare it, so that one search has one arithmetic and one attention. */
+export function engineOf(
+  backend: FoundPlugin,
+  options: Readonly<Record<string, unknown>> = {},
+  attention?: AttentionPlan,
+): string {
   const sorted = Object.entries(options).sort(([a], [b]) => (a < b ? -1 : 1));
-  return `coppice ${version}, ${backend.package} ${backend.version} ${backend.name} ${JSON.stringify(sorted)}`;
+  const limits = attention ? `, attention ${attentionHash(attention)}` : "";
+  return `coppice ${version}, ${backend.package} ${backend.version} ${backend.name} ${JSON.stringify(sorted)}${limits}`;
 }
 
 /**
  * The workers that the user named: processes of this machine, a queue, or a command. A pool elsewhere loads the model
  * here only when statistics are collected or samples are written.
+ * @param attention what plans are scored and evaluated under; workers elsewhere refuse work under another
  */
 export async function openWorkPool(
   opened: OpenModel,
   options: WorkPoolOptions,
   context: CliContext,
   emitter: RunEmitter,
+  attention?: AttentionPlan,
 ): Promise<WorkPool> {
   const backend = findPlugin("backend", options.backend, context.io.cwd);
   const here = () =>
@@ -68,23 +90,23 @@ export async function openWorkPool(
       ...(options.workers !== undefined && { workers: options.workers }),
     });
   const transport = await openTransport(options, context, emitter);
-  if (!transport) return here();
+  if (!transport) return underAttention(await here(), attention);
   const { model } = opened.checkpoint;
   const remote = createRemotePool({
     model,
-    engine: engineOf(backend, options.backendSet),
+    engine: engineOf(backend, options.backendSet, attention),
     transport,
     emitter,
   });
   const dispose = () => remote.dispose();
   return {
     scorer: (request) => remote.scorer(request),
-    async evaluateTask({ attention, ...request }) {
-      if (!attention) return remote.evaluateTask(request);
+    async evaluateTask({ attention: limits, ...request }) {
+      if (!limits || limits.plan === attention) return remote.evaluateTask(request);
       throw new CoppiceError(
         "COPPICE_USAGE",
-        `the executor ${withoutPassword(options.executor)} evaluates without limits on attention`,
-        { hint: "give --executor local, or --attention none for the model without its attention plan" },
+        `the executor ${withoutPassword(options.executor)} evaluates under attention plans, not under masks of plugins`,
+        { hint: "give --executor local, or the file of an attention plan" },
       );
     },
     async collectStatistics(request) {
