@@ -5,7 +5,9 @@ import {
   checkEmbedding,
   checkExperts,
   checkMatmul,
+  checkMerge,
   checkNorm,
+  checkPlannedRouting,
   checkRotary,
   checkRouting,
   checkTargets,
@@ -17,7 +19,7 @@ import {
   type WeightFormat,
 } from "@coppice/kernels-webgpu";
 import { smallAttention } from "./check-attention-kernels.js";
-import { commonFormat } from "./weight-format.js";
+import { commonFormat, floatFormat } from "./weight-format.js";
 
 /**
  * Runs every kernel that a model needs on small values against formulas in float64, before its first use on a device; kernels for
@@ -52,6 +54,22 @@ export async function checkBatch(
   if (done.has(rows)) return;
   await selfCheck(gpu, productChecks(model, range, canReadCodes, rows === 511 ? 33 : rows, half));
   known.set(gpu, models.set(model, done.add(rows)));
+}
+
+/** As `checkKernels`, for what is used where runs are computed together. */
+export async function checkGroupKernels(gpu: Gpu, model: MoeModel, { from, to }: LayerRange): Promise<void> {
+  const checks: KernelCheck[] = [];
+  for (const { feedForward } of model.layers.slice(from, to)) {
+    if (feedForward.kind !== "moe" || feedForward.router.groups) continue;
+    const { weight, skip: _, ...router } = feedForward.router;
+    checks.push(checkPlannedRouting(router, weight.shape[0] as number));
+    const [{ up, down }] = feedForward.experts as [MlpSpec];
+    for (const ref of [up, down]) {
+      const { kind } = floatFormat(ref);
+      if (kind !== "quantized") checks.push(checkMerge(kind));
+    }
+  }
+  await selfCheck(gpu, checks);
 }
 
 function plainChecks(model: MoeModel, { from, to }: LayerRange): KernelCheck[] {

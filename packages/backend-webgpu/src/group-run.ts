@@ -1,12 +1,4 @@
-import {
-  type CheckedRunRequest,
-  type LayerPlan,
-  type MoeModel,
-  type MoeSpec,
-  type RunRequest,
-  type RunResult,
-  skipRuleOf,
-} from "@coppice/core";
+import type { MoeModel, MoeSpec, RunResult } from "@coppice/core";
 import {
   addScaled,
   copyRows,
@@ -16,11 +8,11 @@ import {
   mergeExperts,
   norm,
 } from "@coppice/kernels-webgpu";
-import { splitTokens } from "./attention-block.js";
 import { limitsOf } from "./attention-limits.js";
 import { type Batch, prepareBatch } from "./batch.js";
 import type { ExpertPool } from "./expert-pool.js";
 import { type GroupTables, groupTables } from "./group-tables.js";
+import type { GroupJob } from "./groupable.js";
 import { putTargets, scoreHead, type WantedTargets } from "./head.js";
 import type { BoundaryStore, DeviceBoundary } from "./held-boundary.js";
 import { attendLayer } from "./layer.js";
@@ -29,14 +21,6 @@ import { addShared, type MoeContext, runMlp, runShared } from "./moe-block.js";
 import type { PlannedExperts } from "./planned-experts.js";
 import type { RotaryTables } from "./rotary-tables.js";
 import type { Workspace } from "./workspace.js";
-
-/** A run that can be computed together with others. */
-export interface GroupJob {
-  readonly request: RunRequest;
-  readonly checked: CheckedRunRequest;
-  readonly plans: ReadonlyMap<number, LayerPlan>;
-  readonly wanted: WantedTargets;
-}
 
 /** What runs are computed with. */
 export interface GroupContext {
@@ -53,75 +37,7 @@ export interface GroupContext {
   readonly whole: ReadonlyMap<number, PlannedExperts>;
 }
 
-/** Up to so many rows, products sum in another order than those of more. */
-const fewRows = 8;
-/** Workgroups per axis. */
-const mostGroups = 65535;
-
-/**
- * Whether a run gives the same bits alone and together with others: whole sequences, from one layer to the end, targets scored, and
- * plans that only choose and merge experts.
- */
-export function isGroupable(
-  model: MoeModel,
-  pools: ReadonlyMap<number, ExpertPool>,
-  { cache, tap, boundaries = [], hold = [], attention, memory }: RunRequest,
-  { tokens, to, rows, targets }: CheckedRunRequest,
-  plans: ReadonlyMap<number, LayerPlan>,
-): boolean {
-  if (cache || tap || attention || memory || boundaries.length > 0) return false;
-  if (!targets || !rows || rows.length <= fewRows || tokens <= fewRows || hold.includes(to)) return false;
-  return model.layers.every(({ index, feedForward }) => {
-    if (feedForward.kind !== "moe") return feedForward.kind === "dense";
-    const plan = plans.get(index);
-    const pool = pools.get(index);
-    const { router } = feedForward;
-    if (!pool || router.groups || skipRuleOf(router, plan)) return false;
-    if (
-      plan?.routerMap ||
-      plan?.units ||
-      plan?.down !== undefined ||
-      plan?.router ||
-      plan?.topK !== undefined
-    )
-      return false;
-    return pool.merged(plan) <= pool.capacity;
-  });
-}
-
-/** How many of the first jobs go together, at most about `most` tokens. */
-export function countTogether(
-  model: MoeModel,
-  pools: ReadonlyMap<number, ExpertPool>,
-  jobs: readonly GroupJob[],
-  most: number,
-): number {
-  const heads = Math.max(
-    ...model.layers.map(({ attention }) => (attention.kind === "other" ? 0 : attention.heads)),
-  );
-  const isShort = ({ checked: { starts } }: GroupJob) =>
-    starts.every((start, s) => s === 0 || start - (starts[s - 1] as number) <= splitTokens);
-  const [first] = jobs as [GroupJob];
-  // Sequences that are short go another way than those that are not, up to what one grid has room for.
-  const short = isShort(first);
-  const room = short ? Math.min(most, Math.floor(mostGroups / heads)) : most;
-  const merged = new Map<number, number>();
-  let tokens = 0;
-  let count = 0;
-  for (const job of jobs) {
-    if (count > 0 && (tokens + job.checked.tokens > room || isShort(job) !== short)) break;
-    const own = [...pools].map(([layer, pool]): [number, number] => [
-      layer,
-      (merged.get(layer) ?? 0) + pool.merged(job.plans.get(layer)),
-    ]);
-    if (count > 0 && own.some(([layer, needed]) => needed > (pools.get(layer) as ExpertPool).capacity)) break;
-    for (const [layer, needed] of own) merged.set(layer, needed);
-    tokens += job.checked.tokens;
-    count++;
-  }
-  return count;
-}
-
+/** A run with its place in a group. */
 interface Member {
   readonly job: GroupJob;
   /** First row among the tokens of the group. */

@@ -1,5 +1,6 @@
 import { type GpuBuffer, mergeTable } from "@coppice/kernels-webgpu";
-import type { GroupContext, GroupJob } from "./group-run.js";
+import type { GroupContext } from "./group-run.js";
+import type { GroupJob } from "./groupable.js";
 
 /** What differs between the runs of a group: which experts each keeps, and what is merged for them. */
 export interface GroupTables {

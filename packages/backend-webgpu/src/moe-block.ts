@@ -12,12 +12,16 @@ import {
   matmul,
   type PlannedChoices,
   routeChoices,
+  type SortedChoices,
   sortChoices,
   sortedBytes,
 } from "@coppice/kernels-webgpu";
 import type { Experts, Mlp, MoeWeights } from "./model-weights.js";
 import type { PlannedExperts } from "./planned-experts.js";
 import type { Workspace } from "./workspace.js";
+
+/** Bytes of what the experts of one block of tokens compute; more tokens go through an MoE layer in several blocks. */
+export const expertBytes = 256 * 1024 * 1024;
 
 export interface MoeContext {
   readonly gpu: Gpu;
@@ -122,7 +126,9 @@ export function runShared(
   routeChoices(gpu, { router, logits, tokens, columns, correction, planned, slots, gates });
   const choices: Choices = { tokens, topK, slots, gates, places, slotCount: blocks };
   const scaled = router.scalesInput === true;
-  const { outputs } = runExperts(context, experts, stacks, choices, x, true, scaled);
+  // In float16, products of small tiles are others, and the tile would follow the number of runs.
+  const tile = context.half ? 64 : undefined;
+  const { outputs } = runExperts(context, experts, stacks, choices, x, true, scaled, tile);
   combineChoices(gpu, choices, outputs, y, hidden, !scaled);
 }
 
@@ -135,9 +141,10 @@ export function runExperts(
   x: GpuBuffer,
   sort: boolean,
   scaled: boolean,
+  tile?: SortedChoices["tile"],
 ): { units: GpuBuffer; outputs: GpuBuffer } {
   const count = choices.tokens * choices.topK;
-  const bytes = sortedBytes(count, choices.slotCount);
+  const bytes = sortedBytes(count, choices.slotCount, tile);
   const sorted = sort
     ? sortChoices(
         gpu,
@@ -147,6 +154,7 @@ export function runExperts(
           tiles: workspace.take("expert tiles", bytes.tiles / 4),
         },
         counts,
+        tile,
       )
     : undefined;
   const units = workspace.take("units", count * width);

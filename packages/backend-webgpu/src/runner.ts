@@ -10,7 +10,6 @@ import {
   layerKey,
   type MoeModel,
   type MoeSpec,
-  moeLayers,
   type Plan,
   parsePlan,
   type RunAttention,
@@ -20,33 +19,29 @@ import {
   skipRuleOf,
   throwIfAborted,
 } from "@coppice/core";
-import { addScaled, embed, type Gpu, type GpuBuffer, norm } from "@coppice/kernels-webgpu";
+import { addScaled, embed, type GpuBuffer, norm } from "@coppice/kernels-webgpu";
 import { attentionUse } from "./attention-block.js";
 import { attentionCapabilities, limitsOf } from "./attention-limits.js";
 import { type Batch, prepareBatch } from "./batch.js";
 import { checkAttentionKernels } from "./check-attention-kernels.js";
 import { checkBatch } from "./check-kernels.js";
 import type { DeviceUse } from "./device.js";
-import { ExpertPool } from "./expert-pool.js";
-import { countTogether, type GroupJob, isGroupable, recordGroup } from "./group-run.js";
-import { runHead, wantedTargets } from "./head.js";
+import type { GroupJob } from "./groupable.js";
+import { runHead } from "./head.js";
 import { BoundaryStore } from "./held-boundary.js";
 import { DeviceCache } from "./kv-cache.js";
 import { attendLayer } from "./layer.js";
 import type { LayerWeights, Mlp, ModelWeights, MoeWeights } from "./model-weights.js";
-import { addShared, type MoeContext, runMlp, runRouted } from "./moe-block.js";
+import { addShared, expertBytes, type MoeContext, runMlp, runRouted } from "./moe-block.js";
 import { pace } from "./pace.js";
 import { type PlannedExperts, planExperts } from "./planned-experts.js";
 import { RotaryTables } from "./rotary-tables.js";
+import { RunGroups } from "./run-groups.js";
 import { RunQueue } from "./run-queue.js";
 import { showLayer } from "./show-layer.js";
 import { sparedRows } from "./spared-rows.js";
 import { Workspace } from "./workspace.js";
 
-/** Bytes of what the experts of one block of tokens compute; more tokens go through an MoE layer in several blocks. */
-const expertBytes = 256 * 1024 * 1024;
-/** Bytes of merged experts that are kept for further plans. */
-const mergedBytes = 256 * 1024 * 1024;
 /** Tokens of a run from which on the device is waited for after every layer, so that a run can be aborted on its way. */
 const waitTokens = 256;
 
@@ -73,9 +68,7 @@ export class WebgpuRunner implements Runner {
   readonly #caches = new Set<DeviceCache>();
   readonly #validPlans = new WeakSet<Plan>();
   readonly #boundaries: BoundaryStore;
-  readonly #pools: ReadonlyMap<number, ExpertPool>;
-  /** By layer, the experts as they are stored. */
-  readonly #whole = new Map<number, PlannedExperts>();
+  readonly #groups: RunGroups;
   readonly #queue: RunQueue<GroupJob>;
   readonly pace = pace;
 
@@ -94,12 +87,17 @@ export class WebgpuRunner implements Runner {
     this.#workspace = new Workspace(use.gpu);
     this.#rotary = new RotaryTables(use.gpu);
     this.#boundaries = new BoundaryStore(this, use.gpu);
-    this.#pools = expertPools(use.gpu, model, weights);
-    const together = this.#tokensTogether();
-    this.#queue = new RunQueue({
-      together: (jobs) => countTogether(model, this.#pools, jobs, together),
-      record: (jobs) => this.#recordGroup(jobs),
+    this.#groups = new RunGroups({
+      gpu: use.gpu,
+      model,
+      loaded,
+      weights,
+      workspace: this.#workspace,
+      rotary: this.#rotary,
+      boundaries: this.#boundaries,
+      settings,
     });
+    this.#queue = new RunQueue(this.#groups);
   }
 
   createCache(sequences: number, attention?: RunAttention): KvCache {
@@ -123,16 +121,8 @@ export class WebgpuRunner implements Runner {
     const { model } = this;
     const checked = checkRunRequest(model, request, this.#loaded, attentionCapabilities, true);
     const plans = this.#layerPlans(request.plan);
-    const { rows, targets, tokens } = checked;
-    if (
-      rows &&
-      targets &&
-      tokens <= this.#tokensTogether() &&
-      isGroupable(model, this.#pools, request, checked, plans)
-    ) {
-      const job = { request, checked, plans, wanted: wantedTargets(rows, targets) };
-      return this.#queue.add(job, request.signal);
-    }
+    const job = this.#groups.jobOf(request, checked, plans);
+    if (job) return this.#queue.add(job, request.signal);
     return this.#queue.alone(() => this.#run(request, checked, plans));
   }
 
@@ -143,8 +133,7 @@ export class WebgpuRunner implements Runner {
     await this.#queue.end(disposed());
     for (const cache of this.#caches) cache.dispose();
     this.#boundaries.dispose();
-    for (const pool of this.#pools.values()) pool.dispose();
-    for (const experts of this.#whole.values()) experts.dispose();
+    this.#groups.dispose();
     for (const { experts } of this.#planned.values()) experts.dispose();
     this.#planned.clear();
     this.#workspace.dispose();
@@ -155,56 +144,6 @@ export class WebgpuRunner implements Runner {
 
   [Symbol.asyncDispose](): Promise<void> {
     return this.dispose();
-  }
-
-  /** Tokens that are computed together; more than one run's where there is room for all that experts compute of them. */
-  #tokensTogether(): number {
-    const perToken = Math.max(
-      ...this.model.layers.map(({ feedForward: own }) =>
-        own.kind === "moe"
-          ? own.router.topK * Math.max(this.model.hiddenSize, own.experts[0]?.width ?? 0)
-          : own.kind === "dense"
-            ? own.mlp.width
-            : 0,
-      ),
-    );
-    const room = Math.floor(Math.min(expertBytes, this.#use.gpu.maxBindingBytes) / (4 * perToken));
-    return Math.max(1, Math.min(2 * pace.batchTokens, room));
-  }
-
-  async #recordGroup(jobs: readonly GroupJob[]): Promise<() => Promise<RunResult[]>> {
-    const { model } = this;
-    const { gpu } = this.#use;
-    const weights = this.#alive();
-    gpu.throwIfFailed();
-    const tokens = jobs.reduce((sum, { checked }) => sum + checked.tokens, 0);
-    await checkBatch(gpu, model, this.#loaded, tokens, this.#settings);
-    const limits = limitsOf(model, undefined);
-    for (const { checked } of jobs)
-      await checkAttentionKernels(gpu, model, this.#loaded, attentionUse(model, checked, limits));
-    for (const { index, feedForward } of model.layers) {
-      if (feedForward.kind !== "moe" || this.#whole.has(index)) continue;
-      const { moe } = weights.layers.get(index) as LayerWeights;
-      this.#whole.set(index, await planExperts(gpu, feedForward, moe as MoeWeights, undefined));
-    }
-    const context = {
-      gpu,
-      model,
-      weights,
-      workspace: this.#workspace,
-      rotary: this.#rotary,
-      boundaries: this.#boundaries,
-      half: this.#settings.half,
-      pools: this.#pools,
-      whole: this.#whole,
-    };
-    try {
-      return await recordGroup(context, jobs);
-    } catch (error) {
-      // Merged experts that were placed may not have been made.
-      for (const pool of this.#pools.values()) pool.forget();
-      throw error;
-    }
   }
 
   async #run(
@@ -411,14 +350,3 @@ export class WebgpuRunner implements Runner {
 
 const disposed = () =>
   new CoppiceError("COPPICE_BACKEND_DISPOSED", "the runner was disposed and cannot run again");
-
-function expertPools(gpu: Gpu, model: MoeModel, weights: ModelWeights): Map<number, ExpertPool> {
-  const layers = moeLayers(model).flatMap(({ index, feedForward }) => {
-    const moe = weights.layers.get(index)?.moe;
-    return moe ? [{ index, feedForward, moe }] : [];
-  });
-  const bytes = mergedBytes / Math.max(1, layers.length);
-  return new Map(
-    layers.map(({ index, feedForward, moe }) => [index, new ExpertPool(gpu, feedForward, moe, bytes)]),
-  );
-}

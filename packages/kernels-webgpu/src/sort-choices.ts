@@ -9,30 +9,35 @@ export const slotLimit = 1024;
 const threads = 256;
 
 /** Bytes of the buffers of `SortedChoices` for so many choices. */
-export function sortedBytes(choices: number, slotCount: number): { order: number; tiles: number } {
-  return { order: 4 * choices, tiles: 16 * (1 + mostTiles(choices, slotCount)) };
+export function sortedBytes(
+  choices: number,
+  slotCount: number,
+  tile = tileOf(choices, slotCount),
+): { order: number; tiles: number } {
+  return { order: 4 * choices, tiles: 16 * (1 + mostTiles(choices, slotCount, tile)) };
 }
 
 /** Small tiles where few tokens share an expert. */
 const tileOf = (choices: number, slotCount: number): Tile => (choices / slotCount > 24 ? 64 : 16);
 
-function mostTiles(choices: number, slotCount: number): number {
-  return Math.floor(choices / tileOf(choices, slotCount)) + Math.min(choices, slotCount);
+function mostTiles(choices: number, slotCount: number, tile: Tile): number {
+  return Math.floor(choices / tile) + Math.min(choices, slotCount);
 }
 
 /**
  * Sorts choices by slot and cuts each slot's into tiles, in one workgroup: counting, sums over the counts, placing. The order
  * within a slot is left open; nothing depends on it, because every choice has a row of its own.
  * @param counts [1] u32, grows by the number of choices that run
+ * @param tile default: what suits their number
  */
 export function sortChoices(
   gpu: Gpu,
   { tokens, topK, slots, places, slotCount }: Choices,
   { order, tiles }: Pick<SortedChoices, "order" | "tiles">,
   counts: GpuBuffer,
+  tile = tileOf(tokens * topK, slotCount),
 ): SortedChoices {
   const choices = tokens * topK;
-  const tile = tileOf(choices, slotCount);
   const kernel = gpu.kernel("sort-choices", () => source);
   gpu.commands.dispatch(
     kernel,
@@ -40,7 +45,7 @@ export function sortChoices(
     { choices, slots: slotCount, tile },
     1,
   );
-  return { order, tiles, most: mostTiles(choices, slotCount), tile };
+  return { order, tiles, most: mostTiles(choices, slotCount, tile), tile };
 }
 
 const source: KernelSource<"choices" | "slots" | "tile"> = {

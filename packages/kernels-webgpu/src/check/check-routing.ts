@@ -72,7 +72,7 @@ export function checkPlannedRouting(router: Omit<RouterSpec, "weight">, experts:
         const { topK } = router;
         const kept = [
           Array.from({ length: experts }, (_, i) => i).filter((i) => i % 3 > 0 || i < topK),
-          Array.from({ length: topK + 1 }, (_, i) => experts - 1 - i),
+          Array.from({ length: Math.min(experts, topK + 1) }, (_, i) => experts - 1 - i),
         ];
         const blockOf = (slot: number, run: number) => 7 * run + 3 * slot + 1;
         const [start, stride] = [5, 1 + 2 * experts];
