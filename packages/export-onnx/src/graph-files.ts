@@ -57,7 +57,7 @@ export function graphFiles(model: MoeModel, weights: WeightReader, options: Grap
       positions,
       expertOutputs,
       // onnxruntime-node copies all that a graph puts out, and would copy whole caches for every token.
-      newestOutput: !spans && padding === "anywhere",
+      newestOutput: padding === "anywhere",
       ...layout,
     },
   );

@@ -25,6 +25,8 @@ export const layerValues = {
 export interface PresentValue {
   readonly name: Value;
   readonly shape: readonly Dim[];
+  /** Which span its heads have; undefined: they see everything. */
+  readonly span: number | undefined;
 }
 
 export interface AttendedRows {
@@ -98,7 +100,7 @@ export function attentionNodes(
     };
     const shapeOfGroup = { ...shape, heads: share * (counts[g] as number) };
     attentionOperator(graph, shapeOfGroup, operandsOfGroup, state, outputs, counts[g]);
-    for (const name of outputs.slice(1)) presents.push({ name, shape: dims(present) });
+    for (const name of outputs.slice(1)) presents.push({ name, shape: dims(present), span });
     return attended;
   });
   const whole = joinHeads(graph, attended, groupedHeads(groups), { count: kvHeads, headDim: share * size });

@@ -32,7 +32,7 @@ export interface DecoderGraphOptions extends Omit<DecoderInputOptions, "spans"> 
   readonly experts: ExpertForm;
   /** Give the chosen experts of every MoE layer as well. */
   readonly expertOutputs: boolean;
-  /** Give the keys and values of the new tokens alone as well, where all are of one size. Needs padding that may stand anywhere. */
+  /** Give the keys and values of the new tokens alone as well, where all are of one size. Right with padding that may stand anywhere, or without any. */
   readonly newestOutput?: boolean;
   /** How far heads see; absent: as the model is. With it, `padding` is `behind`. */
   readonly spans?: SpanLayout;
@@ -124,7 +124,7 @@ export function decoderGraph(
   function outputNewest(): void {
     const sizes = new Set(presents.map(({ shape }) => shape[3]));
     if (sizes.size !== 1) return;
-    const parts = presents.map(({ name }) => inputs.newest(name));
+    const parts = presents.map(({ name, span }) => inputs.newest(name, span));
     graph.nodes("Concat", parts, [newestOutput], { attributes: { axis: 1 } });
     const heads = presents.reduce((sum, { shape }) => sum + (shape[1] as number), 0);
     graph.output(newestOutput, [batch, heads, sequence, ...(sizes as Set<number>)]);

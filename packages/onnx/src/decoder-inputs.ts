@@ -20,8 +20,11 @@ export interface DecoderInputs {
   tokens(rows: Value, width: number): Value;
   /** Of [B S, width] the rows of the last tokens of each sequence, as many as logits are wanted: [R, width]. */
   last(rows: Value, width: number): Value;
-  /** Of keys or values [B, heads, P or total, size] those of the new tokens, [B, heads, S, size]; where padding may stand anywhere. */
-  newest(values: Value): Value;
+  /**
+   * Of keys or values [B, heads, places, size] those of the new tokens, [B, heads, S, size]; where padding may stand anywhere, or there is none.
+   * @param span which the heads have; undefined: they see everything
+   */
+  newest(values: Value, span: number | undefined): Value;
   /** Rows as [B, R / B, width], of type int32 or float32. */
   perSequence(rows: Value, width: number, name: string): Value;
   /** Cosines and sines of every position that there can be, [M, dimensions / 2]. */
@@ -83,7 +86,7 @@ export function decoderInputs(graph: GraphBuilder, options: DecoderInputOptions)
   };
   const pasts = heldPasts(graph, spans, seen, steps);
   let rowPositions: Value | undefined;
-  let newPlaces: readonly [Value, Value] | undefined;
+  const newPlaces = new Map<number | undefined, readonly [Value, Value]>();
   return {
     ids: graph.node("Reshape", [inputIds, graph.int64([-1])]),
     lengths: cast(graph.node("Sub", [seen, graph.int64([1], [])]), "int32"),
@@ -101,9 +104,11 @@ export function decoderInputs(graph: GraphBuilder, options: DecoderInputOptions)
       ]);
       return graph.node("Reshape", [wanted, graph.int64([-1, width])]);
     },
-    newest: (values) => {
-      newPlaces ??= [graph.node("Sub", [size(mask, 1), steps]), size(mask, 1)];
-      return graph.node("Slice", [values, ...newPlaces, graph.int64([2])]);
+    newest: (values, span) => {
+      const end = span === undefined ? size(mask, 1) : pasts.held(span).end;
+      const places = newPlaces.get(span) ?? [graph.node("Sub", [end, steps]), end];
+      newPlaces.set(span, places);
+      return graph.node("Slice", [values, ...places, graph.int64([2])]);
     },
     perSequence: (rows, width, name) => {
       graph.nodes("Identity", [shaped(rows, graph.int64([-1]), width)], [name]);

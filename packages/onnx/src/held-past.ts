@@ -11,6 +11,8 @@ export interface HeldPast {
   readonly total: Value;
   /** [B or 1, 1, S, total], what hides places that are out of the window of a token. */
   readonly mask: Value;
+  /** int64 [1], the end of the places that the longest sequence has filled then. */
+  readonly end: Value;
   /** int64 [B, S], because places say nothing of positions. */
   readonly positions: Value;
 }
@@ -46,12 +48,13 @@ export function heldPasts(
   };
   const made = (index: number, span: HeadSpan): HeldPast => {
     const most = graph.node("Add", [steps, graph.int64([new CachePlaces(span).room])]);
-    const lengths = int32(graph.node("Sub", [graph.node("Min", [seen, most]), graph.int64([1])]));
-    const longest = graph.node("ReduceMax", [lengths], { attributes: { keepdims: 0 } });
-    const one = graph.node("Cast", [graph.int64([1], [])], { attributes: { to: dataTypes.int32 } });
+    const count = graph.node("Min", [seen, most]);
+    const lengths = int32(graph.node("Sub", [count, graph.int64([1])]));
+    const end = graph.node("ReduceMax", [count]);
     return {
       lengths,
-      total: graph.node("Add", [longest, one]),
+      total: int32(graph.node("Squeeze", [end])),
+      end,
       mask: graph.input(spanValues.bias(index), [`${batch}_or_1`, 1, sequence, `seen_${index}`]),
       positions: positions(),
     };

@@ -54,8 +54,10 @@ export function withRoom(
       const values = past[tensor.input] as Tensor;
       const layout = new CachePlaces(tensor.span);
       const filled = layout.filled(tokens);
-      const needed = filled + added;
-      const most = layout.room + added;
+      // Runs that put out what is new alone need no room for it; it is written to where it stays.
+      const behind = inPlace && io.newest !== undefined ? 0 : added;
+      const needed = behind === 0 ? layout.filled(tokens + added) : filled + behind;
+      const most = layout.room + behind;
       const places = values.dims[2] as number;
       const isRight = places <= most && (!inPlace || places >= needed);
       const wanted = Math.min(needed + Math.max(sparePlaces, needed >> 2), most);
@@ -65,7 +67,7 @@ export function withRoom(
 }
 
 /**
- * Writes the keys and values of new tokens behind those that are held.
+ * Writes the keys and values of new tokens to the places where they stay.
  * @param tokens held before
  * @param newest [1, heads of all tensors, new tokens, size]
  */
@@ -73,13 +75,17 @@ export function keepNewest({ io }: Graph, past: Tensors, tokens: number, newest:
   const values = newest.data as Float32Array;
   const [, , added, size] = newest.dims as [number, number, number, number];
   let from = 0;
-  for (const { input, heads } of io.cache) {
+  for (const { input, heads, span } of io.cache) {
     const { data, dims } = past[input] as Tensor;
     const places = dims[2] as number;
-    for (let head = 0; head < heads; head++, from += added * size) {
-      const to = (head * places + tokens) * size;
-      (data as Float32Array).set(values.subarray(from, from + added * size), to);
-    }
+    new CachePlaces(span).ranges(tokens, tokens + added, tokens + added, (position, place, count) => {
+      for (let head = 0; head < heads; head++) {
+        const row = from + (head * added + position - tokens) * size;
+        const to = (head * places + place) * size;
+        (data as Float32Array).set(values.subarray(row, row + count * size), to);
+      }
+    });
+    from += heads * added * size;
   }
 }
 

@@ -129,15 +129,16 @@ export class Sequence implements Decoder {
     for (const token of tokens) this.tokens.push(token);
     if (inPlace && io.newest !== undefined) {
       keepNewest(this.#graph, this.#past, past, outputs[io.newest] as Tensor);
+    } else {
+      if (!inPlace) {
+        const before = this.#past;
+        this.#past = Object.fromEntries(
+          io.cache.map(({ input, output }) => [input, outputs[output] as Tensor]),
+        );
+        disposeTensors(before);
+      }
+      settleTokens(this.#graph, this.#past, past, length);
     }
-    if (!inPlace) {
-      const before = this.#past;
-      this.#past = Object.fromEntries(
-        io.cache.map(({ input, output }) => [input, outputs[output] as Tensor]),
-      );
-      disposeTensors(before);
-    }
-    settleTokens(this.#graph, this.#past, past, length);
     await this.#readExperts(outputs);
     return lastRow(outputs["logits"] as Tensor);
   }
