@@ -1,6 +1,6 @@
 // Slow check of the page in Chromium: the first token within three seconds, 50 prompts token by token as Node writes them,
-// no complaint of axe or the console.
-// Usage: npm run check:browser [-- --prompts 50 --screenshots <folder>]
+// no complaint of axe or the console. With --webgpu on an adapter in software, against the cpu backend, without limit of time.
+// Usage: npm run check:browser [-- --prompts 50 --tokens 32 --webgpu --screenshots <folder>]
 import { spawnSync } from "node:child_process";
 import { mkdirSync, readFileSync } from "node:fs";
 import { createRequire } from "node:module";
@@ -9,11 +9,11 @@ import { fileURLToPath } from "node:url";
 import { parseArgs } from "node:util";
 import { taskNames, taskPath } from "@coppice/demo-model";
 import { openModelFolder } from "@coppice/runtime/node";
+import { openNodeModels } from "./node-models.mjs";
 import { chromiumPath, servePage, write, written, writtenTokens } from "./served-page.mjs";
 
 const mostMilliseconds = 3000;
 const loads = 3;
-const maxTokens = 32;
 const folders = /** @type {const} */ (["original", "pruned"]);
 const looks = {
   desktop: { viewport: { width: 1280, height: 900 } },
@@ -22,8 +22,15 @@ const looks = {
 };
 
 const { values } = parseArgs({
-  options: { prompts: { type: "string", default: "50" }, screenshots: { type: "string" } },
+  options: {
+    prompts: { type: "string", default: "50" },
+    tokens: { type: "string", default: "32" },
+    webgpu: { type: "boolean", default: false },
+    screenshots: { type: "string" },
+  },
 });
+const { webgpu } = values;
+const maxTokens = Number(values.tokens);
 const chromium = chromiumPath();
 if (chromium === undefined) {
   console.error("No Chromium or Chrome was found; name one in COPPICE_CHROMIUM.");
@@ -55,32 +62,66 @@ function report(name, found, isRight = true) {
 }
 
 const served = await servePage(models, chromium);
-const axe = createRequire(import.meta.url).resolve("axe-core/axe.min.js");
-try {
-  /** @type {number[]} */
-  const times = [];
-  for (let i = 0; i < loads; i++) {
-    const { page, context } = await served.tab();
-    await page.goto(served.urls.isolated);
-    await written(page);
-    // Since the page was asked for: its files, the models' and WebAssembly's included.
-    times.push(
-      await page.evaluate(() => performance.getEntriesByName("first-token")[0]?.startTime ?? Number.NaN),
-    );
-    await context.close();
+/** @param {import("./served-page.mjs").TabOptions} [options] */
+async function openTab(options) {
+  const tab = await served.tab({ ...options, webgpu });
+  // A prompt takes the software adapter minutes on a busy processor.
+  if (webgpu) tab.page.setDefaultTimeout(1_200_000);
+  await tab.page.goto(served.urls.isolated);
+  await written(tab.page);
+  if (webgpu) {
+    await tab.page.fill("#tokens", "1");
+    await tab.page.check("[name=engine][value=webgpu]");
+    await tab.page.waitForFunction(() => document.querySelector(".written") === null);
+    await written(tab.page);
   }
-  const median = /** @type {number} */ (times.sort((a, b) => a - b)[loads >> 1]);
-  const shown = times.map((time) => (time / 1000).toFixed(2)).join(", ");
-  report("first token", `${shown} s after the page is asked for`, median <= mostMilliseconds);
+  return tab;
+}
 
-  const { page, context, complaints } = await served.tab();
-  await page.goto(served.urls.isolated);
-  await written(page);
-  report("runs with", (await page.textContent("#how")) ?? "");
-  await page.fill("#tokens", String(maxTokens));
-  const inNode = await Promise.all(
+/** What writes in Node: `write(prompt)` gives the tokens of every model. */
+async function openInNode() {
+  if (webgpu) return openNodeModels(models);
+  const opened = await Promise.all(
     folders.map((folder) => openModelFolder(join(models, folder), { keptPrefixes: 0 })),
   );
+  return {
+    /**
+     * @param {string} prompt
+     * @param {number} most
+     */
+    async write(prompt, most) {
+      const texts = [];
+      for (const model of opened) texts.push([...(await model.generate(prompt, { maxTokens: most })).tokens]);
+      return texts;
+    },
+    async dispose() {
+      for (const model of opened) await model.dispose();
+    },
+  };
+}
+
+const axe = createRequire(import.meta.url).resolve("axe-core/axe.min.js");
+try {
+  if (!webgpu) {
+    /** @type {number[]} */
+    const times = [];
+    for (let i = 0; i < loads; i++) {
+      const { page, context } = await openTab();
+      // Since the page was asked for: its files, the models' and WebAssembly's included.
+      times.push(
+        await page.evaluate(() => performance.getEntriesByName("first-token")[0]?.startTime ?? Number.NaN),
+      );
+      await context.close();
+    }
+    const median = /** @type {number} */ (times.sort((a, b) => a - b)[loads >> 1]);
+    const shown = times.map((time) => (time / 1000).toFixed(2)).join(", ");
+    report("first token", `${shown} s after the page is asked for`, median <= mostMilliseconds);
+  }
+
+  const { page, context, complaints } = await openTab();
+  report("runs with", (await page.textContent("#how")) ?? "");
+  await page.fill("#tokens", String(maxTokens));
+  const inNode = await openInNode();
   const equal = folders.map(() => 0);
   const tokens = folders.map(() => 0);
   /** @type {number[][]} */
@@ -89,12 +130,10 @@ try {
     await write(page, prompt);
     const found = await writtenTokens(page);
     const speed = await page.$$eval(".speed", (all) => all.map(({ textContent }) => Number(textContent)));
-    for (const [i, model] of inNode.entries()) {
-      const expected = await model.generate(prompt, { maxTokens });
-      const isEqual = String(expected.tokens) === String(found[i]);
-      if (isEqual) equal[i] = (equal[i] ?? 0) + 1;
-      else console.log(`${folders[i]}: ${JSON.stringify(prompt)}: ${found[i]} instead of ${expected.tokens}`);
-      tokens[i] = (tokens[i] ?? 0) + expected.tokens.length;
+    for (const [i, expected] of (await inNode.write(prompt, maxTokens)).entries()) {
+      if (String(expected) === String(found[i])) equal[i] = (equal[i] ?? 0) + 1;
+      else console.log(`${folders[i]}: ${JSON.stringify(prompt)}: ${found[i]} instead of ${expected}`);
+      tokens[i] = (tokens[i] ?? 0) + expected.length;
       const one = speed[i] ?? Number.NaN;
       if (!Number.isNaN(one)) speeds[i]?.push(one);
     }
@@ -102,9 +141,13 @@ try {
   for (const [i, folder] of folders.entries()) {
     const what = `${equal[i]} of ${prompts.length} prompts as in Node, ${tokens[i]} tokens`;
     const speed = speeds[i]?.sort((a, b) => a - b)[(speeds[i]?.length ?? 0) >> 1];
-    report(folder, `${what}, ${speed?.toFixed(0)} tokens/s (median)`, equal[i] === prompts.length);
+    report(
+      folder,
+      `${what}, ${speed?.toFixed(webgpu ? 1 : 0)} tokens/s (median)`,
+      equal[i] === prompts.length,
+    );
   }
-  for (const model of inNode) await model.dispose();
+  await inNode.dispose();
   report(
     "console",
     complaints.length === 0 ? "no error, no warning" : complaints.join("; "),
@@ -113,9 +156,7 @@ try {
   await context.close();
 
   for (const [name, look] of Object.entries(looks)) {
-    const { page, context } = await served.tab(look);
-    await page.goto(served.urls.isolated);
-    await written(page);
+    const { page, context } = await openTab(look);
     await page.addScriptTag({ path: axe });
     const violations = await page.evaluate(async () => {
       const { violations } = await Reflect.get(globalThis, "axe").run();

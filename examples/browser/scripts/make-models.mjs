@@ -1,7 +1,8 @@
-// Makes public/models: the demo model and a pruned one, both at 4 bits, as ONNX folders for WebAssembly.
+// Makes public/models: the demo model and a pruned one, both at 4 bits, as ONNX folders for WebAssembly; the first as safetensors
+// for WebGPU, too.
 // Usage: node scripts/make-models.mjs [--task arith] [--keep 4] [--bits 4] [--method hqq] [--out public/models] [--if-absent]
 import { existsSync } from "node:fs";
-import { mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
+import { cp, mkdir, mkdtemp, readdir, readFile, rename, rm, stat, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { dirname, join, resolve, sep } from "node:path";
 import { fileURLToPath } from "node:url";
@@ -20,7 +21,7 @@ async function coppice(...words) {
 }
 
 /**
- * Names of the files of a folder, as they are in URLs, and their bytes together.
+ * The files of a folder, by their names in URLs, and their bytes together.
  * @param {string} folder
  */
 async function contentOf(folder) {
@@ -29,7 +30,7 @@ async function contentOf(folder) {
   for (const name of await readdir(folder, { recursive: true })) {
     const at = await stat(join(folder, name));
     if (!at.isFile()) continue;
-    files.push(name.split(sep).join("/"));
+    files.push({ name: name.split(sep).join("/"), size: at.size });
     bytes += at.size;
   }
   return { files, bytes };
@@ -76,6 +77,7 @@ try {
       "--out",
       small,
     );
+    if (folder === "original") await cp(small, join(models, "checkpoint"), { recursive: true });
     const target = ["--format", "onnx", "--target", "wasm", "--expert-outputs"];
     await coppice("export", small, ...target, "--out", join(models, folder));
   }
@@ -92,6 +94,7 @@ try {
       "Translate to German: Zambia\nAnswer:",
       "Once upon a time",
     ],
+    checkpoint: { folder: "checkpoint", ...(await contentOf(join(models, "checkpoint"))) },
     models: [
       {
         label: "Original",

@@ -5,14 +5,17 @@ import { join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { chromium } from "playwright-core";
 import { build, preview } from "vite";
-import { chromiumFlags, chromiumPath } from "../../../tools/chromium.mjs";
+import { chromiumFlags, chromiumPath, softwareWebgpu } from "../../../tools/chromium.mjs";
 
 export { chromiumPath };
 
 const root = fileURLToPath(new URL("..", import.meta.url));
 
 /** @typedef {import("playwright-core").Page} Page */
-/** @typedef {import("playwright-core").BrowserContextOptions} BrowserContextOptions */
+/**
+ * `webgpu`: with an adapter in software; default without any.
+ * @typedef {import("playwright-core").BrowserContextOptions & { webgpu?: boolean }} TabOptions
+ */
 
 /**
  * @param {string} models a folder that make-models.mjs wrote
@@ -32,7 +35,10 @@ export async function servePage(models, executablePath) {
     build: { outDir },
     preview: { host, port: 0 },
   });
-  const browser = await chromium.launch({ executablePath, args: [...chromiumFlags, "--disable-gpu"] });
+  /** @param {readonly string[]} flags */
+  const launch = (flags) => chromium.launch({ executablePath, args: [...chromiumFlags, ...flags] });
+  /** @type {{ plain?: ReturnType<typeof launch>, webgpu?: ReturnType<typeof launch> }} */
+  const browsers = {};
   /** @param {typeof isolated} server */
   const urlOf = (server) => /** @type {string} */ (server.resolvedUrls?.local[0]);
 
@@ -42,15 +48,21 @@ export async function servePage(models, executablePath) {
     /**
      * A tab in a profile of its own, on no page yet; `complaints` gets what the console and the network report, and every
      * request that leaves the server.
-     * @param {BrowserContextOptions} options
+     * @param {TabOptions} options
      */
-    async tab(options = {}) {
+    async tab({ webgpu = false, ...options } = {}) {
+      if (webgpu) browsers.webgpu ??= launch(softwareWebgpu);
+      else browsers.plain ??= launch(["--disable-gpu"]);
+      const browser = await (webgpu ? browsers.webgpu : browsers.plain);
+      if (!browser) throw new Error("no browser was started");
       const context = await browser.newContext(options);
       const page = await context.newPage();
       page.setDefaultTimeout(60_000);
       /** @type {string[]} */
       const complaints = [];
       page.on("console", (message) => {
+        // Chromium warns of every question for an adapter that it answers with none.
+        if (message.text() === "No available adapters.") return;
         if (message.type() === "error" || message.type() === "warning") complaints.push(message.text());
       });
       page.on("pageerror", (error) => complaints.push(String(error)));
@@ -65,7 +77,7 @@ export async function servePage(models, executablePath) {
       return { context, page, complaints };
     },
     async close() {
-      await browser.close();
+      for (const browser of Object.values(browsers)) await (await browser).close();
       await Promise.all([isolated.close(), plain.close()]);
       await rm(outDir, { recursive: true, force: true });
     },

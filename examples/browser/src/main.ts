@@ -1,8 +1,9 @@
 import { type Manifest, readManifest } from "./manifest.js";
-import type { Answer } from "./messages.js";
+import type { Answer, Engine } from "./messages.js";
 import { ModelSession } from "./model-session.js";
 import { Panel } from "./panel.js";
 import { browserProblem, type Problem, problemOf } from "./problem.js";
+import { findWebgpu } from "./webgpu-adapter.js";
 
 /** Milliseconds without a key after which the text counts as typed. */
 const pause = 200;
@@ -20,6 +21,7 @@ const progress = element("progress", HTMLProgressElement);
 const problemBox = element("problem", HTMLElement);
 
 let session: ModelSession | undefined;
+let engine: Engine = "wasm";
 let panels: Panel[] = [];
 let loading = new AbortController();
 let threads = 1;
@@ -52,9 +54,13 @@ async function start(): Promise<void> {
     show(manifest);
     threads = crossOriginIsolated ? Math.min(mostThreads, navigator.hardwareConcurrency) : 1;
     element("how", HTMLElement).textContent = howItRuns();
-    progress.max = manifest.models.reduce((sum, { bytes }) => sum + bytes, 0);
+    progress.value = 0;
+    progress.max =
+      engine === "webgpu"
+        ? manifest.checkpoint.bytes
+        : manifest.models.reduce((sum, { bytes }) => sum + bytes, 0);
     session = new ModelSession(handle);
-    session.send({ kind: "load", base, models: manifest.models, threads });
+    session.send({ kind: "load", base, engine, manifest, threads });
   } catch (error) {
     if (!signal.aborted) fail(problemOf(error));
   }
@@ -70,8 +76,12 @@ function end(): void {
   setWriting(0);
 }
 
-function show({ models, prompts }: Manifest): void {
-  panels = models.map((entry) => new Panel(entry));
+function show({ models, checkpoint, prompts }: Manifest): void {
+  panels = models.map((entry, at) => {
+    const megabytes = (bytes: number) => `${(bytes / 1e6).toFixed(1)} MB`;
+    if (engine === "wasm") return new Panel(entry, megabytes(entry.bytes));
+    return new Panel(entry, at === 0 ? megabytes(checkpoint.bytes) : "The same weights under a plan");
+  });
   element("panels", HTMLElement).replaceChildren(...panels.map(({ root }) => root));
   if (prompt.value === "") prompt.value = prompts[0] ?? "";
   const examples = prompts.map((text) => {
@@ -118,8 +128,10 @@ function handle(answer: Answer): void {
     if (ready) return;
     ready = true;
     write();
-  } else if (answer.kind === "failed" && answer.run === undefined) fail(answer.problem);
-  else if (answer.kind !== "disposed" && answer.run === run) handleText(answer);
+  } else if (answer.kind === "failed" && answer.run === undefined) {
+    if (engine === "webgpu") refuseWebgpu(answer.problem);
+    else fail(answer.problem);
+  } else if (answer.kind !== "disposed" && answer.run === run) handleText(answer);
 }
 
 /** What belongs to the text that is being written. */
@@ -143,8 +155,29 @@ function handleText(answer: Exclude<Answer, { kind: "progress" | "ready" | "disp
   }
 }
 
-/** Whether there are threads, and why not. */
+/** Goes on without WebGPU, and says why. */
+function refuseWebgpu({ message, advice }: Problem): void {
+  engine = "wasm";
+  offerEngines(`WebGPU was refused: ${message} ${advice}`);
+  void start();
+}
+
+/** @param note why there is one engine only, or what happened */
+function offerEngines(note: string): void {
+  for (const input of engineInputs()) {
+    input.checked = input.value === engine;
+    if (input.value === "webgpu") input.disabled = note !== "";
+  }
+  element("engine-note", HTMLElement).textContent = note;
+}
+
+function engineInputs(): HTMLInputElement[] {
+  return [...element("engines", HTMLElement).querySelectorAll("input")];
+}
+
+/** What computes, whether there are threads, and why not. */
 function howItRuns(): string {
+  if (engine === "webgpu") return "WebGPU, with kernels of @coppice/kernels-webgpu.";
   const many = threads === 1 ? "one thread" : `${threads} threads`;
   const how = `WebAssembly with SIMD, ${many}.`;
   return crossOriginIsolated
@@ -199,4 +232,13 @@ addEventListener("pagehide", end);
 addEventListener("pageshow", ({ persisted }) => {
   if (persisted) void start();
 });
+for (const input of engineInputs()) {
+  input.addEventListener("change", () => {
+    engine = input.value === "webgpu" ? "webgpu" : "wasm";
+    void start();
+  });
+}
+const { isFast, obstacle = "" } = await findWebgpu();
+if (isFast) engine = "webgpu";
+offerEngines(obstacle);
 void start();

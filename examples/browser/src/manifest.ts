@@ -2,9 +2,18 @@ import * as v from "valibot";
 
 const count = v.pipe(v.number(), v.safeInteger(), v.minValue(0));
 
+/** Files by their names in URLs. */
+const fileList = v.array(v.object({ name: v.string(), size: count }));
+
 const manifestSchema = v.object({
   /** Prompts to begin with. */
   prompts: v.pipe(v.array(v.string()), v.minLength(1)),
+  /** The model that all began with as safetensors, for WebGPU. */
+  checkpoint: v.object({
+    folder: v.string(),
+    files: fileList,
+    bytes: count,
+  }),
   models: v.pipe(
     v.array(
       v.object({
@@ -12,7 +21,7 @@ const manifestSchema = v.object({
         /** Folder of the exported model, beside this file. */
         folder: v.string(),
         /** All that the folder holds; what is not here is not asked for. */
-        files: v.array(v.string()),
+        files: fileList,
         /** Of all files of the folder. */
         bytes: count,
         /** Experts of every layer in the model that all began with. */

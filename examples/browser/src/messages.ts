@@ -1,13 +1,18 @@
 import type { Choices } from "./expert-log.js";
-import type { ModelEntry } from "./manifest.js";
+import type { Manifest } from "./manifest.js";
 import type { Problem } from "./problem.js";
+
+/** What computes the models: ONNX Runtime on the processor, or kernels of our own on the graphics device. */
+export type Engine = "wasm" | "webgpu";
 
 /** What the page asks of the worker. */
 export type Request =
   | {
       readonly kind: "load";
       readonly base: string;
-      readonly models: readonly ModelEntry[];
+      readonly engine: Engine;
+      readonly manifest: Manifest;
+      /** Of WebAssembly. */
       readonly threads: number;
     }
   /** Ends what is being written, and writes anew. `run` comes back with every answer. */

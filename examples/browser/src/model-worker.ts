@@ -1,19 +1,16 @@
 // Runs the models, so that the page stays free: a token holds its thread up while it is computed.
 import { isCoppiceError } from "@coppice/core";
-import { openExportedModel, type TextModel, urlFolder, widenedFolder } from "@coppice/runtime";
-import script from "onnxruntime-web/ort-wasm-simd-threaded.mjs?url";
-import wasm from "onnxruntime-web/ort-wasm-simd-threaded.wasm?url";
-import * as ort from "onnxruntime-web/wasm";
 import type { Answer, Finish, Request } from "./messages.js";
 import { problemOf } from "./problem.js";
+import type { WritingModel } from "./writing-model.js";
 
 type Load = Extract<Request, { kind: "load" }>;
 type Write = Extract<Request, { kind: "write" }>;
 
 const answer = (message: Answer) => postMessage(message);
-let models: TextModel[] = [];
+let models: WritingModel[] = [];
 /** Opens the models that are not loaded yet. */
-let waiting: (() => Promise<TextModel>)[] = [];
+let waiting: (() => Promise<WritingModel>)[] = [];
 let writing = new AbortController();
 /** Requests are done one after the other; `writing` makes the present one end early. */
 let last = Promise.resolve();
@@ -41,23 +38,17 @@ async function handle(request: Request, signal: AbortSignal): Promise<void> {
 }
 
 /** Opens the first model; the others follow when it has written, so that its text does not wait for them. */
-async function load({ base, models: entries, threads }: Load): Promise<void> {
-  ort.env.wasm.numThreads = threads;
-  ort.env.wasm.wasmPaths = { mjs: script, wasm };
-  ort.env.logLevel = "error";
-  const loaded = new Map<string, number>();
-  waiting = entries.map(({ folder, files }) => {
-    const urls = new Set(files.map((file) => `${base}${folder}/${file}`));
-    const source = urlFolder(`${base}${folder}`, {
-      // Consoles show every request that fails as an error, also for files that a folder need not have.
-      fetch: async (url, init) => (urls.has(url) ? fetch(url, init) : new Response(null, { status: 404 })),
-      onProgress(progress) {
-        loaded.set(`${folder}/${progress.file}`, progress.loaded);
-        answer({ kind: "progress", loaded: [...loaded.values()].reduce((sum, bytes) => sum + bytes, 0) });
-      },
-    });
-    return () => openExportedModel(widenedFolder(source), { runtime: ort, keptPrefixes: 0 });
-  });
+async function load({ base, engine, manifest, threads }: Load): Promise<void> {
+  const progress = (loaded: number) => answer({ kind: "progress", loaded });
+  // Each engine is a script of its own, of which a page needs one.
+  if (engine === "webgpu") {
+    const { openWebgpuModels } = await import("./webgpu-models.js");
+    const all = await openWebgpuModels(base, manifest, progress);
+    waiting = all.map((model) => async () => model);
+  } else {
+    const { wasmModels } = await import("./wasm-models.js");
+    waiting = wasmModels(base, manifest.models, threads, progress);
+  }
   await openNext();
 }
 
@@ -136,7 +127,7 @@ async function writeInTurns(
 }
 
 /** The next piece, or why there is none. */
-async function next(pieces: ReturnType<TextModel["stream"]>) {
+async function next(pieces: ReturnType<WritingModel["stream"]>) {
   try {
     const { done, value } = await pieces.next();
     return done ? (value.finish satisfies Finish) : value;

@@ -34,7 +34,11 @@ export class Panel {
   #pick: number | undefined;
   #drawing = false;
 
-  constructor(readonly entry: ModelEntry) {
+  /** @param weights what it loads, in words */
+  constructor(
+    readonly entry: ModelEntry,
+    weights: string,
+  ) {
     const template = document.getElementById("panel") as HTMLTemplateElement;
     this.root = (template.content.cloneNode(true) as DocumentFragment).firstElementChild as HTMLElement;
     const part = (name: string) => this.root.querySelector(name) as HTMLElement;
@@ -42,7 +46,7 @@ export class Panel {
     const left = entry.kept[0]?.length ?? 0;
     label.textContent = entry.label;
     this.root.setAttribute("aria-label", entry.label);
-    size.textContent = `${(entry.bytes / 1e6).toFixed(1)} MB, ${left === entry.experts ? left : `${left} of ${entry.experts}`} experts in each of ${entry.kept.length} layers`;
+    size.textContent = `${weights}, ${left === entry.experts ? left : `${left} of ${entry.experts}`} experts in each of ${entry.kept.length} layers`;
     this.#text = part(".text");
     this.#text.setAttribute("aria-label", `Text of ${entry.label}`);
     // It scrolls, also by keys.

@@ -8,6 +8,7 @@ import { promisify } from "node:util";
 import { openModelFolder } from "@coppice/runtime/node";
 import type { Page } from "playwright-core";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
+import { openNodeModels } from "../scripts/node-models.mjs";
 import { chromiumPath, servePage, write, written, writtenTokens } from "../scripts/served-page.mjs";
 
 const chromium = chromiumPath();
@@ -17,6 +18,14 @@ if (chromium === undefined && process.env["COPPICE_REQUIRE_BROWSER"] === "1") {
 const axe = createRequire(import.meta.url).resolve("axe-core/axe.min.js");
 const folders = ["original", "pruned"] as const;
 const phone = { viewport: { width: 375, height: 700 }, deviceScaleFactor: 2, isMobile: true, hasTouch: true };
+
+/** What axe, which the page has, complains of. */
+function violationsOf(page: Page): Promise<string[]> {
+  return page.evaluate(async () => {
+    const { violations } = await (globalThis as unknown as { axe: typeof import("axe-core") }).axe.run();
+    return violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html).join(" ")}`);
+  });
+}
 
 // Needs Chromium or Chrome, of COPPICE_CHROMIUM or the PATH; skipped where there is none.
 describe.skipIf(chromium === undefined)("the page", () => {
@@ -58,6 +67,10 @@ describe.skipIf(chromium === undefined)("the page", () => {
 
   it("has threads, and writes token by token what Node writes", async () => {
     expect(await page.textContent("#how")).toMatch(/SIMD, (\d+ threads|one thread)\.$/);
+    expect(await page.textContent("#engine-note")).toMatch(
+      /^WebGPU has no adapter here\.$|^This browser has no WebGPU/,
+    );
+    expect(await page.isDisabled("[name=engine][value=webgpu]")).toBe(true);
     for (const prompt of ["Compute: 8 + 95 =", "Translate to German: Zambia\nAnswer:", "Once upon a time"]) {
       await write(page, prompt);
       const expected = await Promise.all(folders.map((folder) => inNode(folder, prompt)));
@@ -177,11 +190,7 @@ describe.skipIf(chromium === undefined)("the page", () => {
       await page.emulateMedia({ colorScheme });
       if (viewport) await page.setViewportSize(viewport);
       await page.addScriptTag({ path: axe });
-      const violations = await page.evaluate(async () => {
-        const { violations } = await (globalThis as unknown as { axe: typeof import("axe-core") }).axe.run();
-        return violations.map(({ id, nodes }) => `${id}: ${nodes.map(({ html }) => html).join(" ")}`);
-      });
-      expect(violations).toEqual([]);
+      expect(await violationsOf(page)).toEqual([]);
       const { scrollWidth, clientWidth } = await page.evaluate(() => {
         const { scrollWidth, clientWidth } = document.documentElement;
         return { scrollWidth, clientWidth };
@@ -229,5 +238,71 @@ describe.skipIf(chromium === undefined)("the page", () => {
     await page.waitForSelector("#problem:visible");
     expect(await page.textContent("#problem")).toContain("no WebAssembly");
     await context.close();
+  });
+
+  describe("on WebGPU in software", () => {
+    let tab: Awaited<ReturnType<typeof served.tab>>;
+    beforeAll(async () => {
+      tab = await served.tab({ webgpu: true });
+      // A kernel takes a processor as long as a graphics device takes for a thousand.
+      tab.page.setDefaultTimeout(300_000);
+      await tab.page.goto(served.urls.isolated);
+      await written(tab.page);
+    }, 300_000);
+    afterAll(() => tab.context.close());
+
+    it("begins with WebAssembly, and writes token by token what Node's cpu backend writes", async () => {
+      const { page, complaints } = tab;
+      expect(await page.textContent("#how")).toContain("WebAssembly");
+      await page.uncheck("#live");
+      await page.fill("#prompt", "Once upon a time");
+      await page.fill("#tokens", "3");
+      await page.check("[name=engine][value=webgpu]");
+      await page.waitForFunction(() => document.querySelector(".written") === null);
+      await written(page);
+      expect(await page.textContent("#how")).toContain("WebGPU");
+      const inNode = await openNodeModels(models);
+      expect(await writtenTokens(page)).toEqual(await inNode.write("Once upon a time", 3));
+      await page.check("#live");
+      await page.fill("#tokens", "2");
+      await write(page, "18 - 2 =");
+      expect(await writtenTokens(page)).toEqual(await inNode.write("18 - 2 =", 2));
+      await inNode.dispose();
+      const sizes = await page.$$eval(".size", (all) => all.map(({ textContent }) => textContent));
+      expect(sizes).toEqual([
+        expect.stringMatching(/^\d+\.\d MB, 8 experts/),
+        expect.stringMatching(/^The same weights under a plan, 4 of 8 experts/),
+      ]);
+      const figures = await page.$$eval(".speed", (found) => found.map(({ textContent }) => textContent));
+      for (const figure of figures) expect(Number(figure)).toBeGreaterThan(0);
+      const shares = await page.$$eval(".panel:first-child tbody tr:first-child td", (cells) =>
+        cells.reduce((sum, { textContent }) => sum + Number(textContent), 0),
+      );
+      expect(Math.abs(shares - 200)).toBeLessThan(5);
+      await page.addScriptTag({ path: axe });
+      expect(await violationsOf(page)).toEqual([]);
+      expect(complaints).toEqual([]);
+    }, 600_000);
+
+    it("says which kernel a device computes wrong, and goes on with WebAssembly", async () => {
+      const { page } = tab;
+      await page.route("**/webgpu-models*.js", async (route) => {
+        const response = await route.fetch();
+        const body = await response.text();
+        await route.fulfill({
+          response,
+          body: body.replace("y[i] += p.factor * x[i];", "y[i] += x[i];"),
+        });
+      });
+      await page.reload();
+      await written(page);
+      await page.check("[name=engine][value=webgpu]");
+      await expect
+        .poll(() => page.textContent("#engine-note"), { timeout: 300_000 })
+        .toMatch(/^WebGPU was refused: .*kernel "elementwise"/);
+      expect(await page.isChecked("[name=engine][value=wasm]")).toBe(true);
+      await written(page);
+      expect(await page.textContent("#how")).toContain("WebAssembly");
+    }, 600_000);
   });
 });
