@@ -32,6 +32,7 @@ const levels: readonly (readonly string[])[] = [
     "search-cma-es",
     "search-eep",
     "search-nsga2",
+    "solver-highs",
   ],
   ["serve"],
   ["cli"],

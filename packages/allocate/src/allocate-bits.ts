@@ -1,4 +1,11 @@
-import { CoppiceError, isCoppiceError, type MoeLayer, type MoeModel, moeLayers } from "@coppice/core";
+import {
+  type ChoiceSolver,
+  CoppiceError,
+  isCoppiceError,
+  type MoeLayer,
+  type MoeModel,
+  moeLayers,
+} from "@coppice/core";
 import { allocateUnits, type CountRule, type UnitAllocation, type UnitOption } from "./allocate-units.js";
 import { checkModel, type ExpertLoss, type MatrixLoss, type Sensitivity } from "./sensitivity.js";
 
@@ -21,6 +28,8 @@ export interface AllocateBitsOptions {
    * most stock configs need, `free` what is best. @default "none"
    */
   readonly prune?: "none" | "uniform" | "free";
+  /** See `AllocateUnitsOptions`. */
+  readonly solver?: ChoiceSolver;
 }
 
 export interface BitAllocation {
@@ -61,7 +70,8 @@ interface WidthGroup {
  * of another model; COPPICE_USAGE when a matrix has no width that is wide enough
  */
 export function allocateBits(options: AllocateBitsOptions): BitAllocation {
-  const { model, sensitivity, budget, prune = "none", mixed = false } = options;
+  const { model, sensitivity, budget, prune = "none", mixed = false, solver } = options;
+  const solving = solver ? { solver } : {};
   checkModel(model, sensitivity);
   if (mixed && sensitivity.quantized !== "matrices") {
     throw new CoppiceError(
@@ -82,12 +92,12 @@ export function allocateBits(options: AllocateBitsOptions): BitAllocation {
       ? bestUniform(model, (keep, below) => {
           return allocateUnits(
             ruled(() => ({ least: keep, most: keep })),
-            { budget, below },
+            { budget, below, ...solving },
           );
         })
       : allocateUnits(
           ruled(({ feedForward }) => ({ least: feedForward.router.topK })),
-          { budget },
+          { budget, ...solving },
         );
   return described(sensitivity, groups, found);
 }

@@ -1,5 +1,6 @@
-import { CoppiceError } from "@coppice/core";
+import { type ChoiceSolver, CoppiceError } from "@coppice/core";
 import { closeGap } from "./close-gap.js";
+import { solveUnits } from "./solve-units.js";
 import { boundUnits, type Relaxed, relaxUnits } from "./unit-bound.js";
 import { type PreparedGroup, prepareGroups } from "./unit-groups.js";
 
@@ -35,6 +36,11 @@ export interface AllocateUnitsOptions {
   readonly budget: number;
   /** Only an answer with a smaller loss is of use: others are given up early, and null is returned. @default any */
   readonly below?: number;
+  /**
+   * Solves the program instead, for rules that leave the search below with a gap. Blocks; of equal losses it need not
+   * choose the fewest bytes.
+   */
+  readonly solver?: ChoiceSolver;
 }
 
 export interface UnitAllocation<O extends UnitOption> {
@@ -69,25 +75,31 @@ export function allocateUnits<O extends UnitOption>(
 ): UnitAllocation<O>;
 export function allocateUnits<O extends UnitOption>(
   groups: readonly UnitGroup<O>[],
-  { budget, below }: AllocateUnitsOptions,
+  { budget, below, solver }: AllocateUnitsOptions,
 ): UnitAllocation<O> | null {
   if (!(budget >= 0)) throw new CoppiceError("COPPICE_USAGE", `the budget is ${budget}, expected at least 0`);
   const prepared = prepareGroups(groups);
   const least = relaxUnits(prepared, "bytes");
   if (least.bytes > budget) throw tooSmall(least.bytes, budget);
+  if (solver) {
+    const solved = solveUnits(solver, groups, budget);
+    if (!solved) throw contradiction(least.bytes, budget);
+    return below === undefined || solved.loss < below ? solved : null;
+  }
   const bound = boundUnits(prepared, withoutRemainder(prepared, least.bytes, budget), least);
   const start = bound.answer && (below === undefined || bound.answer.loss < below) ? bound.answer : undefined;
   const found = closeGap(prepared, bound, start, below);
-  if (!found.answer) {
-    if (below !== undefined) return null;
-    throw new CoppiceError(
-      "COPPICE_PLAN_KEEP",
-      `no choice within ${budget} bytes meets all rules${found.bound === undefined ? "" : " that could be found"}; without rules beyond ` +
-        `the first of every group ${least.bytes} are enough`,
-      { hint: "raise the budget", details: { least: least.bytes, budget } },
-    );
-  }
-  return collected(groups, found.answer, found.bound);
+  if (found.answer) return collected(groups, found.answer, found.bound);
+  if (below !== undefined) return null;
+  throw contradiction(least.bytes, budget, found.bound === undefined ? "" : " that could be found");
+}
+
+function contradiction(least: number, budget: number, limits = ""): CoppiceError {
+  return new CoppiceError(
+    "COPPICE_PLAN_KEEP",
+    `no choice within ${budget} bytes meets all rules${limits}; without rules beyond the first of every group ${least} are enough`,
+    { hint: "raise the budget", details: { least, budget } },
+  );
 }
 
 /**

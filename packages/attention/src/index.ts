@@ -6,3 +6,4 @@ export { type MoaSpanOptions, moaSpan } from "./moa-span.js";
 export { PageChooser, type PageTopkOptions, pageTopk } from "./page-topk.js";
 export { type SinkWindowOptions, sinkWindow } from "./sink-window.js";
 export { type SpanProgram, type SpanSolution, solveSpans } from "./solve-spans.js";
+export { type SpanSolver, spanSolver } from "./span-solver.js";

@@ -27,6 +27,7 @@ import {
 } from "./span-options.js";
 import { spanBudgets, spanPlan } from "./span-plan.js";
 import { spanRules } from "./span-rules.js";
+import { spanSolver } from "./span-solver.js";
 import { type TextLikelihood, textLikelihood } from "./text-likelihood.js";
 
 /** Options of the plugin `moa-span`. */
@@ -122,7 +123,10 @@ async function moaSpanPlan(request: AttentionPlanRequest, options: Options): Pro
     ...(units.per !== "none" && { probe: { per: units.per, samples: options.probeTexts } }),
   });
   const limit = options.rulesPerLayer === 0 ? {} : { rulesPerLayer: options.rulesPerLayer };
-  const front = spanFront({ ...budgets, ...limit }, profile.losses, signal);
+  const front = spanFront({ ...budgets, ...limit }, profile.losses, {
+    solve: spanSolver(request.solver),
+    ...(signal && { signal }),
+  });
   const planOf = ({ choice }: FrontPoint) => spanPlan(model, { ...grid, rules, choice });
   const { validation = [] } = request;
   const judged = await judgeFront(front.slice(0, options.candidates), validation, planOf, {

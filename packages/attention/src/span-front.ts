@@ -1,11 +1,17 @@
 import { throwIfAborted } from "@coppice/core";
 import { type SpanProgram, type SpanSolution, solveSpans } from "./solve-spans.js";
+import type { SpanSolver } from "./span-solver.js";
 
 export interface FrontPoint extends SpanSolution {
   /** [K], how much each length counted. */
   readonly weights: readonly number[];
   /** [K], what the choice loses at each length. */
   readonly losses: readonly number[];
+}
+
+export interface FrontOptions {
+  readonly solve?: SpanSolver;
+  readonly signal?: AbortSignal;
 }
 
 /** Steps of each weight from 0 to 1: 15 points for three lengths. */
@@ -21,7 +27,7 @@ const steps = 4;
 export function spanFront(
   program: Omit<SpanProgram, "losses">,
   losses: readonly Float64Array[],
-  signal?: AbortSignal,
+  { solve = solveSpans, signal }: FrontOptions = {},
 ): FrontPoint[] {
   const rules = program.costs.length / program.budgets.length;
   const sizes = losses.map((own) => largestLosses(own, rules));
@@ -33,13 +39,13 @@ export function spanFront(
       const factor = (weights[k] as number) / (sizes[k] as number);
       for (let i = 0; i < mixed.length; i++) mixed[i] = (mixed[i] as number) + factor * (own[i] as number);
     });
-    const solution = solveSpans({ ...program, losses: mixed });
+    const solution = solve({ ...program, losses: mixed });
     if (!solution) return [];
-    const { choice } = solution;
+    const { choice, loss, bound, optimal } = solution;
     const own = losses.map((of) =>
       choice.reduce((sum, rule, head) => sum + (of[head * rules + rule] as number), 0),
     );
-    points.push({ ...solution, weights, losses: own });
+    points.push({ choice, loss, bound, optimal, weights, losses: own });
   }
   return undominated(points).sort((a, b) => meanLoss(a) - meanLoss(b));
 }

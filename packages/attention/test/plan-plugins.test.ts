@@ -4,6 +4,8 @@ import {
   type AttentionPlanRequest,
   type AttentionSample,
   attentionPlanModel,
+  type ChoiceProgram,
+  type ChoiceSolution,
   createRegistry,
   type MoeModel,
   parseAttentionPlan,
@@ -111,6 +113,43 @@ describe("moa-span", () => {
     expect(report.validation.plan.loss).toBe(first?.responseLoss);
     expect(report.validation.length).toBe(48);
     expect(stages).toContain("profiling attention");
+  });
+
+  it("lets another solver choose", async () => {
+    const source = randomModel({ layers: 2, theta: 100 });
+    await using runner = await load(source);
+    const { plan } = await method("moa-span", {
+      blockSize: 4,
+      sinks: 2,
+      rows: 16,
+      checks: 0,
+      rulesPerLayer: 1,
+    });
+    const seen: ChoiceProgram[] = [];
+    // All heads get the first rule, which is the shortest.
+    const solve = (program: ChoiceProgram): ChoiceSolution => {
+      seen.push(program);
+      const groups = program.groups.map(({ units }) => units.map(() => 0));
+      return { groups, loss: 1, bound: 0.5, optimal: false };
+    };
+    const given = {
+      runner,
+      weights: source.weights,
+      samples: samples(source.model, [30, 64]),
+      solver: { solve },
+    };
+    const made = await plan?.(request(source.model, 0.6, given));
+    expect(made?.report?.["solver"]).toEqual({ loss: 1, bound: 0.5, optimal: false });
+    expect(made?.rules).toHaveLength(1);
+    const [{ groups, budgets } = { groups: [], budgets: [] }] = seen;
+    expect(groups.map(({ units, different }) => [units.length, different])).toEqual([
+      [2, 1],
+      [2, 1],
+    ]);
+    expect(budgets).toEqual([Math.floor(0.6 * 4 * 32), Math.floor(0.6 * 4 * 64)]);
+    // What options cost is what heads see at each length.
+    const [first] = groups[0]?.units[0] ?? [];
+    expect(first?.costs).toEqual([4, 4]);
   });
 
   it("stops when it is told to, and says which samples are missing", async () => {

@@ -1,5 +1,6 @@
 import type { AttentionMasker, AttentionPlan } from "./attention-plan.js";
 import type { Runner } from "./backend.js";
+import type { ChoiceSolver } from "./choice-solver.js";
 import type { RunEmitter } from "./events.js";
 import type { MoeModel } from "./model.js";
 import type { Rng } from "./rng.js";
@@ -49,6 +50,8 @@ export interface AttentionPlanRequest {
   /** Most that `spanDensity` may be at any of `lengths`, above 0 and at most 1. */
   readonly density: number;
   readonly rng: Rng;
+  /** Chooses what heads get, for methods that solve a program; default: their own solver. */
+  readonly solver?: ChoiceSolver;
   /** Gets `progress` where the work takes long. */
   readonly emitter?: RunEmitter;
   readonly signal?: AbortSignal;

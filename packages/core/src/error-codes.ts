@@ -95,6 +95,10 @@ export const errorCodes = {
     exit: 2,
     meaning: "Attention is wanted for a context longer than the model's positions.",
   },
+  COPPICE_SOLVER_LIMIT: {
+    exit: 1,
+    meaning: "A program of choices is too large for the solver, or has no answer within its time.",
+  },
 
   COPPICE_EXPORT_UNSUPPORTED: {
     exit: 2,

@@ -5,6 +5,7 @@ export * from "./attention-spans.js";
 export * from "./backend.js";
 export * from "./block-mask.js";
 export * from "./cache-places.js";
+export * from "./choice-solver.js";
 export * from "./cholesky.js";
 export * from "./combinations.js";
 export * from "./criterion.js";

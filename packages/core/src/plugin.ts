@@ -1,6 +1,7 @@
 import type { StandardSchemaV1 } from "@standard-schema/spec";
 import type { AttentionMethod } from "./attention-method.js";
 import type { Backend } from "./backend.js";
+import type { ChoiceSolver } from "./choice-solver.js";
 import type { Criterion } from "./criterion.js";
 import { CoppiceError } from "./errors.js";
 import type { Merger } from "./merger.js";
@@ -19,6 +20,8 @@ export interface QuantizerPlugins {}
 export interface BackendPlugins {}
 /** Options of attention plugins by name. */
 export interface AttentionPlugins {}
+/** Options of solver plugins by name. */
+export interface SolverPlugins {}
 
 /** What each kind of plugin makes (`instance`) and is given besides its options (`context`). */
 export interface PluginKinds {
@@ -28,6 +31,7 @@ export interface PluginKinds {
   quantizer: { options: QuantizerPlugins; instance: Quantizer; context: undefined };
   backend: { options: BackendPlugins; instance: Backend; context: undefined };
   attention: { options: AttentionPlugins; instance: AttentionMethod; context: undefined };
+  solver: { options: SolverPlugins; instance: ChoiceSolver; context: undefined };
 }
 
 export type PluginKind = keyof PluginKinds;
@@ -40,6 +44,7 @@ export const contractVersions = {
   quantizer: 1,
   backend: 1,
   attention: 1,
+  solver: 1,
 } as const satisfies Record<PluginKind, number>;
 
 const brand = Symbol.for("coppice.plugin");

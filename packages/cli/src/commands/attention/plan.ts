@@ -71,6 +71,8 @@ export function planCommand(context: CliContext): CommandUnknownOpts {
     )
     .addOption(new Option("--limit <n>", "only the first n samples of each file").argParser(wholeNumber(1)))
     .option("--chat", "put prompts into the checkpoint's chat template")
+    .option("--solver <name>", "moa-span: plugin that chooses, such as highs; default: the method's own")
+    .addOption(new Option("--solver-set <key=value>", "option of the solver; repeatable").argParser(settings))
     .addOption(seedOption)
     .addOption(new Option("--out <file>", "plan file to write").makeOptionMandatory())
     .addOption(backendOption)
@@ -99,6 +101,7 @@ export function planCommand(context: CliContext): CommandUnknownOpts {
           hint: "name it with --attention of eval or generate",
         });
       }
+      const solver = await solverFor(options, context);
       const wanted = options.lengths ?? defaultLengths(model.contextLength);
       const emitter = new RunEmitter();
       context.out.follow(emitter);
@@ -109,6 +112,7 @@ export function planCommand(context: CliContext): CommandUnknownOpts {
         rng: Rng.fromSeed(options.seed),
         emitter,
         signal: context.signal,
+        ...solver,
         ...(await textsFor(method, opened, { ...options, lengths: wanted }, context)),
       };
       const plan = await planWith(method, request, opened, options, context);
@@ -134,6 +138,18 @@ const patternBytes = 1_000_000;
 async function readPattern(path: string, context: CliContext): Promise<{ readonly pattern: string }> {
   const code = "COPPICE_ATTENTION_INVALID";
   return { pattern: await readTextFile(context.path(path), patternBytes, code, context.signal) };
+}
+
+async function solverFor(
+  {
+    solver,
+    solverSet = {},
+  }: { readonly solver?: string; readonly solverSet?: Readonly<Record<string, unknown>> },
+  context: CliContext,
+): Promise<Pick<AttentionPlanRequest, "solver">> {
+  if (solver === undefined) return {};
+  const { plugin } = await loadPlugin("solver", solver, context.io.cwd);
+  return { solver: await plugin.create(solverSet, undefined) };
 }
 
 interface PlanOptions {

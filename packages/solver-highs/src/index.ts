@@ -1,0 +1,1 @@
+export { type HighsOptions, highs } from "./highs.js";

@@ -1,0 +1,3 @@
+import { coppice } from "../../tools/tsup-preset.js";
+
+export default coppice();
