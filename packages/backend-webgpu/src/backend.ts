@@ -17,8 +17,8 @@ import { WebgpuRunner } from "./runner.js";
 
 export interface WebgpuSettings extends GpuOptions {
   /**
-   * In what products are multiplied: `f16` rounds both sides of products of many tokens to float16 and sums in float32; it needs the
-   * feature `shader-f16` of the device.
+   * In what products are multiplied: `f16` rounds both sides of products of many tokens to float16 and sums in float32; it needs a
+   * device with units for that (`Gpu.matrixUnits`).
    * @default "f32"
    */
   readonly precision?: "f32" | "f16";
@@ -41,10 +41,14 @@ export function createWebgpuBackend(source: DeviceSource, settings: WebgpuSettin
       const use = await device.use();
       try {
         const half = settings.precision === "f16";
-        if (half && !use.gpu.has("shader-f16")) {
-          throw new CoppiceError("COPPICE_BACKEND_UNAVAILABLE", "the device lacks the feature shader-f16", {
-            hint: 'use the precision "f32"',
-          });
+        if (half && !use.gpu.matrixUnits) {
+          throw new CoppiceError(
+            "COPPICE_BACKEND_UNAVAILABLE",
+            "the device has no units that multiply matrices of float16",
+            {
+              hint: 'use the precision "f32"',
+            },
+          );
         }
         const canReadCodes = weights.readQuantized !== undefined;
         await checkKernels(use.gpu, model, range, canReadCodes);

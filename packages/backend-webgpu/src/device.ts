@@ -95,7 +95,7 @@ async function openDevice(source: DeviceSource, options: GpuOptions): Promise<Gp
       requiredFeatures: wanted.filter((feature) => adapter.features.has(feature)),
       requiredLimits: Object.fromEntries(limits.map((limit) => [limit, adapter.limits[limit]])),
     });
-    return new Gpu(device, options);
+    return new Gpu(device, { ...options, adapterInfo: adapter.info });
   } catch (cause) {
     throw new CoppiceError(
       "COPPICE_BACKEND_UNAVAILABLE",

@@ -25,8 +25,10 @@ const { values } = parseArgs({
 const size = Number(values.size);
 const wanted = new Set(values.only.split(","));
 const { gpu, name } = await openDevice();
-const hasHalf = gpu.has("shader-f16");
-console.log(`${name}, Node ${process.version}, shader-f16 ${hasHalf ? "yes" : "no"}`);
+const units = gpu.matrixUnits;
+console.log(
+  `${name}, Node ${process.version}, ${units ? `matrix units ${units.m}x${units.n}x${units.k}` : "no matrix units"}`,
+);
 console.log(`| what | ms | rate |\n|---|---|---|`);
 const row = (what, ms, rate) => console.log(`| ${what} | ${ms.toFixed(3)} | ${rate} |`);
 const teraflops = (operations, ms) => `${(operations / ms / 1e9).toFixed(1)} TFLOP/s`;
@@ -50,7 +52,7 @@ if (wanted.has("matmul")) {
   const [x, y] = [floats(size * size, "x"), floats(size * size, "y")];
   for (const [format, half] of [
     ["f32", false],
-    ...(hasHalf ? [["bf16", true]] : []),
+    ...(units ? [["bf16", true]] : []),
     ["bf16", false],
     ["q4", false],
   ]) {
@@ -61,7 +63,7 @@ if (wanted.has("matmul")) {
     );
     const ms = await median(gpu, () => matmul(gpu, { x, rows: size, weight, y, half }));
     row(
-      `matmul ${size}³, weights ${format}, tiles ${half ? "f16" : "f32"}`,
+      `matmul ${size}³, weights ${format}, ${half ? "f16 on matrix units" : "f32"}`,
       ms,
       teraflops(2 * size ** 3, ms),
     );
@@ -104,7 +106,7 @@ if (wanted.has("experts")) {
   ];
   for (const [format, half] of [
     ["f32", false],
-    ...(hasHalf ? [["bf16", true]] : []),
+    ...(units ? [["bf16", true]] : []),
     ["bf16", false],
     ["q4", false],
   ]) {
@@ -135,7 +137,7 @@ if (wanted.has("experts")) {
     });
     const what = `experts n=${tokens} hidden ${hidden} width ${width} ${experts} experts top-${topK}`;
     row(
-      `${what}, weights ${format}, tiles ${half ? "f16" : "f32"}`,
+      `${what}, weights ${format}, ${half ? "f16 on matrix units" : "f32"}`,
       ms,
       teraflops(count * 6 * hidden * width, ms),
     );
@@ -198,20 +200,40 @@ if (wanted.has("attention")) {
         y,
       };
       if (tokens === 1) {
-        const ms = await median(gpu, () => attendSplit(gpu, call, partial), { times: 20 });
+        const ms = await median(gpu, () => attendSplit(gpu, call, partial));
         row(
           `attention of one token over ${size}, ${heads}/${kvHeads} heads of ${dim}`,
           ms,
           bandwidth(8 * size * kvHeads * dim, ms),
         );
       } else {
-        const ms = await median(gpu, () => attendPrefill(gpu, call));
+        const dense = await median(gpu, () => attendPrefill(gpu, call));
         // Half of the products lie beyond the diagonal.
         row(
           `causal attention of ${size} tokens, ${heads}/${kvHeads} heads of ${dim}`,
-          ms,
-          teraflops(2 * size ** 2 * heads * dim, ms),
+          dense,
+          teraflops(2 * size ** 2 * heads * dim, dense),
         );
+        // A quarter of the context, and of what dense attention computes.
+        for (const [what, window] of [
+          ["context", size / 4],
+          ["pairs of tokens", Math.round(size * (1 - Math.sqrt(0.75)))],
+        ]) {
+          const sinks = 64;
+          const entry = [sinks, window - sinks, 0, 0];
+          const table = gpu.upload(
+            Uint32Array.from({ length: 4 * kvHeads }, (_, i) => (i % 4 === 2 ? i >> 2 : entry[i % 4])),
+            "spans",
+          );
+          const sight = { kind: "spans", table, first: 0, stride: kvHeads };
+          const ms = await median(gpu, () => attendPrefill(gpu, { ...call, sight }));
+          row(
+            `the same, ${sinks} sinks and a window: a quarter of the ${what}`,
+            ms,
+            `${(dense / ms).toFixed(2)} times as fast`,
+          );
+          table.dispose();
+        }
       }
       for (const one of [queries, y, tiles, rows, partial]) one.dispose();
     }

@@ -5,18 +5,24 @@ import { groupIndex, mainOf, spread, spreadThreads } from "./spread.js";
 
 const threads = 64;
 
+/** Values are read in vectors where whole rows are whole vectors. */
+const vectorOf = (size: number): { readonly width: 1 | 4; readonly type: "f32" | "vec4f" } =>
+  size % 4 === 0 ? { width: 4, type: "vec4f" } : { width: 1, type: "f32" };
+
 /** y += factor * x, `count` values. */
 export function addScaled(gpu: Gpu, x: GpuBuffer, y: GpuBuffer, count: number, factor: number): void {
-  const kernel = gpu.kernel("add-scaled", () => ({
+  const { width, type } = vectorOf(count);
+  const kernel = gpu.kernel(`add-scaled ${type}`, () => ({
     name: "add-scaled",
     params: { count: "u32", factor: "f32" },
-    bindings: [reads("x", "array<f32>"), writes("y", "array<f32>")],
+    bindings: [reads("x", `array<${type}>`), writes("y", `array<${type}>`)],
     code: `${mainOf(threads)} {
   let i = ${groupIndex} * ${threads}u + t;
   if (i < p.count) { y[i] += p.factor * x[i]; }
 }`,
   }));
-  gpu.commands.dispatch(kernel, [x, y], { count, factor }, ...spreadThreads(count, threads));
+  const vectors = count / width;
+  gpu.commands.dispatch(kernel, [x, y], { count: vectors, factor }, ...spreadThreads(vectors, threads));
 }
 
 /** Limits values to ±limit. */
@@ -91,20 +97,21 @@ export function combineChoices(
   size: number,
   weighted: boolean,
 ): void {
-  const kernel = gpu.kernel("combine-choices", () => ({
+  const { width, type } = vectorOf(size);
+  const kernel = gpu.kernel(`combine-choices ${type}`, () => ({
     name: "combine-choices",
     params: { count: "u32", size: "u32", topK: "u32", weighted: "u32" },
     bindings: [
-      reads("x", "array<f32>"),
+      reads("x", `array<${type}>`),
       reads("slots", "array<i32>"),
       reads("gates", "array<f32>"),
-      writes("y", "array<f32>"),
+      writes("y", `array<${type}>`),
     ],
     code: `${mainOf(threads)} {
   let i = ${groupIndex} * ${threads}u + t;
   if (i >= p.count) { return; }
   let token = i / p.size;
-  var sum = 0.0;
+  var sum = ${type}();
   for (var choice = token * p.topK; choice < (token + 1u) * p.topK; choice++) {
     if (slots[choice] < 0) { continue; }
     sum += select(1.0, gates[choice], p.weighted == 1u) * x[choice * p.size + i % p.size];
@@ -112,8 +119,8 @@ export function combineChoices(
   y[i] = sum;
 }`,
   }));
-  const count = tokens * size;
-  const params = { count, size, topK, weighted: Number(weighted) };
+  const count = (tokens * size) / width;
+  const params = { count, size: size / width, topK, weighted: Number(weighted) };
   gpu.commands.dispatch(kernel, [x, slots, gates, y], params, ...spreadThreads(count, threads));
 }
 

@@ -22,6 +22,8 @@ export interface GpuOptions {
    * @default what the device allows
    */
   readonly maxBindingBytes?: number;
+  /** Of the adapter that the device came from, which some implementations tell more than the device's own. */
+  readonly adapterInfo?: GPUAdapterInfo;
 }
 
 /**
@@ -43,12 +45,12 @@ export class Gpu {
   #bytes = 0;
   #failure: CoppiceError | undefined;
 
-  constructor(device: GPUDevice, { maxBindingBytes }: GpuOptions = {}) {
+  constructor(device: GPUDevice, { maxBindingBytes, adapterInfo }: GpuOptions = {}) {
     this.device = device;
     const { maxStorageBufferBindingSize, maxBufferSize } = device.limits;
     const most = Math.min(maxStorageBufferBindingSize, maxBufferSize, maxBindingBytes ?? Infinity);
     this.maxBindingBytes = Math.floor(most / 256) * 256;
-    this.matrixUnits = findMatrixUnits(device);
+    this.matrixUnits = findMatrixUnits(device, adapterInfo ?? device.adapterInfo);
     this.#uniforms = device.createBuffer({
       size: 1024 * paramBytes,
       usage: usage.uniform | usage.copyTarget,
@@ -59,9 +61,13 @@ export class Gpu {
       this.#failure ??= failed(`the device refused a command: ${event.error.message}`);
     });
     void device.lost.then(({ reason, message }) => {
-      this.#failure = failed(
+      this.#failure = new CoppiceError(
+        "COPPICE_BACKEND_LOST",
         `the device was lost (${reason}): ${message}`,
-        "load the model again; it opens the device anew",
+        {
+          hint: "load the model again, which opens the device anew; a search goes on with --resume",
+          retryable: true,
+        },
       );
     });
   }
@@ -128,7 +134,7 @@ export class Gpu {
 
   /**
    * Submits what was recorded and reads bytes of buffers back, all in one transfer. Readings may overlap.
-   * @throws COPPICE_BACKEND_FAILED when the device failed or was lost
+   * @throws COPPICE_BACKEND_LOST, COPPICE_BACKEND_FAILED when the device refused a command
    */
   async read(parts: readonly { buffer: GpuBuffer; byte?: number; bytes: number }[]): Promise<ArrayBuffer[]> {
     const total = parts.reduce((sum, { bytes }) => sum + bytes, 0);
@@ -144,6 +150,8 @@ export class Gpu {
       await staging.mapAsync(mapRead, 0, total);
     } catch (cause) {
       staging.destroy();
+      // Of a device that is lost, the news may come later than the end of what waited for it.
+      await Promise.race([this.device.lost, new Promise((resolve) => setTimeout(resolve, 100))]);
       this.throwIfFailed();
       throw new CoppiceError("COPPICE_BACKEND_FAILED", "results could not be read from the device", {
         cause,
@@ -210,7 +218,7 @@ export class Gpu {
     return Number(end - start);
   }
 
-  /** @throws COPPICE_BACKEND_FAILED when a command was refused, or the device lost */
+  /** @throws COPPICE_BACKEND_FAILED when a command was refused, COPPICE_BACKEND_LOST */
   throwIfFailed(): void {
     if (this.#failure) throw this.#failure;
   }
@@ -251,9 +259,9 @@ interface UnitsInfo {
   }>;
 }
 
-function findMatrixUnits({ features, adapterInfo }: GPUDevice): MatrixUnits | undefined {
+function findMatrixUnits({ features }: GPUDevice, info: UnitsInfo): MatrixUnits | undefined {
   if (!features.has("chromium-experimental-subgroup-matrix" as GPUFeatureName)) return undefined;
-  const { subgroupMinSize: lanes, subgroupMaxSize, subgroupMatrixConfigs = [] } = adapterInfo as UnitsInfo;
+  const { subgroupMinSize: lanes, subgroupMaxSize, subgroupMatrixConfigs = [] } = info;
   if (lanes === undefined || lanes !== subgroupMaxSize) return undefined;
   const fitting = [...subgroupMatrixConfigs].filter(
     ({ componentType, resultComponentType, M, N, K }) =>

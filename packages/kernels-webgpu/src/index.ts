@@ -12,7 +12,7 @@ export {
   splitBytes,
 } from "./attention.js";
 export { type KeepRowsCall, keepRows, maskTable } from "./attention-cache.js";
-export type { QueryTile } from "./attention-prefill-code.js";
+export { type QueryTile, queryTileFor } from "./attention-prefill-code.js";
 export * from "./check/check-attention.js";
 export {
   checkEmbedding,

@@ -1,5 +1,6 @@
 import { type ActivationKind, activationCode, isGated } from "./activation-code.js";
-import { formatKey, type GpuMatrix, loadCode, matrixBindings, type WeightFormat } from "./gpu-matrix.js";
+import { dotCode } from "./dot-code.js";
+import { formatKey, type GpuMatrix, matrixBindings, type WeightFormat } from "./gpu-matrix.js";
 import { type KernelSource, reads, writes } from "./kernel.js";
 import { loadXCode, type MatmulParam, matmulParams } from "./matmul-code.js";
 import { range } from "./range.js";
@@ -74,7 +75,7 @@ export function rowsSource(options: RowsOptions): KernelSource<MatmulParam> {
   const at = (i: number) => `${i * threads}u + t`;
   const code = `
 var<workgroup> sums: array<f32, ${threads * sums.length}>;
-${loadCode("w", format, "((p.k + 7u) / 8u * 8u)")}
+${dotCode("w", format, "((p.k + 7u) / 8u * 8u)")}
 ${activationCode(activation)}
 ${loadXCode(vectors)}
 @compute @workgroup_size(${threads})
@@ -101,19 +102,16 @@ ${sums.map(({ sum }) => `  var ${sum} = 0.0;`).join("\n")}
 ${range(rows)
   .map(
     (r) => `    let row_${r} = min(first_row + ${r}u, p.m - 1u) / p.divisor;
-    let a_${r} = load_x(row_${r}, 2u * k8);
-    let b_${r} = load_x(row_${r}, 2u * k8 + 1u);`,
+    let a_${r} = w_ready(load_x(row_${r}, 2u * k8));
+    let b_${r} = w_ready(load_x(row_${r}, 2u * k8 + 1u));`,
   )
   .join("\n")}
 ${names
   .flatMap((name, which) =>
-    range(outputs).map(
-      (o) => `    {
-      let w = w_load(weight_row_${o} + ${which}u, k8);
-${range(rows)
-  .map((r) => `      ${name}_${o}_${r} += dot(a_${r}, w[0]) + dot(b_${r}, w[1]);`)
-  .join("\n")}
-    }`,
+    range(outputs).map((o) =>
+      range(rows)
+        .map((r) => `    ${name}_${o}_${r} += w_dot(weight_row_${o} + ${which}u, k8, a_${r}, b_${r});`)
+        .join("\n"),
     ),
   )
   .join("\n")}

@@ -6,6 +6,10 @@ import type { Tile } from "./tile-frame.js";
 
 /** Slots that the counters in workgroup memory have room for; 16 KiB are what every device has. */
 export const slotLimit = 1024;
+/** Counters that slots share out: with few slots each has several, so that threads wait less for one another. */
+const counters = 2048;
+/** Threads that use one of the counters of a slot, at least. */
+const sharing = 8;
 const threads = 256;
 
 /** Bytes of the buffers of `SortedChoices` for so many choices. */
@@ -42,15 +46,20 @@ export function sortChoices(
   gpu.commands.dispatch(
     kernel,
     [slots, places, order, tiles, counts],
-    { choices, slots: slotCount, tile },
+    {
+      choices,
+      slots: slotCount,
+      tile,
+      copies: Math.min(threads / sharing, Math.floor(counters / slotCount)),
+    },
     1,
   );
   return { order, tiles, most: mostTiles(choices, slotCount, tile), tile };
 }
 
-const source: KernelSource<"choices" | "slots" | "tile"> = {
+const source: KernelSource<"choices" | "slots" | "tile" | "copies"> = {
   name: "sort-choices",
-  params: { choices: "u32", slots: "u32", tile: "u32" },
+  params: { choices: "u32", slots: "u32", tile: "u32", copies: "u32" },
   bindings: [
     reads("slots", "array<i32>"),
     reads("places", "array<u32>"),
@@ -59,20 +68,31 @@ const source: KernelSource<"choices" | "slots" | "tile"> = {
     writes("counts", "array<u32>"),
   ],
   code: `
-var<workgroup> next: array<atomic<u32>, ${slotLimit}>;
-var<workgroup> starts: array<u32, ${slotLimit + 1}>;
+var<workgroup> next: array<atomic<u32>, ${counters}>;
+var<workgroup> starts: array<u32, ${slotLimit}>;
 @compute @workgroup_size(${threads})
 fn main(@builtin(local_invocation_index) t: u32) {
   // Workgroup memory begins as zeros.
+  let copy = t % p.copies;
   for (var i = t; i < p.choices; i += ${threads}u) {
-    if (slots[i] >= 0) { atomicAdd(&next[slots[i]], 1u); }
+    if (slots[i] >= 0) { atomicAdd(&next[u32(slots[i]) * p.copies + copy], 1u); }
+  }
+  workgroupBarrier();
+  for (var slot = t; slot < p.slots; slot += ${threads}u) {
+    var sum = 0u;
+    for (var i = slot * p.copies; i < (slot + 1u) * p.copies; i++) {
+      let count = atomicLoad(&next[i]);
+      atomicStore(&next[i], sum);
+      sum += count;
+    }
+    starts[slot] = sum;
   }
   workgroupBarrier();
   if (t == 0u) {
     var sum = 0u;
     var tile_count = 0u;
     for (var slot = 0u; slot < p.slots; slot++) {
-      let count = atomicLoad(&next[slot]);
+      let count = starts[slot];
       starts[slot] = sum;
       for (var done = 0u; done < count; done += p.tile) {
         tile_count++;
@@ -84,10 +104,11 @@ fn main(@builtin(local_invocation_index) t: u32) {
     counts[0] += sum;
   }
   workgroupBarrier();
-  for (var slot = t; slot < p.slots; slot += ${threads}u) { atomicStore(&next[slot], starts[slot]); }
-  workgroupBarrier();
   for (var i = t; i < p.choices; i += ${threads}u) {
-    if (slots[i] >= 0) { order[atomicAdd(&next[slots[i]], 1u)] = i; }
+    if (slots[i] >= 0) {
+      let slot = u32(slots[i]);
+      order[starts[slot] + atomicAdd(&next[slot * p.copies + copy], 1u)] = i;
+    }
   }
 }`,
 };

@@ -40,6 +40,8 @@ const matmuls: KernelCheck[] = [
   checkMatmul({ format: f32, rows: 19, columns: 22, outputs: 65, bias: true }),
   checkMatmul({ format: codes, rows: 70, columns: 96, outputs: 37, bias: false }),
   checkMatmul({ format: codes, rows: 1, columns: 1056, outputs: 6, bias: true }),
+  // On matrix units, where the device has them.
+  checkMatmul({ format: { kind: "bf16" }, rows: 70, columns: 90, outputs: 67, bias: true, half: true }),
   checkMatmul({ format: f32, rows: 515, columns: 20, outputs: 520, bias: true }),
   checkEmbedding({ kind: "bf16" }, 7, 10),
 ];
@@ -63,6 +65,7 @@ const experts: KernelCheck[] = [
     sorted: false,
   }),
   checkExperts({ ...few, format: f32, columns: 10, tokens: 90, activation: silu, sorted: true, ...plain }),
+  checkExperts({ ...few, ...plain, format: f32, tokens: 70, activation: silu, sorted: true, half: true }),
   ...[true, false].flatMap((sorted) => [
     checkExperts({
       ...few,
