@@ -5,6 +5,7 @@ import { loadModel } from "@coppice/checkpoint";
 import { folderTarget, openFolder } from "@coppice/checkpoint/node";
 import { modelPath } from "@coppice/demo-model";
 import { exportOnnx } from "@coppice/export-onnx";
+import { sampleAttention } from "@coppice/plugin-kit";
 import { fixtureNames, fixturePath, loadFixture } from "@coppice/plugin-kit/node";
 import { quantizeCheckpoint, rtn, uniformFormat } from "@coppice/quantizers";
 import { AutoModelForCausalLM, env, pipeline, Tensor } from "@huggingface/transformers";
@@ -47,6 +48,14 @@ describe("transformers.js", () => {
     } finally {
       await model.dispose();
     }
+  });
+
+  test("refuses a folder whose heads keep spans, which it would run wrongly", async () => {
+    const folder = join(scratch, "spans");
+    await using loaded = await loadModel(await openFolder(fixturePath("mixtral")));
+    const attention = sampleAttention(loaded.model);
+    await exportOnnx(loaded, folderTarget(folder), { target: "cpu", attention });
+    await expect(AutoModelForCausalLM.from_pretrained(folder)).rejects.toThrow(/coppice_spans/);
   });
 
   async function expectRuns(name: string, model: string) {
