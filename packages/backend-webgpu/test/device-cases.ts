@@ -116,10 +116,12 @@ export function deviceCases(source: DeviceSource, shared = createWebgpuBackend(s
         const own = watched(source);
         const backend = createWebgpuBackend(own);
         const lost = await backend.load(loaded);
+        const during = codeOf(() => lost.run(positionsOf(3)));
         own.devices[0]?.destroy();
-        await own.devices[0]?.lost;
+        const found = await during;
+        expect(found.code === "COPPICE_BACKEND_LOST", `during a run: ${found.code} ${found.message}`);
         const { code, message } = await codeOf(() => lost.run(positionsOf(3)));
-        expect(code === "COPPICE_BACKEND_FAILED" && message.includes("lost"), `${code} ${message}`);
+        expect(code === "COPPICE_BACKEND_LOST", `${code} ${message}`);
         await lost.dispose();
         expect(own.alive.buffers === 0, `${own.alive.buffers} buffers are left of the lost device`);
         const first = await backend.load(loaded);

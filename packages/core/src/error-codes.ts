@@ -141,6 +141,7 @@ export const errorCodes = {
   COPPICE_BACKEND_UNSUPPORTED: { exit: 5, meaning: "A backend cannot run this model, plan or request." },
   COPPICE_BACKEND_FAILED: { exit: 5, meaning: "A backend failed while it ran." },
   COPPICE_BACKEND_CRASHED: { exit: 5, meaning: "A worker process of a backend ended unexpectedly." },
+  COPPICE_BACKEND_LOST: { exit: 5, meaning: "The device that a backend computes on was lost." },
   COPPICE_BACKEND_DISPOSED: { exit: 1, meaning: "A runner, cache or executor was used after its disposal." },
   COPPICE_EXECUTOR_UNREACHABLE: {
     exit: 5,

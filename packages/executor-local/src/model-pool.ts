@@ -38,7 +38,8 @@ export type PoolGenerateOptions = Omit<GenerateOptions, "attention"> & {
 /**
  * A model that is loaded in several workers, so that the calling thread stays free. Results do not depend on the
  * number of workers, to the last bit. Every method throws COPPICE_ABORTED at once when its signal is aborted,
- * COPPICE_BACKEND_CRASHED when a worker ended unexpectedly and did so again when started anew, and
+ * COPPICE_BACKEND_CRASHED when a worker ended unexpectedly and did so again when started anew, COPPICE_BACKEND_LOST when
+ * a device was lost again and again, and
  * COPPICE_BACKEND_DISPOSED after `dispose`.
  */
 export interface ModelPool extends AsyncDisposable {

@@ -1,8 +1,8 @@
-import { abortedError, CoppiceError, reviveError, throwIfAborted } from "@coppice/core";
+import { abortedError, CoppiceError, isCoppiceError, reviveError, throwIfAborted } from "@coppice/core";
 import type { FromWorker, Method, WorkerEvent, WorkerMethods } from "./protocol.js";
 import { type Isolation, startWorker, type WorkerPort } from "./worker-port.js";
 
-/** Times that one call may end its worker before it is given up: an accident repeats rarely, a fault always. */
+/** Times that one call may end its worker, or find its device lost, before it is given up: an accident repeats rarely, a fault always. */
 const attempts = 3;
 
 export interface CallOptions {
@@ -21,6 +21,7 @@ interface Current {
 /**
  * One worker and the calls that wait for it, one at a time unless they say otherwise. When the worker ends unexpectedly it is
  * started again, everything that made its state is repeated, and then the calls that were running: only they can be to blame.
+ * A worker whose device is lost is ended, so that the next one opens another.
  */
 export class WorkerHost {
   readonly #isolation: Isolation;
@@ -66,7 +67,8 @@ export class WorkerHost {
   }
 
   /**
-   * @throws COPPICE_BACKEND_CRASHED when the worker ended at every attempt, COPPICE_BACKEND_DISPOSED, COPPICE_ABORTED
+   * @throws COPPICE_BACKEND_CRASHED when the worker ended at every attempt, COPPICE_BACKEND_LOST when its device was lost at
+   * the last one, COPPICE_BACKEND_DISPOSED, COPPICE_ABORTED
    * at once when the signal is aborted, and what the worker threw
    */
   call<M extends Method>(
@@ -99,11 +101,19 @@ export class WorkerHost {
 
   async #attempt(method: Method, params: unknown, options: CallOptions): Promise<unknown> {
     for (let attempt = 1; ; attempt++) {
+      let port: WorkerPort | undefined;
       try {
         this.#ready ??= this.#restore();
         await this.#ready;
-        return await this.#send(method, params, options);
+        const answer = this.#send(method, params, options);
+        port = this.#port;
+        return await answer;
       } catch (error) {
+        if (isCoppiceError(error, "COPPICE_BACKEND_LOST")) {
+          // One of several calls ends it; the others find the next worker.
+          if (this.#port === port) await port?.kill();
+          if (attempt < attempts && !options.signal?.aborted) continue;
+        }
         if (!(error instanceof WorkerEnd)) throw error;
         if (this.#disposed) throw disposed();
         if (attempt < attempts && !options.signal?.aborted) continue;

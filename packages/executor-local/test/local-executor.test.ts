@@ -141,6 +141,27 @@ describe.each<Isolation>(["process", "thread"])("a worker that ends (%s)", (isol
   });
 });
 
+describe.each<Isolation>(["process", "thread"])("a device that is lost (%s)", (isolation) => {
+  it("is opened anew by a new worker, with the same results", async () => {
+    await using sound = await pool(2, {}, isolation);
+    await using expected = await sound.scorer({ task, limit });
+    await using own = await pool(2, { lose: "once", marker: marker() }, isolation);
+    await using executor = await own.scorer({ task, limit });
+    const plans = [...samplePlans(own.model, 3), cursedPlan(own.model), ...samplePlans(own.model, 2)];
+    expect(await executor.evaluate(plans)).toEqual(await expected.evaluate(plans));
+  });
+
+  it("ends the work by its name when it is lost every time, and can be tried again", async () => {
+    await using own = await pool(1, { lose: "always" }, isolation);
+    await using executor = await own.scorer({ task, limit });
+    await expect(executor.evaluate([cursedPlan(own.model)])).rejects.toMatchObject({
+      code: "COPPICE_BACKEND_LOST",
+      retryable: true,
+    });
+    expect(await executor.evaluate(samplePlans(own.model, 2))).toHaveLength(2);
+  });
+});
+
 describe("dispose", () => {
   it.each<Isolation>(["process", "thread"])("leaves nothing behind (%s)", async (isolation) => {
     const before = resources();

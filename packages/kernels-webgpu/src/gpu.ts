@@ -65,7 +65,7 @@ export class Gpu {
         "COPPICE_BACKEND_LOST",
         `the device was lost (${reason}): ${message}`,
         {
-          hint: "load the model again, which opens the device anew; a search goes on with --resume",
+          hint: "load the model again, which opens the device anew; a search goes on where it was",
           retryable: true,
         },
       );
