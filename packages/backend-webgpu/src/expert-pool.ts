@@ -46,9 +46,9 @@ export class ExpertPool {
     this.capacity = mergesOnDevice(spec, weights) ? Math.min(wanted, most, slotLimit - this.experts) : 0;
   }
 
-  /** Blocks that have ever been given out, stored experts included. */
+  /** Blocks of `stacks` that may be placed. */
   get blocks(): number {
-    return this.experts + this.#held.size;
+    return this.experts + (this.#needed.size > 0 ? this.#held.size : 0);
   }
 
   /** Slots of a plan that are merged. */
@@ -92,10 +92,10 @@ export class ExpertPool {
     return this.#matrices;
   }
 
-  /** Stored experts, then merged ones. */
+  /** Stored experts, then merged ones where any were placed since `begin`. */
   get stacks(): { readonly units: readonly ExpertStack[]; readonly down: readonly ExpertStack[] } {
     const { units, down } = this.#weights.experts;
-    const made = this.#matrices;
+    const made = this.#needed.size > 0 ? this.matrices : undefined;
     return made
       ? { units: [units, { matrix: made.units }], down: [down, { matrix: made.down }] }
       : { units: [units], down: [down] };

@@ -69,14 +69,18 @@ export async function recordGroup(
     if (held) boundaries.check(held, from, 4 * job.checked.tokens * size);
   }
   const first = members[0]?.job.checked.from as number;
-  const batch = prepareBatch(
-    model,
-    { ...joinedStarts(members), tokens, from: first, to: layers.length },
-    undefined,
-    limitsOf(model, undefined),
-    context.rotary,
-    workspace,
-  );
+  // Many sequences fill a device with tiles of queries, however short they are.
+  const batch: Batch = {
+    ...prepareBatch(
+      model,
+      { ...joinedStarts(members), tokens, from: first, to: layers.length },
+      undefined,
+      limitsOf(model, undefined),
+      context.rotary,
+      workspace,
+    ),
+    most: Number.POSITIVE_INFINITY,
+  };
   const wanted = joinedTargets(members);
   const scored = {
     index: workspace.put("head index", wanted.rows),

@@ -5,8 +5,7 @@ import {
   type RunRequest,
   skipRuleOf,
 } from "@coppice/core";
-import { fewRows } from "@coppice/kernels-webgpu";
-import { splitTokens } from "./attention-block.js";
+import { queryTileFor } from "@coppice/kernels-webgpu";
 import type { ExpertPool } from "./expert-pool.js";
 import type { WantedTargets } from "./head.js";
 
@@ -18,28 +17,19 @@ export interface GroupJob {
   readonly wanted: WantedTargets;
 }
 
-/** Up to so many rows, products in float16 are not those of matrix units. */
-const fewHalfRows = 32;
-/** Workgroups per axis. */
-const mostGroups = 65535;
-
 /**
- * Whether a run gives the same bits alone and together with others: whole sequences, from one layer to the end, targets scored, and
- * plans that only choose and merge experts.
+ * Whether a run can be computed together with others: whole sequences, from one layer to the end, targets scored, and plans that
+ * only choose and merge experts.
  */
 export function isGroupable(
   model: MoeModel,
   pools: ReadonlyMap<number, ExpertPool>,
   { cache, tap, boundaries = [], hold = [], attention, memory }: RunRequest,
-  { tokens, to, rows, targets }: CheckedRunRequest,
+  { to, targets }: CheckedRunRequest,
   plans: ReadonlyMap<number, LayerPlan>,
-  half: boolean,
 ): boolean {
   if (cache || tap || attention || memory || boundaries.length > 0) return false;
-  if (!targets || !rows || hold.includes(to)) return false;
-  // Products of few rows sum in another order.
-  const few = half ? fewHalfRows : fewRows;
-  if (tokens <= few || new Set(rows).size <= few) return false;
+  if (!targets || hold.includes(to)) return false;
   return model.layers.every(({ index, feedForward }) => {
     if (feedForward.kind !== "moe") return feedForward.kind === "dense";
     const plan = plans.get(index);
@@ -60,25 +50,21 @@ export function isGroupable(
 
 /** How many of the first jobs go together, at most about `most` tokens. */
 export function countTogether(
-  model: MoeModel,
   pools: ReadonlyMap<number, ExpertPool>,
   jobs: readonly GroupJob[],
   most: number,
 ): number {
-  const heads = Math.max(
-    ...model.layers.map(({ attention }) => (attention.kind === "other" ? 0 : attention.heads)),
-  );
-  const isShort = ({ checked: { starts } }: GroupJob) =>
-    starts.every((start, s) => s === 0 || start - (starts[s - 1] as number) <= splitTokens);
-  const [first] = jobs as [GroupJob];
-  // Sequences that are short go another way than those that are not, up to what one grid has room for.
-  const short = isShort(first);
-  const room = short ? Math.min(most, Math.floor(mostGroups / heads)) : most;
+  // Short sequences take smaller tiles of queries.
+  const tileOf = ({ checked: { starts } }: GroupJob) =>
+    queryTileFor(
+      starts.reduce((most, start, s) => Math.max(most, s === 0 ? 0 : start - (starts[s - 1] as number)), 0),
+    );
+  const tile = tileOf(jobs[0] as GroupJob);
   const merged = new Map<number, number>();
   let tokens = 0;
   let count = 0;
   for (const job of jobs) {
-    if (count > 0 && (tokens + job.checked.tokens > room || isShort(job) !== short)) break;
+    if (count > 0 && (tokens + job.checked.tokens > most || tileOf(job) !== tile)) break;
     const own = [...pools].map(([layer, pool]): [number, number] => [
       layer,
       (merged.get(layer) ?? 0) + pool.merged(job.plans.get(layer)),

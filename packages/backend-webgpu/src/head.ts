@@ -19,17 +19,16 @@ export interface WantedTargets {
 
 /** @param rows of each target, repeated for several targets of one row */
 export function wantedTargets(rows: Int32Array, targets: Int32Array): WantedTargets {
-  const first = rows.map((row, i) => Number(i === 0 || row !== rows[i - 1]));
-  const count = first.reduce((sum, value) => sum + value, 0);
-  const own = new Int32Array(count);
-  const starts = new Uint32Array(count + 1).fill(rows.length, count);
-  let at = 0;
+  const own = new Int32Array(rows.length);
+  const starts = new Uint32Array(rows.length + 1);
+  let count = 0;
   for (let i = 0; i < rows.length; i++) {
-    if (first[i] === 0) continue;
-    own[at] = rows[i] as number;
-    starts[at++] = i;
+    if (i > 0 && rows[i] === rows[i - 1]) continue;
+    own[count] = rows[i] as number;
+    starts[count++] = i;
   }
-  return { rows: own, starts, targets };
+  starts[count] = rows.length;
+  return { rows: own.subarray(0, count), starts: starts.subarray(0, count + 1), targets };
 }
 
 /** Logits, or what is wanted of them, at packed rows of the request; x is the last layer's output. */

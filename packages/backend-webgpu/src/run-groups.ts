@@ -7,7 +7,7 @@ import {
   type RunRequest,
   type RunResult,
 } from "@coppice/core";
-import type { Gpu } from "@coppice/kernels-webgpu";
+import { fewRows, type Gpu } from "@coppice/kernels-webgpu";
 import { attentionUse } from "./attention-block.js";
 import { limitsOf } from "./attention-limits.js";
 import { checkAttentionKernels } from "./check-attention-kernels.js";
@@ -26,6 +26,8 @@ import type { QueueWork } from "./run-queue.js";
 import type { RunnerSettings } from "./runner.js";
 import type { Workspace } from "./workspace.js";
 
+/** Up to so many rows, products in float16 are not those of matrix units. */
+const fewHalfRows = 32;
 /** Bytes of merged experts that are kept for further plans. */
 const mergedBytes = 256 * 1024 * 1024;
 
@@ -46,7 +48,7 @@ export class RunGroups implements QueueWork<GroupJob> {
   readonly #pools: ReadonlyMap<number, ExpertPool>;
   /** By layer, the experts as they are stored. */
   readonly #whole = new Map<number, PlannedExperts>();
-  readonly #most: number;
+  readonly most: number;
   #isChecked = false;
 
   constructor(context: RunGroupsContext) {
@@ -67,7 +69,7 @@ export class RunGroups implements QueueWork<GroupJob> {
       ),
     );
     const room = Math.floor(Math.min(expertBytes, gpu.maxBindingBytes) / (4 * perToken));
-    this.#most = Math.max(1, Math.min(2 * pace.batchTokens, room));
+    this.most = Math.max(1, Math.min(2 * pace.batchTokens, room));
   }
 
   /** A run that can be computed together with others; undefined: it cannot. */
@@ -78,13 +80,20 @@ export class RunGroups implements QueueWork<GroupJob> {
   ): GroupJob | undefined {
     const { rows, targets, tokens } = checked;
     const { model, settings } = this.#context;
-    if (!rows || !targets || tokens > this.#most) return undefined;
-    if (!isGroupable(model, this.#pools, request, checked, plans, settings.half)) return undefined;
-    return { request, checked, plans, wanted: wantedTargets(rows, targets) };
+    if (!rows || !targets || tokens > this.most) return undefined;
+    if (!isGroupable(model, this.#pools, request, checked, plans)) return undefined;
+    const wanted = wantedTargets(rows, targets);
+    // Products of few rows sum in another order, and what a run gives must not depend on the others.
+    const few = settings.half ? fewHalfRows : fewRows;
+    return Math.min(tokens, wanted.rows.length) > few ? { request, checked, plans, wanted } : undefined;
+  }
+
+  size({ checked }: GroupJob): number {
+    return checked.tokens;
   }
 
   together(jobs: readonly GroupJob[]): number {
-    return countTogether(this.#context.model, this.#pools, jobs, this.#most);
+    return countTogether(this.#pools, jobs, this.most);
   }
 
   async record(jobs: readonly GroupJob[]): Promise<() => Promise<RunResult[]>> {
@@ -98,8 +107,10 @@ export class RunGroups implements QueueWork<GroupJob> {
     // Behind the last attention there are fewer rows.
     for (const count of [tokens, rows]) await checkBatch(gpu, model, loaded, count, settings);
     const limits = limitsOf(model, undefined);
-    for (const { checked } of jobs)
-      await checkAttentionKernels(gpu, model, loaded, attentionUse(model, checked, limits));
+    for (const { checked } of jobs) {
+      const use = { ...attentionUse(model, checked, limits), tiles: true };
+      await checkAttentionKernels(gpu, model, loaded, use);
+    }
     for (const { index, feedForward } of model.layers) {
       if (feedForward.kind !== "moe" || this.#whole.has(index)) continue;
       const { moe } = weights.layers.get(index) as LayerWeights;

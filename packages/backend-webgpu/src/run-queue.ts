@@ -9,6 +9,9 @@ export interface Waiting<J> {
 }
 
 export interface QueueWork<J> {
+  /** Size of a job; jobs of more than `most` together are not computed together. */
+  size(job: J): number;
+  readonly most: number;
   /** How many of the first jobs are computed together; at least 1. */
   together(jobs: readonly J[]): number;
   /** Records and submits jobs. @returns their results once the device has them */
@@ -19,14 +22,16 @@ export interface QueueWork<J> {
 const depth = 2;
 
 /**
- * Runs of one runner in the order in which they came. Those that can be computed together wait for the end of the turn, and for
- * groups before them; others have the device for themselves while they are recorded.
+ * Runs of one runner in the order in which they came. Those that can be computed together wait for the end of the turn, unless
+ * they fill a group before, and for groups before them; others have the device for themselves while they are recorded.
  */
 export class RunQueue<J> {
   readonly #work: QueueWork<J>;
   readonly #waiting: Waiting<J>[] = [];
   #last: Promise<unknown> = Promise.resolve();
   #underWay = 0;
+  /** Of the jobs that wait. */
+  #size = 0;
   #isScheduled = false;
 
   constructor(work: QueueWork<J>) {
@@ -36,6 +41,8 @@ export class RunQueue<J> {
   add(job: J, signal: AbortSignal | undefined): Promise<RunResult> {
     return new Promise((resolve, reject) => {
       this.#waiting.push({ job, signal, resolve, reject });
+      this.#size += this.#work.size(job);
+      if (this.#size > this.#work.most) this.#next();
       if (this.#isScheduled) return;
       this.#isScheduled = true;
       // Whoever has several runs to ask for asks for them in this turn.
@@ -56,14 +63,17 @@ export class RunQueue<J> {
   /** Refuses what waits. @returns once nothing is under way */
   async end(error: unknown): Promise<void> {
     for (const { reject } of this.#waiting.splice(0)) reject(error);
+    this.#size = 0;
     await this.#last;
   }
 
   #next(): void {
     while (this.#underWay < depth && this.#waiting.length > 0) {
       const count = this.#work.together(this.#waiting.map(({ job }) => job));
+      const group = this.#waiting.splice(0, count);
+      for (const { job } of group) this.#size -= this.#work.size(job);
       this.#underWay++;
-      void this.#run(this.#waiting.splice(0, count)).then(() => {
+      void this.#run(group).then(() => {
         this.#underWay--;
         this.#next();
       });

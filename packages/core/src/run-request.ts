@@ -150,7 +150,8 @@ function packedRows(
   if (positions.length !== sequences.length) {
     throw refused(`positions are given for ${positions.length} sequences, the batch has ${sequences.length}`);
   }
-  const rows: number[] = [];
+  const rows = new Int32Array(positions.reduce((sum, { length }) => sum + length, 0));
+  let row = 0;
   positions.forEach((wanted, s) => {
     let previous = -1;
     for (const position of wanted) {
@@ -162,10 +163,10 @@ function packedRows(
         );
       }
       previous = position;
-      rows.push((starts[s] as number) + position);
+      rows[row++] = (starts[s] as number) + position;
     }
   });
-  return Int32Array.from(rows);
+  return rows;
 }
 
 function packedTargets(
@@ -176,16 +177,18 @@ function packedTargets(
   if (targets.length !== positions.length) {
     throw refused(`targets are given for ${targets.length} sequences, positions for ${positions.length}`);
   }
-  const packed: number[] = [];
+  const packed = new Int32Array(targets.reduce((sum, { length }) => sum + length, 0));
+  let at = 0;
   targets.forEach((tokens, s) => {
     const wanted = (positions[s] as Int32Array).length;
     if (tokens.length !== wanted) {
       throw refused(`sequence ${s} has ${tokens.length} targets for ${wanted} positions`);
     }
     checkTokens(tokens, vocabSize, `targets of sequence ${s}`);
-    for (const token of tokens) packed.push(token);
+    packed.set(tokens, at);
+    at += tokens.length;
   });
-  return Int32Array.from(packed);
+  return packed;
 }
 
 function checkTokens(tokens: Int32Array, vocabSize: number, where: string): void {
