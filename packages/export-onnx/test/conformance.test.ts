@@ -157,7 +157,7 @@ test("what is new of keys and values comes alone as well, with padding and with 
       ? [{ name: input.name, heads: input.shape[1] as number, size: input.shape[3] as number }]
       : [],
   );
-  let past = Object.fromEntries(
+  let past: Record<string, Tensor> = Object.fromEntries(
     shapes.map(({ name, heads, size }) => {
       const dims = [batch, heads, room, size];
       return [name, new Tensor("float32", new Float32Array(batch * heads * room * size), dims)];

@@ -30,7 +30,7 @@ afterAll(() => rm(scratch, { recursive: true, force: true }));
 const context = 512;
 const ids = Int32Array.from({ length: context }, (_, i) => Rng.fromSeed(i).integer(256));
 
-/** Windows that wrap up to a hundred times, one that is longer than most prompts, and heads that see everything. */
+/** The first and the third head of a layer are alike. Windows that wrap up to a hundred times, one that is longer than most prompts, and heads that see everything. */
 const rules = [
   { alpha: 8, beta: 0 },
   { alpha: 0, beta: 1 },
@@ -40,7 +40,9 @@ const rules = [
 
 function planOf({ model }: LoadedCheckpoint): AttentionPlan {
   const sample = sampleAttention(model, { rules });
-  const layers = sample.layers.map((heads, layer) => heads?.map((_, head) => (layer + head) % 4) ?? null);
+  const layers = sample.layers.map(
+    (heads, layer) => heads?.map((_, head) => (layer + (head === 2 ? 0 : head)) % 4) ?? null,
+  );
   return { ...sample, layers };
 }
 
@@ -156,7 +158,7 @@ describe.each<[FixtureName, Way[]]>([
 });
 
 it("works together with experts that were pruned and quantized, and travels with them", async () => {
-  await using original = await loadModel(await openFolder(fixturePath("mixtral")));
+  await using original = await loadModel(await openFolder(fixturePath("olmoe")));
   const plan = planOf(original);
   const pruned = memoryTarget();
   // All that are left run: rounding may move a token across a tie between two.
