@@ -5,11 +5,15 @@ import { type FixtureName, loadFixture } from "@coppice/plugin-kit/node";
 import { afterAll, beforeAll, describe, expect, it, test } from "vitest";
 import { hasChromium, openWebgpuPage } from "../../../tools/webgpu-page.mjs";
 import { conformanceCases, type FixtureText, fixtureNames, isChosen } from "./conformance-cases.js";
+import { cycleName } from "./cycle-case.js";
 import { deviceCases } from "./device-cases.js";
 
 const unused = () => Promise.reject(new Error("cases run in the page"));
 const names = conformanceCases(unused).map(({ name }) => name);
+/** `COPPICE_WEBGPU_CYCLES=200` for the slow check. */
+const cycles = Number(process.env["COPPICE_WEBGPU_CYCLES"] ?? 4);
 const chosen = [
+  cycleName(cycles),
   ...names.filter(isChosen),
   ...deviceCases({ name: "", requestAdapter: unused }).map(({ name }) => name),
 ];

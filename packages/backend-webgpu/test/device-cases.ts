@@ -7,44 +7,10 @@ import {
   type RunRequest,
 } from "@coppice/core";
 import { type ConformanceCase, randomModel, slowForward } from "@coppice/plugin-kit";
+import { watched } from "./watched-source.js";
 
 const loaded = randomModel({ seed: 3, layers: 1, hidden: 16, vocab: 24 });
 const ids = (length: number) => Int32Array.from({ length }, (_, i) => (7 * i + 3) % 24);
-
-/** A source whose devices are seen by the test. */
-function watched(source: DeviceSource) {
-  const devices: GPUDevice[] = [];
-  const alive = { buffers: 0 };
-  return {
-    devices,
-    alive,
-    name: source.name,
-    async requestAdapter() {
-      const adapter = await source.requestAdapter();
-      if (!adapter) return null;
-      const request = adapter.requestDevice.bind(adapter);
-      adapter.requestDevice = async (descriptor?: GPUDeviceDescriptor) => {
-        const device = await request(descriptor);
-        const create = device.createBuffer.bind(device);
-        device.createBuffer = (wanted: GPUBufferDescriptor) => {
-          const buffer = create(wanted);
-          const destroy = buffer.destroy.bind(buffer);
-          alive.buffers++;
-          let gone = false;
-          buffer.destroy = () => {
-            if (!gone) alive.buffers--;
-            gone = true;
-            destroy();
-          };
-          return buffer;
-        };
-        devices.push(device);
-        return device;
-      };
-      return adapter;
-    },
-  };
-}
 
 async function codeOf(work: () => unknown): Promise<{ code: ErrorCode | "none"; message: string }> {
   try {

@@ -1,6 +1,7 @@
 import { createWebgpuBackend } from "@coppice/backend-webgpu";
 import { randomModel } from "@coppice/plugin-kit";
 import { conformanceCases } from "./conformance-cases.js";
+import { cycleCase } from "./cycle-case.js";
 import { deviceCases } from "./device-cases.js";
 
 const source = { name: "navigator.gpu", requestAdapter: () => navigator.gpu.requestAdapter() };
@@ -11,7 +12,7 @@ const cases = [...conformanceCases(() => backend), ...deviceCases(source, backen
 
 export async function run(name: string): Promise<void> {
   await kept;
-  const found = cases.find((one) => one.name === name);
-  if (!found) throw new Error(`no case is called ${name}`);
-  await found.run();
+  const run = cycleCase(source, name) ?? cases.find((one) => one.name === name)?.run;
+  if (!run) throw new Error(`no case is called ${name}`);
+  await run();
 }
