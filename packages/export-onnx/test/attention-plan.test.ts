@@ -59,16 +59,32 @@ describe.each(limitable)("a random model with %s under a plan", (_, shape) => {
     const expected = await masked(model, weights, sequence, plan, length);
     const row = (at: number) => expected.subarray(at * model.vocabSize, (at + 1) * model.vocabSize);
     await using session = await SpanSession.open(output, exported.spans?.layout.spans ?? []);
-    expect(largestDifference(await session.run(sequence), expected)).toBeLessThan(1e-4);
+    const [whole] = await session.run(sequence);
+    expect(largestDifference(whole as Float32Array, expected)).toBeLessThan(1e-4);
     // A prompt shorter than the sinks, one behind it that is longer than some windows, and then token by token.
     session.reset();
     const single = Array.from({ length: Math.max(0, length - 9) }, (_, i) => 10 + i);
     const ends = [...new Set([2, 9, ...single].map((end) => Math.min(end, length)))];
     let begin = 0;
     for (const end of ends) {
-      const last = await session.run(sequence.subarray(begin, end), 1);
-      expect(largestDifference(last, row(end - 1))).toBeLessThan(1e-4);
+      const [logits] = await session.run(sequence.subarray(begin, end));
+      const rows = expected.subarray(begin * model.vocabSize, end * model.vocabSize);
+      expect(largestDifference(logits as Float32Array, rows)).toBeLessThan(1e-4);
       begin = end;
+    }
+    // Beside a text that is shorter, padded behind it.
+    session.reset(2);
+    const [short, long] = [Math.ceil(length / 4), Math.ceil(length / 2)];
+    const [first, second] = await session.run(sequence.subarray(0, short), sequence.subarray(0, long));
+    const until = (end: number) => expected.subarray(0, end * model.vocabSize);
+    expect(largestDifference(first as Float32Array, until(short))).toBeLessThan(1e-4);
+    expect(largestDifference(second as Float32Array, until(long))).toBeLessThan(1e-4);
+    for (let step = 0; long + step < length; step++) {
+      const at = [short + step, long + step];
+      const found = await session.run(...at.map((from) => sequence.subarray(from, from + 1)));
+      for (const [b, position] of at.entries()) {
+        expect(largestDifference(found[b] as Float32Array, row(position))).toBeLessThan(1e-4);
+      }
     }
   });
 });
