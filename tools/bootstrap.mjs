@@ -89,6 +89,7 @@ const commands = {
 /** @type {Record<string, (args: readonly string[]) => void>} */
 const benches = {
   attention: (args) => script("@coppice/backend-cpu", "packages/backend-cpu/bench/attention.mjs", args),
+  batches: (args) => script("@coppice/runtime", "packages/runtime/bench/batches.mjs", args),
   decode: (args) => script("@coppice/runtime", "packages/runtime/bench/decode.mjs", args),
   forms: (args) => script("@coppice/backend-cpu", "packages/backend-cpu/bench/graph-forms.mjs", args),
   search: (args) => script("coppice", "packages/cli/bench/search.mjs", args),

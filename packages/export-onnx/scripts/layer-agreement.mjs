@@ -1,25 +1,26 @@
 import { decodeModel, encodeModel } from "@coppice/onnx";
 
-/** Nearer router logits of the last expert that is chosen and the first that is not are a tie: rounding may decide. */
-const tie = 0.01;
-
 /**
  * Compares every layer of an exported graph, as ONNX Runtime runs it, with the reference backend on the dequantized weights and
- * the same input. Tokens at a tie between two experts are left out: there the layer is no continuous function.
- * @returns per layer the cosine of what it puts out, and of what it adds to its input, and how many tokens were at a tie
+ * the same input. Tokens that chose other experts there are left out: rounding decides between two that are nearly as good, and
+ * the layer is no continuous function then.
+ * @param files exported with `expertOutputs`
+ * @returns per layer the cosine of what it puts out, and of what it adds to its input; how many tokens chose other experts, and
+ * how much worse these were at most, by the router's logits
  */
 export async function layerAgreement({ loaded, files, runner, runtime, ids }) {
   const { model, weights } = loaded;
   let input = embedded(model, await weights.read(model.embedding), ids);
   const agreement = [];
-  for (const [layer, output] of (await hiddenStates(files, model, runtime, ids)).entries()) {
+  for (const [layer, { output, experts }] of (await layerOutputs(files, model, runtime, ids)).entries()) {
     const to = layer + 1;
     const range = { from: layer, to, boundaries: [to] };
     const hidden = layer > 0 && { hidden: input };
-    const margins = new Float32Array(ids.length).fill(Number.POSITIVE_INFINITY);
-    const tap = { fields: ["routerLogits"], onLayer: (seen) => setMargins(margins, seen) };
+    /** By token, how much worse the experts were that it chose instead; undefined: it chose the same. */
+    const worse = [];
+    const tap = { fields: ["routerLogits", "routing"], onLayer: (seen) => setWorse(worse, seen, experts) };
     const ran = await runner.run({ sequences: [ids], ...range, ...hidden, tap });
-    const compared = Array.from(margins.keys()).filter((token) => margins[token] >= tie);
+    const compared = Array.from(ids.keys()).filter((token) => worse[token] === undefined);
     const rowsOf = (values) =>
       compared.flatMap((token) =>
         Array.from(values.subarray(token * model.hiddenSize, (token + 1) * model.hiddenSize)),
@@ -30,20 +31,25 @@ export async function layerAgreement({ loaded, files, runner, runtime, ids }) {
       layer,
       output: cosine(found, expected),
       added: cosine(added(found), added(expected)),
-      ties: ids.length - compared.length,
+      moved: ids.length - compared.length,
+      worse: worse.reduce((most, one = 0) => Math.max(most, one), 0),
     });
     input = output;
   }
   return agreement;
 }
 
-/** How far the router's logits of the last expert that a token chooses are above those of the next. */
-function setMargins(margins, { tokens, topK, rows, routerLogits }) {
-  const slots = routerLogits.length / tokens;
-  if (slots === topK) return;
+/** @param experts [tokens, topK], those that ONNX Runtime chose */
+function setWorse(worse, { tokens, topK, rows, routerLogits, slots }, experts) {
+  const count = routerLogits.length / tokens;
   for (let t = 0; t < tokens; t++) {
-    const sorted = routerLogits.slice(t * slots, (t + 1) * slots).sort((a, b) => b - a);
-    margins[rows[t]] = sorted[topK - 1] - sorted[topK];
+    const row = rows[t];
+    const logits = routerLogits.subarray(t * count, (t + 1) * count);
+    const expected = Array.from(slots.subarray(t * topK, (t + 1) * topK));
+    const found = Array.from(experts.subarray(row * topK, (row + 1) * topK));
+    const logitsOf = (list, others) => list.filter((one) => !others.includes(one)).map((one) => logits[one]);
+    const [lost, won] = [logitsOf(expected, found), logitsOf(found, expected)];
+    if (lost.length > 0) worse[row] = Math.max(...lost) - Math.min(...won);
   }
 }
 
@@ -53,8 +59,8 @@ function embedded({ hiddenSize, embeddingScale = 1 }, table, ids) {
   return Float32Array.from(rows.flatMap((row) => Array.from(row, (value) => embeddingScale * value)));
 }
 
-/** What every layer puts out, [tokens, hidden] each: sums that the graph makes anyway, asked for as outputs. */
-async function hiddenStates(files, model, { InferenceSession, Tensor }, ids) {
+/** What every layer puts out, [tokens, hidden], which the graph sums up anyway, and the experts that it chose, [tokens, topK]. */
+async function layerOutputs(files, model, { InferenceSession, Tensor }, ids) {
   const name = [...files.keys()].find((file) => file.endsWith(".onnx"));
   const graph = decodeModel(files.get(name));
   const sums = graph.nodes.flatMap(({ outputs }) => outputs.filter((one) => /^residual_\d+$/.test(one)));
@@ -85,8 +91,12 @@ async function hiddenStates(files, model, { InferenceSession, Tensor }, ids) {
       const [, heads, , size] = input.shape;
       feeds[input.name] = new Tensor("float32", new Float32Array(0), [1, heads, 0, size]);
     }
-    const outputs = await session.run(feeds, wanted);
-    return wanted.map((one) => Float32Array.from(outputs[one].data));
+    const chosen = wanted.map((_, layer) => `experts.${layer}`);
+    const outputs = await session.run(feeds, [...wanted, ...chosen]);
+    return wanted.map((one, layer) => ({
+      output: Float32Array.from(outputs[one].data),
+      experts: Int32Array.from(outputs[chosen[layer]].data),
+    }));
   } finally {
     await session.release();
   }

@@ -3,11 +3,13 @@ import {
   CoppiceError,
   dtypeBytes,
   elementCount,
+  packBits,
   type QuantizedMatrix,
   quantizedBits,
   quantizedGroups,
   type ScaleDType,
   type TensorRef,
+  unpackBits,
   type WeightReader,
 } from "@coppice/core";
 import { madeContent, madeFor } from "./made-content.js";
@@ -67,7 +69,10 @@ export interface QuantizedContents {
   readonly zeroPoints?: Content;
 }
 
-/** The codes of a packed tensor as they are, rows in order where one is given; it is read once. */
+/**
+ * The codes of a packed tensor as they are, rows in order where one is given; it is read once. Groups that are larger than
+ * those of the form are split.
+ */
 export function quantizedContents(
   weights: WeightReader,
   ref: TensorRef,
@@ -79,7 +84,7 @@ export function quantizedContents(
   const height = order?.length ?? rows;
   const matrix = madeFor(asymmetric ? 3 : 2, async (signal): Promise<QuantizedMatrix> => {
     const found = await weights.readQuantized?.(ref, signal ? { signal } : {});
-    if (found) return found;
+    if (found) return splitGroups(found, groupSize);
     throw new CoppiceError("COPPICE_INTERNAL", `${ref.name} is packed, and its reader gives no codes`);
   });
   const part = <T extends Uint8Array | Float32Array>(
@@ -105,6 +110,29 @@ export function quantizedContents(
     ),
     ...(asymmetric && {
       zeroPoints: part(zeroBytes, zeroBytes, ({ zeroPoints }) => zeroPoints as Uint8Array, same),
+    }),
+  };
+}
+
+/** The same matrix in smaller groups: scales and zero points are repeated, codes stay as they are. */
+function splitGroups(matrix: QuantizedMatrix, groupSize: number): QuantizedMatrix {
+  const { rows, columns, bits, scales, zeroPoints } = matrix;
+  const times = matrix.groupSize / groupSize;
+  if (times === 1) return matrix;
+  const zeros = zeroPoints && unpackBits(zeroPoints, rows, columns / matrix.groupSize, bits);
+  return {
+    ...matrix,
+    groupSize,
+    scales: Float32Array.from(
+      { length: scales.length * times },
+      (_, i) => scales[Math.floor(i / times)] as number,
+    ),
+    ...(zeros && {
+      zeroPoints: packBits(
+        Uint8Array.from({ length: zeros.length * times }, (_, i) => zeros[Math.floor(i / times)] as number),
+        rows,
+        bits,
+      ),
     }),
   };
 }

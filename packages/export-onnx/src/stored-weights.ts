@@ -35,7 +35,8 @@ import {
   type VectorPart,
 } from "./weight-names.js";
 
-export interface StoredWeightsOptions extends Pick<TargetForms, "halfEmbedding" | "rowPrecision"> {
+export interface StoredWeightsOptions
+  extends Pick<TargetForms, "halfEmbedding" | "rowPrecision" | "int8Groups"> {
   readonly model: MoeModel;
   readonly weights: WeightReader;
   readonly files: ExternalFiles;
@@ -48,7 +49,7 @@ export interface StoredWeightsOptions extends Pick<TargetForms, "halfEmbedding" 
  * float32. Nothing is read before the files are written.
  */
 export function storedWeights(graph: GraphBuilder, options: StoredWeightsOptions): DecoderWeights {
-  const { model, weights, files, spans, halfEmbedding, rowPrecision } = options;
+  const { model, weights, files, spans, halfEmbedding, rowPrecision, int8Groups } = options;
   const { embedding, tied } = model;
   const store = (
     name: string,
@@ -115,9 +116,12 @@ export function storedWeights(graph: GraphBuilder, options: StoredWeightsOptions
     }
     const bias = options.bias ? stackedBias(`${name}.bias`, parts) : undefined;
     if (form) {
-      const { rows: N, columns, values } = packed(name, parts, form, "groups");
-      const shape = { ...form, rows: N, columns };
-      return quantizedLinear(graph, rows, values, shape, rowPrecision(form.bits), bias, options);
+      const precision = rowPrecision(form.bits);
+      const most = precision === "int8" ? int8Groups[form.bits] : form.groupSize;
+      const run = { ...form, groupSize: Math.min(form.groupSize, most) };
+      const { rows: N, columns, values } = packed(name, parts, run, "groups");
+      const shape = { ...run, rows: N, columns };
+      return quantizedLinear(graph, rows, values, shape, precision, bias, options);
     }
     const matrix = isEmbedding(parts) ? "embedding" : floats(name, parts);
     const inputs = bias === undefined ? [rows, matrix] : [rows, matrix, bias];
@@ -145,15 +149,17 @@ export function storedWeights(graph: GraphBuilder, options: StoredWeightsOptions
     const codes = layout === "groups" ? [rows, groups, (groupSize * bits) / 8] : [rows, (columns * bits) / 8];
     const type = floatTypes[form.scales];
     const base = isEmbedding(parts) ? "embedding" : name;
+    // Where a head runs in smaller groups than its embedding, only codes are the same.
+    const isSplit = parts.some(({ weight }) => packedForm(weight)?.groupSize !== groupSize);
     const put = (
       key: "codes" | "scales" | "zeroPoints",
       shape: readonly number[],
       type: ElementType,
-      as = `${base}.${key}`,
+      as = isSplit ? `${name}.${key}` : `${base}.${key}`,
     ) => {
       if (graph.has(as)) return as;
       const all = contents.map((one) => one[key] as Content);
-      return store(as, shape, type, all, `${base}.${key}`);
+      return store(as, shape, type, all, isSplit && key !== "codes" ? as : `${base}.${key}`);
     };
     const values: QuantizedValues = {
       // Two operators may see the same bytes in two shapes.

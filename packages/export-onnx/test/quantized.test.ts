@@ -1,5 +1,5 @@
 import { loadModel, memoryFolder, memoryTarget } from "@coppice/checkpoint";
-import { openFolder } from "@coppice/checkpoint/node";
+import { openFolder, writeSyntheticCheckpoint } from "@coppice/checkpoint/node";
 import type { TensorRef } from "@coppice/core";
 import { exportOnnx, exportTargets } from "@coppice/export-onnx";
 import { decodeModel, type GraphInitializer } from "@coppice/onnx";
@@ -73,6 +73,37 @@ test("codes, zero points and scales lie in the file as they are in the checkpoin
   expect(loaded.model.tied).toBe(true);
   await expectSame("embedding", loaded.model.embedding);
   expect(stored("head.codes")?.byteOffset).toBe(stored("embedding.codes")?.byteOffset);
+});
+
+test("2 bits in large groups multiply int8 rows in groups of 32, with the same codes", async () => {
+  const [source, target] = [memoryTarget(), memoryTarget()];
+  const sizes = { hiddenSize: 128, vocabSize: 32, heads: 2, kvHeads: 1, expertWidth: 128, layers: 1 };
+  // All experts run: rounding could have a token choose another one.
+  const shape = { ...sizes, family: "qwen3_moe", tied: true, experts: 2, topK: 2, dtype: "F32" } as const;
+  await writeSyntheticCheckpoint(source, shape);
+  await using whole = await loadModel(memoryFolder(source.files));
+  const format = { bits: 2, groupSize: 128, symmetric: false } as const;
+  await quantizeCheckpoint(whole, target, {
+    quantizer: await rtn.create({}, undefined),
+    format: () => format,
+  });
+  await using loaded = await loadModel(memoryFolder(target.files));
+  const output = memoryTarget();
+  await exportOnnx(loaded, output, { target: "cpu" });
+  const { nodes, initializers } = decodeModel(output.files.get("onnx/model_q2.onnx") as Uint8Array);
+  const groupsOf = (operator: string) =>
+    new Set(nodes.filter((node) => node.operator === operator).map((node) => node.attributes["block_size"]));
+  // The embedding is the head too: its rows are looked up in groups as they are.
+  expect(groupsOf("MatMulNBits")).toEqual(new Set([32]));
+  expect(groupsOf("GatherBlockQuantized")).toEqual(new Set([128]));
+  const shapeOf = (name: string) => initializers.find((one) => one.name === name)?.shape;
+  expect([shapeOf("head.scales"), shapeOf("embedding.scales")]).toEqual([
+    [32, 4],
+    [32, 1],
+  ]);
+  await using session = await ExportedSession.open(output);
+  const logits = valuesOf((await session.run(ids)).logits);
+  expect(cosine(logits, await referenceLogits(loaded, ids))).toBeGreaterThan(0.999);
 });
 
 test("parts of a stack that are stored differently run one by one", async () => {

@@ -18,16 +18,12 @@ import {
   rmSync,
   writeFileSync,
 } from "node:fs";
-import { tmpdir } from "node:os";
 import { dirname, join, resolve } from "node:path";
 import { parseArgs } from "node:util";
-import { loadModel } from "@coppice/checkpoint";
-import { folderTarget, openFolder } from "@coppice/checkpoint/node";
 import { modelPath } from "@coppice/demo-model";
-import { exportOnnx } from "@coppice/export-onnx";
-import { quantizeCheckpoint, rtn, uniformFormat } from "@coppice/quantizers";
 import { openModelFolder } from "@coppice/runtime/node";
 import { AutoModelForCausalLM, env, Tensor } from "@huggingface/transformers";
+import { exportedFolders } from "./exported-folders.mjs";
 
 /** What a folder of few bits has to reach. */
 const demands = { decode: 1.5, library: 1, prefill: 1.1 };
@@ -46,29 +42,7 @@ const { quick, rounds = quick ? "2" : "9", tokens: length = quick ? "12" : "48" 
 const [turns, tokens, threads] = [rounds, length, values.threads].map(Number);
 env.allowRemoteModels = false;
 const folders =
-  positionals.length > 0 ? positionals.map((one) => one.split("=")) : await exported(values.model);
-
-/** Names and folders of the model as it is and at 4 bits. */
-async function exported(path) {
-  const scratch = mkdtempSync(join(tmpdir(), "coppice-decode-"));
-  process.on("exit", () => rmSync(scratch, { recursive: true }));
-  const write = async (from, name) => {
-    const loaded = await loadModel(await openFolder(from));
-    const folder = join(scratch, name);
-    const { bytes } = await exportOnnx(loaded, folderTarget(folder), { target: "cpu" });
-    await loaded.close();
-    console.log(`${name}: ${(bytes / 1e6).toFixed(1)} MB`);
-    return [name, folder];
-  };
-  const quantized = join(scratch, "checkpoint");
-  const whole = await loadModel(await openFolder(path));
-  await quantizeCheckpoint(whole, folderTarget(quantized), {
-    quantizer: await rtn.create({ clip: false }, undefined),
-    format: uniformFormat({ bits: 4, groupSize: 32, symmetric: true }),
-  });
-  await whole.close();
-  return [await write(path, "fp32"), await write(quantized, "q4")];
-}
+  positionals.length > 0 ? positionals.map((one) => one.split("=")) : await exportedFolders(values.model);
 
 /** Ids that need no tokenizer. */
 const prompt = Int32Array.from({ length: 512 }, (_, i) => 100 + ((i * 37) % 900));
