@@ -16,29 +16,33 @@ export interface RowsOptions {
   readonly scaled: boolean;
   readonly vectors: boolean;
   /** Threads that share the columns of an output. */
-  readonly lanes: 8 | 32 | 128;
+  readonly lanes: 8 | 32 | 64;
   /** Outputs that a thread sums side by side, so that it reads x once for all of them. */
   readonly outputs: 1 | 4;
+  /** Neighbouring eights of columns that a thread reads at once. */
+  readonly eights: 1 | 2;
 }
 
 export const rowsKey = (o: RowsOptions) =>
-  `rows ${formatKey(o.format)} ${o.activation} ${o.rows} ${o.lanes} ${o.outputs} ${[o.bias, o.gathered, o.scaled, o.vectors].map(Number).join("")}`;
+  `rows ${formatKey(o.format)} ${o.activation} ${o.rows} ${o.lanes} ${o.outputs} ${o.eights} ${[o.bias, o.gathered, o.scaled, o.vectors].map(Number).join("")}`;
 
 const threads = 128;
 
-/** Columns of codes from which on a workgroup shares four outputs. */
+/** Columns of codes from which on a thread has enough of them to read two eights for four outputs at once. */
 const manyCodes = 1024;
 
 /**
  * How the work is shared, by what was measured: no more threads per output than have work; and where weights are codes, reading x
- * and unpacking cost more than the weights, so that whole workgroups share four outputs.
+ * and finding its place cost more than the weights, so that a thread takes more of both at once.
  */
 export function rowsSharing(
   { format, columns }: Pick<GpuMatrix, "format" | "columns">,
   rows: number,
-): Pick<RowsOptions, "lanes" | "outputs"> {
-  if (rows === 1 && format.kind === "quantized" && columns >= manyCodes) return { lanes: 128, outputs: 4 };
-  return { lanes: columns >= 256 ? 32 : 8, outputs: 1 };
+): Pick<RowsOptions, "lanes" | "outputs" | "eights"> {
+  if (rows === 1 && format.kind === "quantized" && columns >= manyCodes) {
+    return { lanes: 64, outputs: 4, eights: 2 };
+  }
+  return { lanes: columns >= 256 ? 32 : 8, outputs: 1, eights: 1 };
 }
 
 /** Few columns for which work is shared as for so many; for checks. */
@@ -60,7 +64,7 @@ export const rowsOutputs = ({ lanes, outputs }: Pick<RowsOptions, "lanes" | "out
  * Bindings: x, W, bias, slots, places (and gate weights) where rows are gathered, y.
  */
 export function rowsSource(options: RowsOptions): KernelSource<MatmulParam> {
-  const { format, bias, activation, rows, gathered, scaled, vectors, lanes, outputs } = options;
+  const { format, bias, activation, rows, gathered, scaled, vectors, lanes, outputs, eights } = options;
   const names = isGated(activation) ? ["up", "gate"] : ["up"];
   const turns = names.length;
   const add = (output: number, which: number) =>
@@ -97,21 +101,23 @@ ${
 ${range(outputs)
   .map((o) => `  let weight_row_${o} = base + ${turns}u * min(n + ${o}u, p.n - 1u);`)
   .join("\n")}
-${sums.map(({ sum }) => `  var ${sum} = 0.0;`).join("\n")}
-  for (var k8 = lane; k8 < (p.k + 7u) / 8u; k8 += ${lanes}u) {
 ${range(rows)
-  .map(
-    (r) => `    let row_${r} = min(first_row + ${r}u, p.m - 1u) / p.divisor;
-    let a_${r} = w_ready(load_x(row_${r}, 2u * k8));
-    let b_${r} = w_ready(load_x(row_${r}, 2u * k8 + 1u));`,
+  .map((r) => `  let row_${r} = min(first_row + ${r}u, p.m - 1u) / p.divisor;`)
+  .join("\n")}
+${sums.map(({ sum }) => `  var ${sum} = 0.0;`).join("\n")}
+  for (var k8 = ${eights}u * lane; k8 < (p.k + 7u) / 8u; k8 += ${eights * lanes}u) {
+${range(eights)
+  .flatMap((e) =>
+    range(rows).map(
+      (r) => `    let a_${r}_${e} = w_ready(load_x(row_${r}, 2u * k8 + ${2 * e}u));
+    let b_${r}_${e} = w_ready(load_x(row_${r}, 2u * k8 + ${2 * e + 1}u));`,
+    ),
   )
   .join("\n")}
-${names
-  .flatMap((name, which) =>
-    range(outputs).map((o) =>
-      range(rows)
-        .map((r) => `    ${name}_${o}_${r} += w_dot(weight_row_${o} + ${which}u, k8, a_${r}, b_${r});`)
-        .join("\n"),
+${sums
+  .flatMap(({ sum, which, output, r }) =>
+    range(eights).map(
+      (e) => `    ${sum} += w_dot(weight_row_${output} + ${which}u, k8 + ${e}u, a_${r}_${e}, b_${r}_${e});`,
     ),
   )
   .join("\n")}
