@@ -78,6 +78,8 @@ describe("apply --attention", () => {
     };
     expect(await tokens("own")).toHaveLength(40);
     expect(await tokens("own")).not.toEqual(await tokens("dense"));
+    const length = ["export", model, "--format", "onnx", "--attention-length", "64", "--out", out("never")];
+    expect((await coppice(length)).stderr).toContain("COPPICE_USAGE");
     // Left out with a word of it; refused when it was asked for.
     for (const format of [
       ["--format", "gguf"],

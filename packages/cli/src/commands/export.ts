@@ -76,6 +76,12 @@ export function exportCommand(context: CliContext): CommandUnknownOpts {
       switch (options.format) {
         case "onnx": {
           const { target, expertOutputs, attentionLength, maxFileSize } = options;
+          if (attentionLength !== undefined && !attention) {
+            throw new CoppiceError(
+              "COPPICE_USAGE",
+              "--attention-length is for an attention plan, and none is exported",
+            );
+          }
           return await exportOnnxFolder(
             { opened, out, target, expertOutputs, attention, attentionLength, maxFileBytes: maxFileSize },
             context,
