@@ -137,11 +137,19 @@ describe("failures", () => {
 
   test.each([
     ["a retryable error", new CoppiceError("COPPICE_BACKEND_FAILED", "busy", { retryable: true })],
+    ["a device that is lost for good", new CoppiceError("COPPICE_BACKEND_LOST", "gone", { retryable: true })],
     ["an unknown error", new TypeError("x is undefined")],
   ])("%s is the run's own and ends it", async (_, failure) => {
     const executor = toyExecutor(fitness, { fails: broken, failure });
-    const strategy = new FixedStrategy([plan(0, 1), plan(2, 3)]);
-    await expect(runSearch({ strategy, executor, model, evaluations: 10 })).rejects.toBe(failure);
+    const plans = [plan(0, 1), plan(2, 3), plan(4, 5)];
+    const journal = memoryJournal();
+    const strategy = new FixedStrategy(plans);
+    await expect(runSearch({ strategy, executor, model, evaluations: 10, journal })).rejects.toBe(failure);
+    // Started again, it goes on where it was, and no plan is blamed.
+    const sound = toyExecutor(fitness);
+    const again = new FixedStrategy(plans);
+    const result = await runSearch({ strategy: again, executor: sound, model, evaluations: 10, journal });
+    expect(result).toMatchObject({ evaluations: 3, failures: 0 });
   });
 
   test("workers that end at one plan after the other end the run, and no plan is remembered as failed", async () => {
