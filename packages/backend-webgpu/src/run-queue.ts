@@ -42,7 +42,7 @@ export class RunQueue<J> {
     return new Promise((resolve, reject) => {
       this.#waiting.push({ job, signal, resolve, reject });
       this.#size += this.#work.size(job);
-      if (this.#size > this.#work.most) this.#next();
+      if (this.#size > this.#work.most) this.#next(this.#work.most);
       if (this.#isScheduled) return;
       this.#isScheduled = true;
       // Whoever has several runs to ask for asks for them in this turn.
@@ -67,8 +67,9 @@ export class RunQueue<J> {
     await this.#last;
   }
 
-  #next(): void {
-    while (this.#underWay < depth && this.#waiting.length > 0) {
+  /** @param left jobs of no more than this size stay for now */
+  #next(left = 0): void {
+    while (this.#underWay < depth && this.#size > left) {
       const count = this.#work.together(this.#waiting.map(({ job }) => job));
       const group = this.#waiting.splice(0, count);
       for (const { job } of group) this.#size -= this.#work.size(job);

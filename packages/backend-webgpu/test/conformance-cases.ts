@@ -72,7 +72,7 @@ const always: readonly RegExp[] = [
   /^[^:]+: logits are those of the reference implementation$/,
   /^mixtral: (greedy tokens|the router chooses)/,
   /^many-experts: (merging|everything together) gives what the formula/,
-  /^shared-expert-gate: targets give/,
+  /^shared-expert-gate: (targets give|runs that overlap|runs start from boundaries)/,
   /^scaled-inputs: taps agree .* without a plan/,
   /^attention plan: (on one-head-per-group|a cache that is left)/,
   /^attention masker: masks of prompts in a cache/,

@@ -61,7 +61,7 @@ const source: KernelSource<"choices" | "slots" | "tile" | "copies"> = {
   name: "sort-choices",
   params: { choices: "u32", slots: "u32", tile: "u32", copies: "u32" },
   bindings: [
-    reads("slots", "array<i32>"),
+    reads("slots", "array<vec4i>"),
     reads("places", "array<u32>"),
     writes("order", "array<u32>"),
     writes("tiles", "array<vec4u>"),
@@ -74,8 +74,11 @@ var<workgroup> starts: array<u32, ${slotLimit}>;
 fn main(@builtin(local_invocation_index) t: u32) {
   // Workgroup memory begins as zeros.
   let copy = t % p.copies;
-  for (var i = t; i < p.choices; i += ${threads}u) {
-    if (slots[i] >= 0) { atomicAdd(&next[u32(slots[i]) * p.copies + copy], 1u); }
+  for (var i = t; 4u * i < p.choices; i += ${threads}u) {
+    let four = slots[i];
+    for (var j = 0u; j < min(4u, p.choices - 4u * i); j++) {
+      if (four[j] >= 0) { atomicAdd(&next[u32(four[j]) * p.copies + copy], 1u); }
+    }
   }
   workgroupBarrier();
   for (var slot = t; slot < p.slots; slot += ${threads}u) {
@@ -104,10 +107,12 @@ fn main(@builtin(local_invocation_index) t: u32) {
     counts[0] += sum;
   }
   workgroupBarrier();
-  for (var i = t; i < p.choices; i += ${threads}u) {
-    if (slots[i] >= 0) {
-      let slot = u32(slots[i]);
-      order[starts[slot] + atomicAdd(&next[slot * p.copies + copy], 1u)] = i;
+  for (var i = t; 4u * i < p.choices; i += ${threads}u) {
+    let four = slots[i];
+    for (var j = 0u; j < min(4u, p.choices - 4u * i); j++) {
+      if (four[j] < 0) { continue; }
+      let slot = u32(four[j]);
+      order[starts[slot] + atomicAdd(&next[slot * p.copies + copy], 1u)] = 4u * i + j;
     }
   }
 }`,

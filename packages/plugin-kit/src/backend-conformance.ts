@@ -4,6 +4,7 @@ import { lifecycleCases } from "./backend-cases-lifecycle.js";
 import { loadCases } from "./backend-cases-load.js";
 import { maskerCases } from "./backend-cases-masker.js";
 import { modelCases } from "./backend-cases-models.js";
+import { paceCases } from "./backend-cases-pace.js";
 import { planCases } from "./backend-cases-plan.js";
 import { runCases } from "./backend-cases-run.js";
 import { tapCases } from "./backend-cases-tap.js";
@@ -27,6 +28,14 @@ const suiteModels: readonly ModelFeature[] = [
   "low-rank-queries",
   "attention-sinks",
   "scaled-inputs",
+];
+
+/** Models whose merged experts are computed in other ways: rounded, with biases, in three layers, none at all. */
+const paceModels: readonly ModelFeature[] = [
+  "many-experts",
+  "shared-expert-gate",
+  "bfloat16",
+  "dense-layers",
 ];
 
 /** Models that are loaded whole and in part: biases, three layers, a dense layer, tied and biased heads. */
@@ -63,6 +72,7 @@ export function backendConformance(
     ...fixtures.flatMap((fixture) => goldenCases(source, fixture)),
     ...modelCases(source, unsupported),
     ...casesOf(suiteModels, planCases, runCases, tapCases),
+    ...casesOf(paceModels, paceCases),
     ...casesOf(loadModels, loadCases),
     ...attentionCases(source, unsupported),
     ...maskerCases(source),
