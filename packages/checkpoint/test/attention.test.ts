@@ -81,8 +81,8 @@ describe("an attention plan", () => {
         { alpha: 100, beta: 0 },
       ],
     };
-    const note = (options: AttentionNoteOptions) => {
-      const [file] = attentionNoteFiles(plan, model, options);
+    const note = (options: AttentionNoteOptions, of: AttentionPlan = plan) => {
+      const [file] = attentionNoteFiles(of, model, options);
       const bytes = new Uint8Array(file?.bytes ?? 0);
       return Promise.resolve(file?.contents[0]?.fill(0, bytes, undefined)).then(() => text(bytes));
     };
@@ -91,9 +91,13 @@ describe("an attention plan", () => {
     expect(words).toContain("`sliding_window` of 400, the longest span");
     expect(words).toContain("`sliding_window` of 250. It cuts 1 of 2");
     expect(words).toContain("| 0 | 100 | 100 |\n| 1 | 400 | 400 |");
+    const alike = { ...plan, sinks: 0, layers: [[1], [1]] };
+    const same = await note({ length: 1024 }, alike);
+    expect(same).toContain("`sliding_window` of 100, which is the span of every head");
+    expect(same).toContain("windows lose none");
     // A text of so many tokens is within all spans.
     expect(await note({ keptBy: "nothing", length: 64 })).toMatch(
-      /no place for the plan.*\n.*\| 0 \| 64 \| none \|/s,
+      /do not keep the plan.*\n.*\| 0 \| 64 \| none \|/s,
     );
   });
 

@@ -69,7 +69,7 @@ describe("apply --attention", () => {
     expect(await onnx(model, "short", ...short)).toMatchObject({ attention: { length: 64 } });
     const note = (name: string) => readFileSync(join(out(name), "ATTENTION.md"), "utf8");
     expect(note("own")).toContain("The graphs in `onnx` keep exactly this");
-    expect(note("dense")).toContain("This format has no place for the plan");
+    expect(note("dense")).toContain("The files here do not keep the plan");
     expect(note("short")).toContain("At 64 tokens");
     const tokens = async (name: string) => {
       const ids = Array.from({ length: 300 }, (_, i) => (i * 37) % 250).join(",");
@@ -87,7 +87,7 @@ describe("apply --attention", () => {
     ]) {
       const left = await coppice(["export", sparse, ...format, "--out", out(`left${format.length}`)]);
       expect(left).toMatchObject({ code: 0, stderr: expect.stringContaining("carry no attention plan") });
-      expect(note(`left${format.length}`)).toContain("This format has no place for the plan");
+      expect(note(`left${format.length}`)).toContain("The files here do not keep the plan");
       const asked = ["export", model, ...format, "--attention", file, "--out", out("never")];
       expect((await coppice(asked)).stderr).toContain("COPPICE_EXPORT_UNSUPPORTED");
       expect(existsSync(out("never"))).toBe(false);

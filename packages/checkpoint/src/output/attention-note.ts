@@ -6,8 +6,8 @@ import type { OutputFile } from "./write-files.js";
 export const attentionNoteFileName = "ATTENTION.md";
 
 /**
- * What keeps an attention plan in a folder: `coppice.json` of a `checkpoint`, a `graph` whose heads see no more, or `nothing`, because the format
- * has no place for it.
+ * What keeps an attention plan in a folder: `coppice.json` of a `checkpoint`, a `graph` whose heads see no more, or `nothing`, because
+ * the format has no place for it or it was left out.
  */
 export type AttentionKeeper = "checkpoint" | "graph" | "nothing";
 
@@ -51,8 +51,7 @@ ${keepers[keptBy]}
 
 ## Runtimes that know sliding windows alone
 
-They can keep a part of it. What every window loses are the first ${plan.sinks} tokens, as soon as a text is longer than the window; heads lean on
-them, and the plan was made with them. Measure before you rely on any of these.
+They can keep a part of it. ${lostSinks(plan)} Measure before you rely on any of these.
 
 ${uniformWindows(spans.flat(), length)}
 * **A window per layer**, where a runtime takes one: the last column. No head of a layer sees less than planned but for the first tokens; heads with
@@ -69,8 +68,7 @@ const keepers: Readonly<Record<AttentionKeeper, string>> = {
 cost.`,
   graph: `The graphs in \`onnx\` keep exactly this, in caches that are no longer than the spans. Coppice runs them (\`coppice generate\`, \`coppice serve\`,
 \`@coppice/runtime\`); transformers.js does not, because it knows one cache of all tokens per layer.`,
-  nothing:
-    "This format has no place for the plan, and what lies here does not keep it: runtimes see everything, at full cost.",
+  nothing: "The files here do not keep the plan: runtimes see everything, at full cost.",
 };
 
 /** Tokens that each KV head of a layer sees: what the plan says, or the model's own window. */
@@ -89,6 +87,9 @@ function uniformWindows(spans: readonly number[], length: number): string {
   const mean = Math.round(spans.reduce((sum, span) => sum + span, 0) / spans.length);
   const cut = spans.filter((span) => span > mean).length;
   const most = Math.max(...spans);
+  if (mean === most && most < length) {
+    return `* **One window for the model**: a \`sliding_window\` of ${most}, which is the span of every head.`;
+  }
   const everything = spans.filter((span) => span >= length).length;
   const without =
     most < length
@@ -97,6 +98,12 @@ function uniformWindows(spans: readonly number[], length: number): string {
   return `* **One window for the model** at the cost of the plan: a \`sliding_window\` of ${mean}. It cuts ${cut} of ${spans.length} KV heads, which the plan lets see
   further.
 * **One window for the model** that cuts nothing else: ${without}.`;
+}
+
+function lostSinks({ sinks }: AttentionPlan): string {
+  if (sinks === 0) return "No head was made to keep the first tokens of a text, so that windows lose none.";
+  return `What every window loses are the first ${sinks} tokens, as soon as a text is longer than the window; heads lean on
+them, and the plan was made with them.`;
 }
 
 function windowWords(span: number, length: number): string {
