@@ -144,7 +144,7 @@ export function createEvaluator(options: EvaluatorOptions): Evaluator {
         from,
         hidden: start?.hidden[b],
         boundaries,
-        holds: pace !== undefined,
+        paced: pace !== undefined,
         memory: remembered[b],
         teacher: await teacherOf(batch, signal),
         signal,

@@ -32,8 +32,8 @@ export interface BatchRun {
   readonly from?: number;
   readonly hidden?: Boundary | undefined;
   readonly boundaries?: readonly number[];
-  /** Whether boundaries are held by the runner (`Runner.pace`). */
-  readonly holds?: boolean;
+  /** Whether the runner has a `pace`: it holds boundaries, and probabilities of choices are read instead of all logits. */
+  readonly paced?: boolean;
   /** Of layer `from`. */
   readonly memory?: LayerMemory | undefined;
   /** What the whole model makes of the batch, to compare with. */
@@ -48,15 +48,16 @@ export async function runBatch(
   batch: MicroBatch,
   run: BatchRun,
 ): Promise<{ result: RunResult; evidence: Evidence[] }> {
-  const { plan, from = 0, hidden, boundaries = [], holds = false, memory, teacher, signal } = run;
-  const asked = askedOfBatch(task, batch, teacher);
+  const { plan, from = 0, hidden, boundaries = [], paced = false, memory, teacher, signal } = run;
+  const readsLogits = task.readsLogits && !paced;
+  const asked = task.readsLogits && paced ? askedChoices(task, batch) : askedOfBatch(task, batch, teacher);
   const result = await runner.run({
     sequences: batch.sequences.map(({ ids }) => ids),
     positions: asked.map(({ positions }) => positions),
-    ...(!task.readsLogits && { targets: asked.map(({ targets }) => targets) }),
+    ...(!readsLogits && { targets: asked.map(({ targets }) => targets) }),
     ...(plan && { plan }),
     ...(from > 0 && hidden && { from, ...(hidden instanceof Float32Array ? { hidden } : { held: hidden }) }),
-    ...(boundaries.length > 0 && (holds ? { hold: boundaries } : { boundaries })),
+    ...(boundaries.length > 0 && (paced ? { hold: boundaries } : { boundaries })),
     ...(memory && { memory }),
     ...(signal && { signal }),
   });
@@ -80,6 +81,19 @@ interface Asked {
   readonly targets: Int32Array;
   /** Tokens of the teacher per position, the last of those asked there. */
   readonly taught: number;
+}
+
+/** All choices at the end of every prompt. */
+function askedChoices(task: EncodedTask, batch: MicroBatch): readonly Asked[] {
+  return batch.samples.flatMap((index) => {
+    const { sequences, choices } = task.samples[index] as EncodedSample;
+    const targets = choices?.tokens ?? new Int32Array();
+    return sequences.map(({ positions }) => ({
+      positions: new Int32Array(targets.length).fill(positions[0] as number),
+      targets,
+      taught: 0,
+    }));
+  });
 }
 
 /** By teacher, or by batch where there is none: a search asks the same of every plan. */
@@ -157,6 +171,11 @@ function readEvidence(
   return batch.samples.map((index) => {
     const sample = task.samples[index] as EncodedSample;
     const begin = row;
+    const choices = result.logits ? undefined : sample.choices?.tokens;
+    if (choices) {
+      row += choices.length;
+      return choiceEvidence(sample, result, begin, vocabSize);
+    }
     for (const { positions } of sample.sequences) row += positions.length + ends;
     if (sample.choices) return choiceEvidence(sample, result, begin, vocabSize);
     const logProbs = wanted(result.targetLogProbs, "targetLogProbs").subarray(begin, row);
@@ -184,7 +203,10 @@ function choiceEvidence(
 ): Evidence {
   const { right, tokens } = sample.choices as NonNullable<EncodedSample["choices"]>;
   let choices: Float64Array;
-  if (tokens) {
+  if (tokens && !result.logits) {
+    const own = wanted(result.targetLogProbs, "targetLogProbs").subarray(begin, begin + tokens.length);
+    choices = Float64Array.from(own);
+  } else if (tokens) {
     const logits = wanted(result.logits, "logits").subarray(begin * vocabSize, (begin + 1) * vocabSize);
     const normalizer = logSumExp(logits);
     choices = Float64Array.from(tokens, (token) => (logits[token] as number) - normalizer);
