@@ -9,7 +9,8 @@
 //   --windows <n>     of the longest length, that perplexity is measured on; default 8
 //   --limit <n>       only the first n samples of each task
 //   --threads <n>     of the backend; default: one per core
-//   --densities <list> default 0.5,0.25
+//   --densities <list>  default 0.5,0.25
+//   --methods <list>  default moa-span,duo-heads,sink-window
 //   --plans <folder>  keeps the plans there; those that are there already are not made again
 //
 // Plans see the search split and the first half of the text only. Memory is read from /proc, so this needs Linux.
@@ -35,6 +36,7 @@ const { values: options, positionals } = parseArgs({
     windows: { type: "string", default: "8" },
     limit: { type: "string", default: "1000" },
     densities: { type: "string", default: "0.5,0.25" },
+    methods: { type: "string", default: "moa-span,duo-heads,sink-window" },
     plans: { type: "string" },
     threads: { type: "string", default: String(availableParallelism()) },
   },
@@ -45,7 +47,7 @@ const longest = lengths.at(-1);
 const densities = options.densities.split(",").map(Number);
 /** What is promised of the first task, of the harder one, and of perplexity. */
 const [half, quarter] = [0.5, 0.25];
-const methods = ["moa-span", "duo-heads", "sink-window"];
+const methods = options.methods.split(",");
 const names = options.tasks === undefined ? ["recall"] : ["recall-64", "recall-128"];
 
 const cli = fileURLToPath(new URL("../dist/bin.js", import.meta.url));
