@@ -64,10 +64,6 @@ export async function recordGroup(
       tokens += job.checked.tokens;
       return { job, start, held: new Map() };
     });
-  for (const { job } of members) {
-    const { held, from = 0 } = job.request;
-    if (held) boundaries.check(held, from, 4 * job.checked.tokens * size);
-  }
   const first = members[0]?.job.checked.from as number;
   // Many sequences fill a device with tiles of queries, however short they are.
   const batch: Batch = {
@@ -172,7 +168,10 @@ export async function recordGroup(
   // What is wrong with it is said where it is awaited.
   reading.catch(() => {});
   return async () => {
-    const [a, b] = await reading;
+    const [a, b] = await reading.catch((error) => {
+      for (const { held } of members) for (const one of held.values()) one.dispose();
+      throw error;
+    });
     const found = { logProbs: new Float32Array(a as ArrayBuffer), argmax: new Int32Array(b as ArrayBuffer) };
     let at = 0;
     const results = new Map<GroupJob, RunResult>();

@@ -55,16 +55,16 @@ export class BoundaryStore {
     return new DeviceBoundary(this.#owner, layer, buffer, (done) => this.#release(done));
   }
 
-  /** Records a copy into `to`. @throws COPPICE_USAGE, COPPICE_BACKEND_DISPOSED */
+  /** Records a copy into `to`. @throws as `check` does */
   restore(held: HeldBoundary, layer: number, to: GpuBuffer, byte: number, bytes: number): void {
-    this.#gpu.commands.copy(this.check(held, layer, bytes).buffer, 0, to, byte, bytes);
+    this.#gpu.commands.copy(this.check(held, layer, bytes), 0, to, byte, bytes);
   }
 
-  /** @throws COPPICE_USAGE when a boundary is of another runner, layer or batch */
-  check(held: HeldBoundary, layer: number, bytes: number): DeviceBoundary {
+  /** @throws COPPICE_USAGE when a boundary is of another runner, layer or batch, COPPICE_BACKEND_DISPOSED */
+  check(held: HeldBoundary, layer: number, bytes: number): GpuBuffer {
     if (held instanceof DeviceBoundary && held.owner === this.#owner) {
       // Buffers are rounded up to whole vectors.
-      if (held.layer === layer && held.bytes - bytes >= 0 && held.bytes - bytes < 16) return held;
+      if (held.layer === layer && held.bytes - bytes >= 0 && held.bytes - bytes < 16) return held.buffer;
       throw new CoppiceError(
         "COPPICE_USAGE",
         `the held boundary is of layer ${held.layer} and takes ${held.bytes} bytes; ` +

@@ -72,19 +72,21 @@ export class RunGroups implements QueueWork<GroupJob> {
     this.most = Math.max(1, Math.min(2 * pace.batchTokens, room));
   }
 
-  /** A run that can be computed together with others; undefined: it cannot. */
+  /** A run that can be computed together with others; undefined: it cannot. @throws as `BoundaryStore.check` does */
   jobOf(
     request: RunRequest,
     checked: CheckedRunRequest,
     plans: ReadonlyMap<number, LayerPlan>,
   ): GroupJob | undefined {
-    const { rows, targets, tokens } = checked;
-    const { model, settings } = this.#context;
+    const { rows, targets, tokens, from } = checked;
+    const { model, settings, boundaries } = this.#context;
     if (!rows || !targets || tokens > this.most) return undefined;
     if (!isGroupable(model, this.#pools, request, checked, plans)) return undefined;
     const wanted = wantedTargets(rows, targets);
     // Products of few rows sum in another order, and what a run gives must not depend on the others.
     const few = settings.half ? fewHalfRows : fewRows;
+    // Here, so that a wrong one fails its own run alone.
+    if (request.held) boundaries.check(request.held, from, 4 * tokens * model.hiddenSize);
     return Math.min(tokens, wanted.rows.length) > few ? { request, checked, plans, wanted } : undefined;
   }
 

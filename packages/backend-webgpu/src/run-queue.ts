@@ -29,7 +29,7 @@ export class RunQueue<J> {
   readonly #work: QueueWork<J>;
   readonly #waiting: Waiting<J>[] = [];
   #last: Promise<unknown> = Promise.resolve();
-  #underWay = 0;
+  readonly #underWay = new Set<Promise<void>>();
   /** Of the jobs that wait. */
   #size = 0;
   #isScheduled = false;
@@ -64,20 +64,20 @@ export class RunQueue<J> {
   async end(error: unknown): Promise<void> {
     for (const { reject } of this.#waiting.splice(0)) reject(error);
     this.#size = 0;
-    await this.#last;
+    await Promise.all([this.#last, ...this.#underWay]);
   }
 
   /** @param left jobs of no more than this size stay for now */
   #next(left = 0): void {
-    while (this.#underWay < depth && this.#size > left) {
+    while (this.#underWay.size < depth && this.#size > left) {
       const count = this.#work.together(this.#waiting.map(({ job }) => job));
       const group = this.#waiting.splice(0, count);
       for (const { job } of group) this.#size -= this.#work.size(job);
-      this.#underWay++;
-      void this.#run(group).then(() => {
-        this.#underWay--;
+      const run = this.#run(group).then(() => {
+        this.#underWay.delete(run);
         this.#next();
       });
+      this.#underWay.add(run);
     }
   }
 

@@ -54,7 +54,8 @@ export interface RunnerSettings {
 
 /**
  * Runs a model on a device. The residual stream and every activation are float32 and stay on the device; what comes back is what
- * a request asks for. Merged experts of the latest plan are kept per layer.
+ * a request asks for. Runs that score targets are computed together (`RunGroups`), others one by one; of these, merged experts of
+ * the latest plan are kept per layer.
  */
 export class WebgpuRunner implements Runner {
   readonly model: MoeModel;
