@@ -198,7 +198,7 @@ async function planWith(
     const rate = await tokenLayersPerMs(runner, request);
     const ms = estimate.tokenLayers / rate + estimate.multiplications / multiplicationsPerMs();
     context.out.note(
-      `The profile takes about ${formatBytes(estimate.bytes)} besides the ${formatBytes(process.memoryUsage.rss())} that the ` +
+      `The profile takes up to ${formatBytes(estimate.bytes)} besides the ${formatBytes(process.memoryUsage.rss())} that the ` +
         `loaded model has, and about ${formatDuration(ms)}.`,
     );
   }
