@@ -42,18 +42,20 @@ describe("models.json", () => {
     vi.stubGlobal("fetch", async () => new Response(body, { status }));
     return readManifest("http://page.example/models/", new AbortController().signal);
   };
-  const model = { label: "a", folder: "b", files: ["config.json"], bytes: 1, experts: 2, kept: [[0, 1]] };
+  const files = [{ name: "config.json", size: 1 }];
+  const model = { label: "a", folder: "b", files, bytes: 1, experts: 2, kept: [[0, 1]] };
+  const manifest = { prompts: ["Once"], checkpoint: { folder: "c", files, bytes: 1 }, models: [model] };
 
   it("is read", async () => {
-    const manifest = { prompts: ["Once"], models: [model] };
     expect(await read(JSON.stringify(manifest))).toEqual(manifest);
   });
 
   it.each([
     ["nothing", "", 404],
     ["no JSON", "<html>", 200],
-    ["no models", JSON.stringify({ prompts: ["Once"], models: [] }), 200],
-    ["experts by the million", JSON.stringify({ prompts: [""], models: [{ ...model, experts: 1e6 }] }), 200],
+    ["no models", JSON.stringify({ ...manifest, models: [] }), 200],
+    ["no checkpoint", JSON.stringify({ ...manifest, checkpoint: undefined }), 200],
+    ["experts by the million", JSON.stringify({ ...manifest, models: [{ ...model, experts: 1e6 }] }), 200],
   ])("is refused with %s", async (_, body, status) => {
     await expect(read(body, status)).rejects.toThrow(MissingModels);
   });
