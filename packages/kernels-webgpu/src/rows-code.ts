@@ -93,7 +93,7 @@ ${
   if (slot < 0) { return; }
   let expert = places[u32(slot)];
   if (expert < p.first || expert >= p.first + p.count) { return; }
-  let base = (expert - p.first) * p.n * ${names.length}u;
+  let base = (expert - p.first) * p.n * ${turns}u;
   let first_row = choice;`
     : `  let base = 0u;
   let first_row = group.y * ${rows}u;`

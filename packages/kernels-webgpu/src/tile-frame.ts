@@ -6,7 +6,7 @@ import { loadXCode, type MatmulParam, matmulParams } from "./matmul-code.js";
 /** Rows of y per workgroup. A small tile fills more multiprocessors, a large one reads less. */
 export type Tile = 16 | 64 | 128;
 
-/** What both kernels that multiply tiles in workgroup memory do: `tiledSource` and `matrixSource`. */
+/** What both kernels that multiply tiles in workgroup memory do: `tiledSource` and `unitsSource`. */
 export interface TileOptions {
   readonly format: WeightFormat;
   readonly bias: boolean;
@@ -85,7 +85,7 @@ fn w_columns(row: u32, k8: u32, inside: bool) -> array<vec4f, 2> {
   let base = 0u;`
     }
   let n0 = group.x * ${columns}u;`,
-    /** The row of x and y that is row \`row\` of the tile. */
+    /** The row of x and y that is row `row` of the tile. */
     rowOf: (row: string) => (grouped ? `sorted[start + ${row}]` : `(start + ${row})`),
     /** The row of W of a column of the tile, which counts through the turns, and whether there is one. */
     weightRow: (column: string) =>
@@ -94,7 +94,7 @@ fn w_columns(row: u32, k8: u32, inside: bool) -> array<vec4f, 2> {
         : `base + n0 + ${column}`,
     weightInside: (column: string) =>
       turns === 2 ? `n0 + ${column} % ${columns}u < p.n` : `n0 + ${column} < p.n`,
-    /** Writes column \`at\` of y, given the sums of its up and gate. */
+    /** Writes column `at` of y, given the sums of its up and gate. */
     write: (row: string, at: string, up: string, gate: string) =>
       `y[${row} * p.stride + ${grouped ? "" : "p.column + "}${at}] = activate(${turns === 2 ? `${gate}${add(at, 1)}` : "0.0"}, ${up}${add(at, 0)}) * p.factor;`,
   };

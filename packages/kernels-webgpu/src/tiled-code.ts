@@ -31,9 +31,7 @@ export function tiledSource(options: TileOptions): KernelSource<MatmulParam> {
   const perTurn = columns / 16;
   const width = Math.min(4, perTurn);
   const groups = wide / 16 / width;
-  const xLoads = 1;
   const wLoads = (wide * eights) / loads;
-  const own = (what: string, i: number) => `${what}_${i}`;
   const rowsOf = range(rowGroups).flatMap((g) => range(rowWidth).map((i) => ({ g, i })));
   const sum = (g: number, i: number, c: number) => `sum_${g}_${i}_${c}`;
 
@@ -41,7 +39,7 @@ export function tiledSource(options: TileOptions): KernelSource<MatmulParam> {
 ${range(wLoads)
   .map(
     (i) =>
-      `      ${own("next", i)} = w_columns(${own("row", i)}, ${k8} + ${own("eight", i)}, ${own("inside", i)} && ${k8} + ${own("eight", i)} < steps);`,
+      `      next_${i} = w_columns(row_${i}, ${k8} + eight_${i}, inside_${i} && ${k8} + eight_${i} < steps);`,
   )
   .join("\n")}
     } else {
@@ -51,9 +49,9 @@ ${range(wLoads)
     range(count)
       .flatMap((i) =>
         range(8).map((k) => {
-          const at = `(8u * ${own("eight", i)} + ${k}u) * ${size / each}u + ${own("at", i)} / ${each}u`;
-          const value = `${own("next", i)}[${Math.floor(k / 4)}][${k % 4}]`;
-          return `      ${target}[${at}]${each === 1 ? "" : `[${own("at", i)} % ${each}u]`} = ${value};`;
+          const at = `(8u * eight_${i} + ${k}u) * ${size / each}u + at_${i} / ${each}u`;
+          const value = `next_${i}[${Math.floor(k / 4)}][${k % 4}]`;
+          return `      ${target}[${at}]${each === 1 ? "" : `[at_${i} % ${each}u]`} = ${value};`;
         }),
       )
       .join("\n");
@@ -88,7 +86,7 @@ fn main(
 ${frame.place}
   let steps = (p.k + 7u) / 8u;
   let loader = t % ${loads}u;
-${range(Math.max(xLoads, wLoads))
+${range(wLoads)
   .map(
     (
       i,
@@ -112,7 +110,7 @@ ${readStep("0u")}
     if (t < ${loads}u) {
 ${store("w_tile", wide, width, wLoads)}
     } else {
-${store("x_tile", tile, rowWidth, xLoads)}
+${store("x_tile", tile, rowWidth, 1)}
     }
     workgroupBarrier();
 ${readStep(`(k8 + ${eights}u)`)}
