@@ -7,7 +7,7 @@ import {
   type RunRequest,
 } from "@coppice/core";
 import { type ConformanceCase, randomModel, slowForward } from "@coppice/plugin-kit";
-import { watched } from "./watched-source.js";
+import { watched, withDevices } from "./watched-source.js";
 
 const loaded = randomModel({ seed: 3, layers: 1, hidden: 16, vocab: 24 });
 const ids = (length: number) => Int32Array.from({ length }, (_, i) => (7 * i + 3) % 24);
@@ -141,26 +141,15 @@ export function deviceCases(source: DeviceSource, shared = createWebgpuBackend(s
     {
       name: "a device that computes wrong results is refused with the kernel's name",
       async run() {
-        const own = {
-          name: "a wrong device",
-          async requestAdapter() {
-            const adapter = await source.requestAdapter();
-            if (!adapter) return null;
-            const request = adapter.requestDevice.bind(adapter);
-            adapter.requestDevice = async (descriptor?: GPUDeviceDescriptor) => {
-              const device = await request(descriptor);
-              const create = device.createShaderModule.bind(device);
-              // The best of two equal slots is the higher one, as ONNX Runtime's CPU kernel has it, and others are lost.
-              device.createShaderModule = (wanted) =>
-                create({
-                  ...wanted,
-                  code: wanted.code.replace("return value > other ||", "return value < other ||"),
-                });
-              return device;
-            };
-            return adapter;
-          },
-        };
+        const own = withDevices(source, (device) => {
+          const create = device.createShaderModule.bind(device);
+          // The best of two equal slots is the higher one, as ONNX Runtime's CPU kernel has it, and others are lost.
+          device.createShaderModule = (wanted) =>
+            create({
+              ...wanted,
+              code: wanted.code.replace("return value > other ||", "return value < other ||"),
+            });
+        });
         const { code, message } = await codeOf(() => createWebgpuBackend(own).load(loaded));
         expect(
           code === "COPPICE_BACKEND_UNAVAILABLE" && message.includes('kernel "routing"'),
