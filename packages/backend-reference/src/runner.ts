@@ -3,8 +3,7 @@ import {
   type CheckedAttention,
   type CheckedRunRequest,
   CoppiceError,
-  checkRunAttention,
-  checkRunRequest,
+  checkOwned,
   type KvCache,
   type LayerPlan,
   type LayerRange,
@@ -12,10 +11,9 @@ import {
   limitableLayers,
   type MoeModel,
   type MoeSpec,
-  type Plan,
-  parsePlan,
   type RunAttention,
   type Runner,
+  RunnerGuard,
   type RunRequest,
   type RunResult,
   skipRuleOf,
@@ -50,21 +48,19 @@ export const attentionCapabilities: AttentionCapabilities = {
  */
 export class ReferenceRunner implements Runner {
   readonly model: MoeModel;
-  readonly #loaded: LayerRange;
-  #weights: ModelWeights | undefined;
+  readonly #guard: RunnerGuard<ModelWeights>;
   /** By layer; undefined where positions do not rotate. */
   readonly #rotaries: (Rotary | undefined)[];
   readonly #scratch = new Scratch();
   readonly #planned = new Map<number, { key: string; experts: PlannedExperts }>();
-  readonly #validPlans = new WeakSet<Plan>();
   /** Layers whose attention a plan or a masker may limit. */
   readonly #limitable: ReadonlySet<number>;
+  /** Runs share the scratch arrays, so there is one at a time. */
   #running = false;
 
   constructor(model: MoeModel, loaded: LayerRange, weights: ModelWeights) {
     this.model = model;
-    this.#loaded = loaded;
-    this.#weights = weights;
+    this.#guard = new RunnerGuard(this, loaded, attentionCapabilities, weights);
     this.#limitable = new Set(limitableLayers(model).map(({ index }) => index));
     const shared = new Map<string, Rotary>();
     this.#rotaries = model.layers.map(({ attention }) => {
@@ -78,19 +74,12 @@ export class ReferenceRunner implements Runner {
   }
 
   createCache(sequences: number, attention?: RunAttention): KvCache {
-    this.#alive();
-    if (!Number.isSafeInteger(sequences) || sequences < 1) {
-      throw new CoppiceError("COPPICE_USAGE", `a cache for ${sequences} sequences is wanted; give 1 or more`);
-    }
-    const { model } = this;
-    const lengths = new Array<number>(sequences).fill(model.contextLength);
-    const checked = attention && checkRunAttention(model, attention, lengths, attentionCapabilities);
-    return new ReferenceCache(this, model.layers.length, sequences, checked);
+    const checked = this.#guard.checkCache(sequences, attention);
+    return new ReferenceCache(this, this.model.layers.length, sequences, checked);
   }
 
   async run(request: RunRequest): Promise<RunResult> {
-    this.#alive();
-    throwIfAborted(request.signal, "starting a run");
+    const { checked, plans } = this.#guard.checkRun(request);
     if (this.#running) {
       throw new CoppiceError(
         "COPPICE_USAGE",
@@ -102,14 +91,14 @@ export class ReferenceRunner implements Runner {
     }
     this.#running = true;
     try {
-      return await this.#run(request);
+      return await this.#run(request, checked, plans);
     } finally {
       this.#running = false;
     }
   }
 
   async dispose(): Promise<void> {
-    this.#weights = undefined;
+    this.#guard.release();
     this.#planned.clear();
     this.#scratch.clear();
   }
@@ -118,12 +107,14 @@ export class ReferenceRunner implements Runner {
     return this.dispose();
   }
 
-  async #run(request: RunRequest): Promise<RunResult> {
+  async #run(
+    request: RunRequest,
+    checked: CheckedRunRequest,
+    plans: ReadonlyMap<number, LayerPlan>,
+  ): Promise<RunResult> {
     const { model } = this;
-    const checked = checkRunRequest(model, request, this.#loaded, attentionCapabilities);
     const { tokens, from, to, rows, targets } = checked;
-    const plans = this.#layerPlans(request.plan);
-    const cache = this.#cache(request.cache);
+    const cache = checkOwned(this, ReferenceCache, request.cache, "cache");
     const hidden = floats(tokens * model.hiddenSize);
     if (request.hidden) hidden.set(request.hidden);
     else this.#embed(request.sequences, hidden);
@@ -141,7 +132,7 @@ export class ReferenceRunner implements Runner {
       }
       throwIfAborted(request.signal, `running layer ${layer + 1} of ${to}`);
     }
-    const { head } = this.#alive();
+    const { head } = this.#guard.loaded;
     const shown = head && rows ? runHead(model, head, rows, targets, hidden, this.#scratch) : {};
     cache?.commit(request.sequences);
     return { ...shown, boundaries, tokenLayers: tokens * (to - from), expertTokens };
@@ -155,7 +146,7 @@ export class ReferenceRunner implements Runner {
     cache: ReferenceCache | undefined,
     hidden: Float32Array,
   ): number {
-    const weights = this.#alive().layers.get(index) as LayerWeights;
+    const weights = this.#guard.loaded.layers.get(index) as LayerWeights;
     const spec = this.model.layers[index] as MoeModel["layers"][number];
     const size = this.model.hiddenSize;
     const scratch = this.#scratch;
@@ -208,28 +199,8 @@ export class ReferenceRunner implements Runner {
     return experts;
   }
 
-  #layerPlans(plan: Plan | undefined): Map<number, LayerPlan> {
-    if (plan && !this.#validPlans.has(plan)) {
-      parsePlan(plan, this.model);
-      this.#validPlans.add(plan);
-    }
-    return new Map(plan?.layers.map((layer) => [layer.layer, layer]));
-  }
-
-  #cache(cache: KvCache | undefined): ReferenceCache | undefined {
-    if (cache === undefined) return undefined;
-    if (!(cache instanceof ReferenceCache) || cache.owner !== this) {
-      throw new CoppiceError("COPPICE_USAGE", "the cache was made by another runner", {
-        hint: "make it with createCache of the runner that runs",
-      });
-    }
-    if (cache.disposed)
-      throw new CoppiceError("COPPICE_BACKEND_DISPOSED", "the cache was disposed before this run");
-    return cache;
-  }
-
   #embed(sequences: readonly Int32Array[], hidden: Float32Array): void {
-    const embedding = this.#alive().embedding as Float32Array;
+    const embedding = this.#guard.loaded.embedding as Float32Array;
     const { hiddenSize: size, embeddingScale } = this.model;
     let row = 0;
     for (const sequence of sequences) {
@@ -238,11 +209,6 @@ export class ReferenceRunner implements Runner {
     }
     if (embeddingScale !== undefined)
       for (let i = 0; i < hidden.length; i++) hidden[i] = (hidden[i] as number) * embeddingScale;
-  }
-
-  #alive(): ModelWeights {
-    if (this.#weights) return this.#weights;
-    throw new CoppiceError("COPPICE_BACKEND_DISPOSED", "the runner was disposed and cannot run again");
   }
 }
 

@@ -1,8 +1,7 @@
 import {
   type CheckedRunRequest,
-  CoppiceError,
-  checkRunAttention,
-  checkRunRequest,
+  checkOwned,
+  disposedRunner,
   type HeldBoundary,
   type KvCache,
   type LayerPlan,
@@ -10,10 +9,9 @@ import {
   layerKey,
   type MoeModel,
   type MoeSpec,
-  type Plan,
-  parsePlan,
   type RunAttention,
   type Runner,
+  RunnerGuard,
   type RunRequest,
   type RunResult,
   skipRuleOf,
@@ -60,14 +58,13 @@ export interface RunnerSettings {
 export class WebgpuRunner implements Runner {
   readonly model: MoeModel;
   readonly #loaded: LayerRange;
+  readonly #guard: RunnerGuard<ModelWeights>;
   readonly #use: DeviceUse;
   readonly #settings: RunnerSettings;
-  #weights: ModelWeights | undefined;
   readonly #workspace: Workspace;
   readonly #rotary: RotaryTables;
   readonly #planned = new Map<number, { key: string; experts: PlannedExperts }>();
   readonly #caches = new Set<DeviceCache>();
-  readonly #validPlans = new WeakSet<Plan>();
   readonly #boundaries: BoundaryStore;
   readonly #groups: RunGroups;
   readonly #queue: RunQueue<GroupJob>;
@@ -83,7 +80,7 @@ export class WebgpuRunner implements Runner {
     this.model = model;
     this.#loaded = loaded;
     this.#use = use;
-    this.#weights = weights;
+    this.#guard = new RunnerGuard(this, loaded, attentionCapabilities, weights);
     this.#settings = settings;
     this.#workspace = new Workspace(use.gpu);
     this.#rotary = new RotaryTables(use.gpu);
@@ -102,12 +99,7 @@ export class WebgpuRunner implements Runner {
   }
 
   createCache(sequences: number, attention?: RunAttention): KvCache {
-    this.#alive();
-    if (!Number.isSafeInteger(sequences) || sequences < 1) {
-      throw new CoppiceError("COPPICE_USAGE", `a cache for ${sequences} sequences is wanted; give 1 or more`);
-    }
-    const lengths = new Array<number>(sequences).fill(this.model.contextLength);
-    const checked = attention && checkRunAttention(this.model, attention, lengths, attentionCapabilities);
+    const checked = this.#guard.checkCache(sequences, attention);
     const limits = limitsOf(this.model, checked);
     const cache = new DeviceCache(this, this.#use.gpu, sequences, limits, (done) =>
       this.#caches.delete(done),
@@ -117,21 +109,16 @@ export class WebgpuRunner implements Runner {
   }
 
   async run(request: RunRequest): Promise<RunResult> {
-    this.#alive();
-    throwIfAborted(request.signal, "starting a run");
-    const { model } = this;
-    const checked = checkRunRequest(model, request, this.#loaded, attentionCapabilities, true);
-    const plans = this.#layerPlans(request.plan);
+    const { checked, plans } = this.#guard.checkRun(request);
     const job = this.#groups.jobOf(request, checked, plans);
     if (job) return this.#queue.add(job, request.signal);
     return this.#queue.alone(() => this.#run(request, checked, plans));
   }
 
   async dispose(): Promise<void> {
-    const weights = this.#weights;
+    const weights = this.#guard.release();
     if (!weights) return;
-    this.#weights = undefined;
-    await this.#queue.end(disposed());
+    await this.#queue.end(disposedRunner());
     for (const cache of this.#caches) cache.dispose();
     this.#boundaries.dispose();
     this.#groups.dispose();
@@ -154,10 +141,10 @@ export class WebgpuRunner implements Runner {
   ): Promise<RunResult> {
     const { model } = this;
     const { gpu } = this.#use;
-    this.#alive();
+    this.#guard.throwIfDisposed();
     gpu.throwIfFailed();
     const { tokens, from, to, rows, targets } = checked;
-    const cache = this.#cache(request.cache);
+    const cache = checkOwned(this, DeviceCache, request.cache, "cache");
     const limits = cache?.limits ?? limitsOf(model, checked.attention);
     await checkBatch(gpu, model, this.#loaded, tokens, this.#settings);
     await checkAttentionKernels(gpu, model, this.#loaded, attentionUse(model, checked, limits));
@@ -186,7 +173,7 @@ export class WebgpuRunner implements Runner {
       if (tokens >= waitTokens) await gpu.idle();
       throwIfAborted(request.signal, `running layer ${layer + 1} of ${to}`);
     }
-    const { head } = this.#alive();
+    const { head } = this.#guard.loaded;
     const shown = head && rows ? await runHead(context, model, head, rows, targets, hidden) : {};
     if (this.#skips(plans, from, to)) {
       const [bytes] = await gpu.read([{ buffer: counts, bytes: 4 }]);
@@ -206,7 +193,7 @@ export class WebgpuRunner implements Runner {
     batch: Batch,
     hidden: GpuBuffer,
   ): Promise<number> {
-    const weights = this.#alive().layers.get(index) as LayerWeights;
+    const weights = this.#guard.loaded.layers.get(index) as LayerWeights;
     const { attention, feedForward } = this.model.layers[index] as MoeModel["layers"][number];
     if (attention.kind === "other") throw new TypeError(`layer ${index} is ${attention.name}`);
     const { gpu, workspace, half, hidden: size } = context;
@@ -312,26 +299,6 @@ export class WebgpuRunner implements Runner {
       );
   }
 
-  #layerPlans(plan: Plan | undefined): Map<number, LayerPlan> {
-    if (plan && !this.#validPlans.has(plan)) {
-      parsePlan(plan, this.model);
-      this.#validPlans.add(plan);
-    }
-    return new Map(plan?.layers.map((layer) => [layer.layer, layer]));
-  }
-
-  #cache(cache: KvCache | undefined): DeviceCache | undefined {
-    if (cache === undefined) return undefined;
-    if (!(cache instanceof DeviceCache) || cache.owner !== this) {
-      throw new CoppiceError("COPPICE_USAGE", "the cache was made by another runner", {
-        hint: "make it with createCache of the runner that runs",
-      });
-    }
-    if (cache.disposed)
-      throw new CoppiceError("COPPICE_BACKEND_DISPOSED", "the cache was disposed before this run");
-    return cache;
-  }
-
   #embed(sequences: readonly Int32Array[], tokens: number, hidden: GpuBuffer): void {
     const ids = new Uint32Array(tokens);
     let at = 0;
@@ -339,15 +306,7 @@ export class WebgpuRunner implements Runner {
       ids.set(sequence, at);
       at += sequence.length;
     }
-    const weight = this.#alive().embedding as NonNullable<ModelWeights["embedding"]>;
+    const weight = this.#guard.loaded.embedding as NonNullable<ModelWeights["embedding"]>;
     embed(this.#use.gpu, weight, this.#workspace.put("ids", ids), tokens, hidden, this.model.embeddingScale);
   }
-
-  #alive(): ModelWeights {
-    if (this.#weights) return this.#weights;
-    throw disposed();
-  }
 }
-
-const disposed = () =>
-  new CoppiceError("COPPICE_BACKEND_DISPOSED", "the runner was disposed and cannot run again");

@@ -39,6 +39,7 @@ export * from "./router-rows.js";
 export * from "./routing.js";
 export * from "./run-attention.js";
 export * from "./run-request.js";
+export * from "./runner-guard.js";
 export * from "./search.js";
 export * from "./select-experts.js";
 export * from "./skip-experts.js";
