@@ -8,7 +8,8 @@ import { parseArgs } from "node:util";
 import { createWebgpuBackend } from "@coppice/backend-webgpu";
 import { loadModel } from "@coppice/checkpoint";
 import { openFolder } from "@coppice/checkpoint/node";
-import { encodeTask, loadTokenizer, mostLikely, parseTask } from "@coppice/evaluate";
+import { mostLikely } from "@coppice/core";
+import { encodeTask, loadTokenizer, parseTask } from "@coppice/evaluate";
 
 const { values } = parseArgs({
   options: {

@@ -73,8 +73,7 @@ async function fit(run: SearchRun, chosen: Scored): Promise<{ fitted: Fitted; wo
   await using folds = await openFolds(run, found);
   const backend = await run.here();
   await using runner = await backend.load({ model, weights, signal });
-  // Only that backend is known to find the native library.
-  await using products = job.backend.name === "cpu" ? await openProducts() : undefined;
+  await using products = await nativeProducts();
   const texts = limitTexts(found.texts);
   const { plan, before, layers, tokenLayers } = await reconstruct({
     runner,
@@ -89,6 +88,16 @@ async function fit(run: SearchRun, chosen: Scored): Promise<{ fitted: Fitted; wo
     fitted: { from: chosen.key, plan, before, layers, texts: found.by, tokens: tokensOf(texts) },
     work: addWork(addWork(found.work, folds.work()), { ...noWork, tokenLayers }),
   };
+}
+
+/** Whatever the backend is; without the native library plain loops take their place. */
+async function nativeProducts(): Promise<Awaited<ReturnType<typeof openProducts>> | undefined> {
+  try {
+    return await openProducts();
+  } catch (error) {
+    if (error instanceof CoppiceError && error.code === "COPPICE_BACKEND_UNAVAILABLE") return undefined;
+    throw error;
+  }
 }
 
 /** What an earlier process fitted to the same plan. */

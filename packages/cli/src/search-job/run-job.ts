@@ -43,6 +43,8 @@ export interface Choice {
 /** What a search job found, before it is written down. */
 export interface JobResult {
   readonly search: SearchResult;
+  /** What this process took to propose and evaluate the plans that no earlier one had evaluated. */
+  readonly searchSeconds: number;
   readonly chosen: Scored;
   readonly choice: Choice;
   readonly plan: Plan;
@@ -73,7 +75,7 @@ export async function runJob(run: SearchRun): Promise<JobResult> {
     label: plugin.pluginName,
     plan: oneShotPlan(job, scores.get(plugin.pluginName) as Float64Array[]),
   }));
-  const { search, seeds, work } = await searching(run, strategy, oneShot);
+  const { search, searchSeconds, seeds, work } = await searching(run, strategy, oneShot);
   throwIfAborted(signal, "choosing among the best plans");
   const { chosen, choice } = await choose(run, withinMemory(run, [...search.finalists, ...seeds]));
   const found = chosen.candidate.plan;
@@ -105,6 +107,7 @@ export async function runJob(run: SearchRun): Promise<JobResult> {
   }
   return {
     search,
+    searchSeconds,
     chosen: best,
     choice,
     plan,
@@ -130,6 +133,7 @@ async function searching(
   const { job, folder, emitter, signal } = run;
   const { model } = job.opened.checkpoint;
   await using executor = await openScorer(run, "search");
+  const started = performance.now();
   const search = await runSearch({
     strategy,
     model,
@@ -146,6 +150,7 @@ async function searching(
       await folder.writeJson("plan.json", best.candidate.plan);
     },
   });
+  const searchSeconds = (performance.now() - started) / 1000;
   const evaluator = new PlanEvaluator({ model, executor, journal: folder.journal });
   const candidates = oneShot.map(({ label, plan }) => ({
     plan,
@@ -169,7 +174,7 @@ async function searching(
       },
     ];
   });
-  return { search, seeds, work: executor.work() };
+  return { search, searchSeconds, seeds, work: executor.work() };
 }
 
 /** Strategies for several sizes know `keep` as the fewest experts, so that their plans may be too large. */

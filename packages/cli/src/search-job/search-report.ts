@@ -149,7 +149,8 @@ const stoppedBy: Partial<Record<JobResult["search"]["stopped"], string>> = {
   patience: ", the last of which brought nothing better",
 };
 
-function workFacts({ search, work }: JobResult, seconds: number): ReportFact[] {
+function workFacts({ search, searchSeconds, work }: JobResult, seconds: number): ReportFact[] {
+  const computed = search.evaluations - search.replayed;
   const counted = (name: string, done: number, avoided: number): ReportFact[] => {
     const total = done + avoided;
     const share = total > 0 ? ` (${((100 * avoided) / total).toFixed(1)} %)` : "";
@@ -168,6 +169,14 @@ function workFacts({ search, work }: JobResult, seconds: number): ReportFact[] {
     ...counted("token-layers", work.tokenLayers, work.avoidedTokenLayers),
     ...counted("token-experts", work.expertTokens, work.avoidedExpertTokens),
     { label: "time", value: formatDuration(1000 * seconds) },
+    ...(computed > 0
+      ? [
+          {
+            label: "of it, searching",
+            value: `${formatDuration(1000 * searchSeconds)}, ${(computed / searchSeconds).toPrecision(3)} plans a second`,
+          },
+        ]
+      : []),
   ];
 }
 
