@@ -1,4 +1,4 @@
-import { type AttentionMasker, CoppiceError, type KvCache } from "@coppice/core";
+import type { AttentionMasker, KvCache } from "@coppice/core";
 import type { CacheGroup } from "./cache-group.js";
 import type { PlanSpans } from "./head-groups.js";
 
@@ -31,9 +31,12 @@ export class CpuCache implements KvCache {
     return (this.#groups ?? []).reduce((sum, { bytes }) => sum + bytes, 0);
   }
 
-  /** The groups, made by `make` at the first run and kept. @throws COPPICE_BACKEND_DISPOSED */
+  get disposed(): boolean {
+    return this.#disposed;
+  }
+
+  /** The groups, made by `make` at the first run and kept. */
   groups(make: () => readonly CacheGroup[]): readonly CacheGroup[] {
-    if (this.#disposed) throw new CoppiceError("COPPICE_BACKEND_DISPOSED", "the cache was disposed");
     this.#groups ??= make();
     return this.#groups;
   }

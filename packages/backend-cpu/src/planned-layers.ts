@@ -3,7 +3,6 @@ import {
   type LayerRange,
   type MoeModel,
   type MoeSpec,
-  type Plan,
   type RouterRowValues,
   storedRouterRows,
   throwIfAborted,
@@ -39,13 +38,12 @@ export class LayerPlanner {
     this.#merges = merges;
   }
 
-  /** Experts of the layers of a range, by layer; dense layers are absent. Merges what is not in the cache. */
+  /** Experts of the layers of a range under plans, by layer; dense layers are absent. Merges what is not in the cache. */
   plan(
     { from, to }: LayerRange,
-    plan: Plan | undefined,
+    plans: ReadonlyMap<number, LayerPlan>,
     signal: AbortSignal | undefined,
   ): Map<number, PlannedExperts> {
-    const plans = new Map(plan?.layers.map((layer) => [layer.layer, layer]));
     const planned = new Map<number, PlannedExperts>();
     for (const { feedForward, index } of this.#model.layers.slice(from, to)) {
       if (feedForward.kind !== "moe") continue;

@@ -1,4 +1,4 @@
-import { CoppiceError } from "@coppice/core";
+import { CoppiceError, disposedRunner } from "@coppice/core";
 import { encodeModel, type Graph } from "@coppice/onnx";
 import type { InferenceSession, Tensor } from "onnxruntime-node";
 
@@ -51,7 +51,7 @@ export class Sessions {
     feeds: Feeds,
     into: Feeds = {},
   ): Promise<InferenceSession.ReturnType> {
-    if (this.#disposed) throw new CoppiceError("COPPICE_BACKEND_DISPOSED", "the runner was disposed");
+    if (this.#disposed) throw disposedRunner();
     let session = this.#sessions.get(key);
     if (!session) {
       session = this.#create(graph());

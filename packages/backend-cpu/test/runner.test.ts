@@ -56,6 +56,23 @@ describe("work", () => {
   });
 });
 
+describe("refusals", () => {
+  test("of plans that are broken, of caches for no sequence and of a cache that was disposed", async () => {
+    const model = randomModel({ layers: 2 });
+    const { runner } = await open(model);
+    const plan = { ...createPlan(model.model), layers: [{ layer: 0, experts: [0] }] };
+    await expect(runner.run({ sequences, plan })).rejects.toMatchObject({ code: "COPPICE_PLAN_KEEP" });
+    for (const count of [0, -1, 1.5]) expect(() => runner.createCache(count)).toThrow("give 1 or more");
+    const cache = runner.createCache(sequences.length);
+    cache.dispose();
+    await expect(runner.run({ sequences, cache })).rejects.toMatchObject({
+      code: "COPPICE_BACKEND_DISPOSED",
+      message: "the cache was disposed before this run",
+    });
+    await runner.dispose();
+  });
+});
+
 describe("sessions", () => {
   test("do not grow in number with runs, plans and caches, and are released in the end", async () => {
     const model = randomModel({ layers: 2, experts: 40, topK: 3 });

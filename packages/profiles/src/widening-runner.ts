@@ -2,6 +2,7 @@ import { partialModel } from "@coppice/checkpoint";
 import {
   type Backend,
   CoppiceError,
+  checkOwned,
   type KvCache,
   type MoeModel,
   type Plan,
@@ -105,7 +106,7 @@ class LoadingRunner implements WideningRunner {
     if (request.plan) {
       throw new CoppiceError("COPPICE_USAGE", "the request has a plan; this runner runs under its own");
     }
-    const cache = this.#cache(request.cache);
+    const cache = checkOwned(this, RepeatableCache, request.cache, "cache");
     for (;;) {
       throwIfAborted(request.signal, "running with some of the experts");
       const result = await this.#runOnce(request, cache);
@@ -149,13 +150,6 @@ class LoadingRunner implements WideningRunner {
     await this.#loaded.runner.dispose();
     this.#loaded = await this.#load(value);
     return true;
-  }
-
-  #cache(cache: KvCache | undefined): RepeatableCache | undefined {
-    if (cache === undefined || (cache instanceof RepeatableCache && cache.owner === this)) return cache;
-    throw new CoppiceError("COPPICE_USAGE", "the cache was made by another runner", {
-      hint: "make it with createCache of the runner that runs",
-    });
   }
 }
 
