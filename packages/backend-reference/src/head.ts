@@ -1,4 +1,4 @@
-import type { MoeModel, RunResult } from "@coppice/core";
+import { type MoeModel, mostLikely, type RunResult } from "@coppice/core";
 import { linear } from "./linear.js";
 import { normalize } from "./norm.js";
 import type { Scratch } from "./scratch.js";
@@ -49,15 +49,6 @@ export function runHead(
     }
   }
   return { targetLogProbs, argmax };
-}
-
-/** Index of the largest value; ties go to the lower one. */
-function mostLikely(logits: Float32Array): number {
-  let best = 0;
-  for (let i = 1; i < logits.length; i++) {
-    if ((logits[i] as number) > (logits[best] as number)) best = i;
-  }
-  return best;
 }
 
 function logProbability(logits: Float32Array, target: number, max: number): number {

@@ -2,6 +2,7 @@ import type { RunAttention } from "./attention-plan.js";
 import type { MoeModel } from "./model.js";
 import type { Plan } from "./plan.js";
 import type { WeightReader } from "./tensor.js";
+import type { TokenDraw } from "./token-draw.js";
 
 /** Runs models. Created by a plugin of kind "backend". */
 export interface Backend {
@@ -97,6 +98,8 @@ export interface Runner extends AsyncDisposable {
    * and what they give does not depend on that. It also holds boundaries (`RunRequest.hold`).
    */
   readonly pace?: WorkPace;
+  /** True when it draws tokens where it computes (`RunRequest.draw`); others refuse that, and draw nothing. */
+  readonly draws?: boolean;
   /**
    * Runs layers `from` to `to` over a batch. Calls on one runner without a `pace` must not overlap.
    * @throws COPPICE_BACKEND_FAILED, COPPICE_BACKEND_DISPOSED, COPPICE_ABORTED
@@ -142,6 +145,8 @@ export interface RunRequest {
    * which saves copying [R, vocab] values.
    */
   readonly targets?: readonly Int32Array[];
+  /** In place of `targets`: draws a token at every wanted position, and returns `drawn` alone. Only of runners with `draws`. */
+  readonly draw?: TokenDraw;
   readonly tap?: Tap;
   /** Continue the sequences that this cache holds, and extend it. Needs all layers. */
   readonly cache?: KvCache;
@@ -162,6 +167,11 @@ export interface RunResult {
   readonly targetLogProbs?: Float32Array;
   /** [R], most likely token; ties go to the lower id. */
   readonly argmax?: Int32Array;
+  /**
+   * [R], the tokens that `RunRequest.draw` asks for: those of `drawToken`, unless a random number or a bound of the rule falls so
+   * close to the end of a token's part that sums in another precision end on the other side.
+   */
+  readonly drawn?: Int32Array;
   /** Layer index -> [T, hidden]. */
   readonly boundaries: ReadonlyMap<number, Float32Array>;
   /** Layer index -> its input, for each layer of `hold`; whoever asked for them disposes them. */

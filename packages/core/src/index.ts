@@ -48,4 +48,5 @@ export * from "./statistics-match.js";
 export * from "./stored-round.js";
 export * from "./supported-kinds.js";
 export * from "./tensor.js";
+export * from "./token-draw.js";
 export * from "./whole-number.js";

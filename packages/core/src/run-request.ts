@@ -1,7 +1,8 @@
-import type { AttentionCapabilities, LayerRange, LoadRequest, RunRequest } from "./backend.js";
+import type { AttentionCapabilities, LayerRange, LoadRequest, Runner, RunRequest } from "./backend.js";
 import { CoppiceError } from "./errors.js";
 import type { MoeModel } from "./model.js";
 import { type CheckedAttention, checkRunAttention } from "./run-attention.js";
+import { checkDrawRule, type TokenDraw } from "./token-draw.js";
 
 /** A run request whose every number has been checked, with the packed rows worked out. */
 export interface CheckedRunRequest {
@@ -39,7 +40,7 @@ export function checkLoadRange({ model, layers }: Pick<LoadRequest, "model" | "l
  * is only checked to belong to the model; `parsePlan` checks the rest where it enters the program.
  * @param loaded layers that the runner has; default all
  * @param known what the backend may limit attention by; default nothing
- * @param holds whether the runner holds boundaries
+ * @param runner what it can besides; default nothing
  * @throws COPPICE_USAGE, COPPICE_PLAN_MODEL, and what `checkRunAttention` does
  */
 export function checkRunRequest(
@@ -47,7 +48,7 @@ export function checkRunRequest(
   request: RunRequest,
   loaded?: LayerRange,
   known?: AttentionCapabilities,
-  holds = false,
+  runner: Pick<Runner, "pace" | "draws"> = {},
 ): CheckedRunRequest {
   const {
     sequences,
@@ -57,6 +58,7 @@ export function checkRunRequest(
     hold = [],
     positions,
     targets,
+    draw,
     cache,
     plan,
     tap,
@@ -81,7 +83,7 @@ export function checkRunRequest(
       `layers from ${from} to ${to} are wanted; the runner was loaded with those from ${loaded.from} to ${loaded.to}`,
     );
   }
-  if (!holds && (held || hold.length > 0)) {
+  if (!runner.pace && (held || hold.length > 0)) {
     throw refused("boundaries are to be held by the runner, which has no pace and returns them only");
   }
   if (hidden && held) throw refused("both hidden and held are given for the first layer");
@@ -121,13 +123,16 @@ export function checkRunRequest(
   const lengths = sequences.map(({ length }) => length);
   const attention = request.attention && checkRunAttention(model, request.attention, lengths, known);
   const checked = { tokens, starts, from, to, ...(attention && { attention }) };
+  if (draw && !runner.draws) throw refused("tokens are to be drawn by the runner, which has no draws");
   if (!positions) {
-    if (targets) throw refused("targets are given without positions");
+    if (targets ?? draw) throw refused(`${targets ? "targets are" : "a draw is"} given without positions`);
     return checked;
   }
   if (to !== layers) throw refused(`positions are given, but logits need layers up to ${layers}, not ${to}`);
   const rows = packedRows(positions, sequences, starts);
+  if (draw) checkDraw(draw, rows.length, model.vocabSize);
   if (!targets) return { ...checked, rows };
+  if (draw) throw refused("both targets and a draw are given");
   return { ...checked, rows, targets: packedTargets(targets, positions, model.vocabSize) };
 }
 
@@ -189,6 +194,20 @@ function packedTargets(
     at += tokens.length;
   });
   return packed;
+}
+
+function checkDraw({ rule, uniforms, seen }: TokenDraw, rows: number, vocabSize: number): void {
+  checkDrawRule(rule);
+  if (uniforms.length !== rows) {
+    throw refused(`${uniforms.length} random numbers are given to draw ${rows} tokens with`);
+  }
+  const wrong = uniforms.find((uniform) => !(uniform >= 0 && uniform < 1));
+  if (wrong !== undefined) throw refused(`a token is to be drawn with ${wrong}; give numbers of [0, 1)`);
+  if (!seen) return;
+  if (seen.length !== rows) throw refused(`seen tokens are given for ${seen.length} rows, ${rows} are drawn`);
+  seen.forEach((tokens, row) => {
+    checkTokens(tokens, vocabSize, `the seen tokens of row ${row}`);
+  });
 }
 
 function checkTokens(tokens: Int32Array, vocabSize: number, where: string): void {

@@ -1,4 +1,11 @@
-import { checkLoadRange, checkRunRequest, createPlan, type KvCache, type RunRequest } from "@coppice/core";
+import {
+  checkLoadRange,
+  checkRunRequest,
+  createPlan,
+  type KvCache,
+  type RunRequest,
+  type TokenDraw,
+} from "@coppice/core";
 import { describe, expect, test } from "vitest";
 import { tinyModel } from "./tiny-model.js";
 
@@ -30,11 +37,34 @@ describe("checkRunRequest", () => {
   test("takes held boundaries of runners that hold them", () => {
     const held = { bytes: 192, dispose: () => {} };
     const check = (request: Partial<RunRequest>) =>
-      checkRunRequest(model, { sequences, ...request }, undefined, undefined, true);
+      checkRunRequest(model, { sequences, ...request }, undefined, undefined, {
+        pace: { batchTokens: 1, runners: 1 },
+      });
     expect(check({ from: 1, held, hold: [2] })).toMatchObject({ from: 1, to: 3 });
     expect(() => check({ held })).toThrow(/held is given but from is 0/);
     expect(() => check({ from: 1, held, hidden: new Float32Array(48) })).toThrow(/both hidden and held/);
     expect(() => check({ from: 1, held, hold: [1] })).toThrow(/boundary 1 .* expected 2 to 3/);
+  });
+
+  test("takes what is to be drawn of runners that draw", () => {
+    const positions = [ids(1), ids(), ids(0, 1)];
+    const check = (draw: Partial<TokenDraw>, more: Partial<RunRequest> = {}) => {
+      const whole = { rule: { temperature: 1, topK: 3 }, uniforms: Float64Array.of(0, 0.5, 0.9), ...draw };
+      const request = { sequences, positions, draw: whole, ...more };
+      return checkRunRequest(model, request, undefined, undefined, { draws: true });
+    };
+    const targets = [ids(1), ids(), ids(1, 1)];
+    expect(check({ seen: [ids(1, 2), ids(), ids(10)] }).rows).toEqual(ids(1, 4, 5));
+    expect(() => check({ rule: { topP: 0 } })).toThrow(/topP is 0, expected more than 0/);
+    expect(() => check({ uniforms: Float64Array.of(0) })).toThrow(/1 random numbers .* to draw 3 tokens/);
+    expect(() => check({ uniforms: Float64Array.of(0, 1, 0) })).toThrow(/drawn with 1; give numbers of/);
+    expect(() => check({ seen: [ids()] })).toThrow(/seen tokens are given for 1 rows, 3 are drawn/);
+    expect(() => check({ seen: [ids(), ids(11), ids()] })).toThrow(/seen tokens of row 1 has token 11 at 0/);
+    expect(() => check({}, { targets })).toThrow(/both targets and a draw/);
+    const alone: RunRequest = { sequences, draw: { rule: {}, uniforms: new Float64Array(0) } };
+    expect(() => checkRunRequest(model, alone, undefined, undefined, { draws: true })).toThrow(
+      /a draw is given without positions/,
+    );
   });
 
   test("packs more targets than a call can take arguments", () => {
@@ -63,6 +93,11 @@ describe("checkRunRequest", () => {
     ["no hidden", { sequences, from: 1 }, /from is 1 but hidden/],
     ["boundaries to hold", { sequences, hold: [1] }, /held by the runner, which has no pace/],
     ["a held boundary", { sequences, from: 1, held: { bytes: 0, dispose: () => {} } }, /which has no pace/],
+    [
+      "tokens to draw",
+      { sequences, positions: [ids(), ids(), ids()], draw: { rule: {}, uniforms: new Float64Array(0) } },
+      /drawn by the runner, which has no draws/,
+    ],
     ["hidden at the start", { sequences, hidden }, /hidden is given but from is 0/],
     [
       "hidden of another size",

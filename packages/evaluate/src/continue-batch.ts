@@ -1,8 +1,9 @@
 import { type Plan, type RunAttention, type Runner, type RunResult, throwIfAborted } from "@coppice/core";
 import { concat } from "./encode-prompt.js";
+import { drawOf, type Sampler } from "./sampling.js";
 
 /** What of a runner is needed to continue sequences. */
-export type CachingRunner = Pick<Runner, "model" | "run" | "createCache">;
+export type CachingRunner = Pick<Runner, "model" | "run" | "createCache" | "draws">;
 
 export interface BatchRequest {
   /** Tokens to continue; none may be empty. */
@@ -17,8 +18,8 @@ export interface BatchRequest {
    * @returns true to end the sequence with it
    */
   readonly done: (s: number, tokens: readonly number[]) => boolean;
-  /** Chooses the next token of sequence `s` from its logits, [vocab]. Default: the most likely one. */
-  readonly draw?: (s: number, logits: Float32Array) => number;
+  /** Draw the tokens of each sequence, all by the same rule. Default: the most likely ones. */
+  readonly samplers?: readonly Sampler[];
   readonly signal?: AbortSignal | undefined;
 }
 
@@ -27,7 +28,7 @@ export interface BatchRequest {
  * @returns the new tokens of every sequence
  */
 export async function continueBatch(runner: CachingRunner, request: BatchRequest): Promise<number[][]> {
-  const { prompts, plan, attention, maxTokens, done, draw, signal } = request;
+  const { prompts, plan, attention, maxTokens, done, samplers, signal } = request;
   const { contextLength: context, vocabSize } = runner.model;
   const outputs: number[][] = prompts.map(() => []);
   const length = (s: number) => (prompts[s]?.length ?? 0) + (outputs[s]?.length ?? 0);
@@ -43,19 +44,20 @@ export async function continueBatch(runner: CachingRunner, request: BatchRequest
     while (running.size * 2 > group.length || running.size === group.length) {
       throwIfAborted(signal, "generating");
       if (cache.value.lengths.some((held, i) => held + (inputs[i]?.length ?? 0) > context)) break;
-      const { logits, argmax }: RunResult = await runner.run({
+      const own = samplers && group.map((s) => samplers[s] as Sampler);
+      const result: RunResult = await runner.run({
         sequences: inputs,
         positions: inputs.map((input) => Int32Array.of(input.length - 1)),
         // Asking about some target returns the most likely token without copying all logits.
-        ...(!draw && { targets: inputs.map(() => Int32Array.of(0)) }),
+        ...(!own && { targets: inputs.map(() => Int32Array.of(0)) }),
+        ...(own && runner.draws && { draw: drawOf(own) }),
         cache: cache.value,
         ...(plan && { plan }),
         ...(signal && { signal }),
       });
       inputs = group.map((s, i) => {
         if (!running.has(s)) return Int32Array.of(0);
-        const token =
-          draw && logits ? draw(s, logits.subarray(i * vocabSize, (i + 1) * vocabSize)) : (argmax?.[i] ?? 0);
+        const token = tokenOf(result, i, own?.[i], vocabSize);
         const output = outputs[s] as number[];
         output.push(token);
         if (done(s, output) || output.length >= (maxTokens[s] as number) || length(s) > context) {
@@ -68,6 +70,18 @@ export async function continueBatch(runner: CachingRunner, request: BatchRequest
     live = [...running].filter((s) => length(s) <= context);
   }
   return outputs;
+}
+
+/** The token that follows sequence `i` of a run. */
+function tokenOf(
+  { logits, drawn, argmax }: RunResult,
+  i: number,
+  sampler: Sampler | undefined,
+  vocabSize: number,
+): number {
+  if (!sampler) return argmax?.[i] ?? 0;
+  if (drawn) return sampler.take(drawn[i] as number);
+  return sampler.next((logits ?? new Float32Array(0)).subarray(i * vocabSize, (i + 1) * vocabSize));
 }
 
 function disposable<T extends { dispose(): void }>(value: T): Disposable & { readonly value: T } {

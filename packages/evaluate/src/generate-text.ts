@@ -1,6 +1,6 @@
-import { CoppiceError, throwIfAborted } from "@coppice/core";
+import { CoppiceError, type TokenDraw, throwIfAborted } from "@coppice/core";
 import { checkIds } from "./encode-prompt.js";
-import { refuse, Sampler, type SamplingOptions } from "./sampling.js";
+import { drawOf, refuse, Sampler, type SamplingOptions } from "./sampling.js";
 import { createTextStream } from "./text-stream.js";
 import type { Tokenizer } from "./tokenizer.js";
 
@@ -13,6 +13,8 @@ export interface Decoder {
   logits(tokens: Int32Array, signal?: AbortSignal): Promise<Float32Array>;
   /** The same, but only the most likely token (ties to the lower id), where that takes less than all logits. */
   mostLikely?(tokens: Int32Array, signal?: AbortSignal): Promise<number>;
+  /** The same, but only the token that is drawn, where that takes less than all logits. */
+  draw?(tokens: Int32Array, draw: TokenDraw, signal?: AbortSignal): Promise<number>;
 }
 
 export const defaultMaxTokens = 128;
@@ -74,10 +76,7 @@ export async function* generateText(
   let input = prompt;
   while (tokens.length < maxTokens && prompt.length + tokens.length <= contextLength) {
     throwIfAborted(signal, "generating");
-    const token =
-      sampler.takesMostLikely && decoder.mostLikely
-        ? await decoder.mostLikely(input, signal)
-        : sampler.next(await decoder.logits(input, signal));
+    const token = await nextToken(decoder, sampler, input, signal);
     if (endTokens.has(token)) {
       finish = "end";
       break;
@@ -94,6 +93,17 @@ export async function* generateText(
   const rest = stream.finish();
   if (rest !== "") yield { text: rest };
   return { text: stream.text, tokens: Int32Array.from(tokens), promptTokens: prompt.length, finish };
+}
+
+async function nextToken(
+  decoder: Decoder,
+  sampler: Sampler,
+  input: Int32Array,
+  signal: AbortSignal | undefined,
+): Promise<number> {
+  if (sampler.takesMostLikely && decoder.mostLikely) return decoder.mostLikely(input, signal);
+  if (decoder.draw) return sampler.take(await decoder.draw(input, drawOf([sampler]), signal));
+  return sampler.next(await decoder.logits(input, signal));
 }
 
 /** @throws COPPICE_USAGE */

@@ -1,4 +1,4 @@
-import type { Plan, Runner } from "@coppice/core";
+import type { Plan, Runner, RunRequest } from "@coppice/core";
 import { endOfTextTokens } from "./answer-text.js";
 import { encodePrompt } from "./encode-prompt.js";
 import {
@@ -46,7 +46,7 @@ export async function generate(
   const length = Math.min(contextLength, ids.length + (text.maxTokens ?? defaultMaxTokens));
   const cache = runner.createCache(1, attention && cacheAttention(attention, [length]));
   try {
-    const pieces = generateText(runnerDecoder(runner, cache, plan), request, text);
+    const pieces = generateText(runnerDecoder(runner, { cache, ...(plan && { plan }) }), request, text);
     let last = 0;
     for (;;) {
       const { done, value } = await pieces.next();
@@ -59,24 +59,31 @@ export async function generate(
   }
 }
 
-/** A sequence of a runner's cache. */
-function runnerDecoder(
-  runner: Runner,
-  cache: ReturnType<Runner["createCache"]>,
-  plan: Plan | undefined,
+/** One sequence of a runner, continued with the least that has to be copied out of it. */
+export function runnerDecoder(
+  runner: Pick<Runner, "run" | "draws">,
+  /** What every run has besides its tokens. */
+  shared: Pick<RunRequest, "cache" | "plan" | "tap">,
 ): Decoder {
-  const run = (tokens: Int32Array, signal: AbortSignal | undefined, targets?: readonly Int32Array[]) =>
+  const run = (
+    tokens: Int32Array,
+    signal: AbortSignal | undefined,
+    wanted?: Pick<RunRequest, "targets" | "draw">,
+  ) =>
     runner.run({
+      ...shared,
       sequences: [tokens],
       positions: [Int32Array.of(tokens.length - 1)],
-      cache,
-      ...(targets && { targets }),
-      ...(plan && { plan }),
+      ...wanted,
       ...(signal && { signal }),
     });
   return {
     logits: async (tokens, signal) => (await run(tokens, signal)).logits ?? new Float32Array(0),
     // Asking about some target returns the most likely token without copying all logits.
-    mostLikely: async (tokens, signal) => (await run(tokens, signal, [Int32Array.of(0)])).argmax?.[0] ?? 0,
+    mostLikely: async (tokens, signal) =>
+      (await run(tokens, signal, { targets: [Int32Array.of(0)] })).argmax?.[0] ?? 0,
+    ...(runner.draws && {
+      draw: async (tokens, draw, signal) => (await run(tokens, signal, { draw })).drawn?.[0] ?? 0,
+    }),
   };
 }

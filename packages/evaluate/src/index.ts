@@ -47,7 +47,7 @@ export * from "./position-scores.js";
 export * from "./remote-executor.js";
 export * from "./remote-pool.js";
 export { retrievalTask } from "./retrieval-task.js";
-export { mostLikely, Sampler, type SamplingOptions } from "./sampling.js";
+export { Sampler, type SamplingOptions } from "./sampling.js";
 export * from "./split-task.js";
 export * from "./task.js";
 export * from "./tokenizer.js";

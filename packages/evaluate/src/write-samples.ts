@@ -131,11 +131,15 @@ export async function writeGroup(
     return { end, sampler: new Sampler({ temperature: 1, seed }, head) };
   });
   const written = await continueBatch(
-    { ...counting, createCache: (sequences) => runner.createCache(sequences) },
+    {
+      ...counting,
+      ...(runner.draws && { draws: true }),
+      createCache: (sequences) => runner.createCache(sequences),
+    },
     {
       prompts: drafts.map(({ head }) => head),
       maxTokens: drafts.map(({ head, length }) => length - head.length),
-      draw: (s, logits) => (texts[s] as (typeof texts)[number]).sampler.next(logits),
+      samplers: texts.map(({ sampler }) => sampler),
       done: (s, tokens) => (texts[s] as (typeof texts)[number]).end.push(tokens.at(-1) as number),
       signal,
     },

@@ -275,6 +275,7 @@ function yielding(runner: Runner): Runner {
   return {
     model: runner.model,
     ...(runner.pace && { pace: runner.pace }),
+    ...(runner.draws && { draws: true }),
     run: async (request) => {
       await new Promise((resolve) => setImmediate(resolve));
       return runner.run(request);

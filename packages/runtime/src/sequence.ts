@@ -1,5 +1,5 @@
-import { CoppiceError, throwIfAborted } from "@coppice/core";
-import { type Decoder, mostLikely } from "@coppice/evaluate";
+import { CoppiceError, mostLikely, throwIfAborted } from "@coppice/core";
+import type { Decoder } from "@coppice/evaluate";
 import { disposeTensors, emptyPast, keepNewest, settleTokens, withRoom } from "./cache-tensors.js";
 import { messageOf } from "./exported-folder.js";
 import type { GraphInterface } from "./graph-interface.js";
