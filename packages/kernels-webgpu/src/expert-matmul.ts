@@ -3,9 +3,10 @@ import { type ActivationKind, activationParams, isGated } from "./activation-cod
 import type { Gpu } from "./gpu.js";
 import type { GpuBuffer } from "./gpu-buffer.js";
 import { type GpuMatrix, partBuffers } from "./gpu-matrix.js";
-import { productKernel } from "./product-kernel.js";
+import { type ProductKernel, productKernel } from "./product-kernel.js";
 import { rowsKey, rowsOutputs, rowsSharing, rowsSource } from "./rows-code.js";
-import { type Tile, tileColumns } from "./tile-frame.js";
+import { serialKernel } from "./serial-kernel.js";
+import type { Tile } from "./tile-frame.js";
 
 /** Which expert every choice of every token goes to; a choice is `token * topK + rank`. */
 export interface Choices {
@@ -59,20 +60,25 @@ export interface ExpertStack {
 
 /** For every choice, the projection of its expert; `stacks` may differ in their formats. */
 export function expertMatmul(gpu: Gpu, call: ExpertMatmulCall): void {
-  const { choices, x, perChoice, stacks, activation, scaled = false, y, half = false } = call;
+  const { choices, x, perChoice, stacks, activation, scaled = false, y } = call;
   const { tokens, topK, slots, gates, places, sorted } = choices;
   const kind: ActivationKind = activation?.kind ?? "none";
   let first = 0;
-  for (const { matrix, bias } of stacks) {
-    const { format, columns, parts, blocks } = matrix;
+  for (const stack of stacks) {
+    const { matrix, bias } = stack;
+    const { columns, parts, blocks } = matrix;
     const rows = matrix.rows / (isGated(kind) ? 2 : 1);
-    const shared = { format, bias: bias !== undefined, activation: kind, scaled, vectors: columns % 4 === 0 };
-    const tile = sorted?.tile ?? 16;
-    const rowsOptions = { ...shared, rows: 1, gathered: true, ...rowsSharing(matrix, 1) } as const;
-    const kernel = sorted
-      ? productKernel(gpu, { ...shared, grouped: true, tile }, half)
-      : gpu.kernel(rowsKey(rowsOptions), () => rowsSource(rowsOptions));
-    const across = Math.ceil(rows / (sorted ? tileColumns(tile, isGated(kind)) : rowsOutputs(rowsOptions)));
+    const { kernel, across: perGroup } = gpu.serial
+      ? serialKernel(gpu, {
+          matrix,
+          bias: bias !== undefined,
+          activation,
+          scaled,
+          of: sorted ? "tile" : "choice",
+          rows: sorted?.tile ?? 1,
+        })
+      : parallelKernel(gpu, call, stack);
+    const across = Math.ceil(rows / perGroup);
     const where = sorted ? [sorted.order, sorted.tiles] : [slots, places];
     for (const part of parts) {
       const params = {
@@ -100,4 +106,21 @@ export function expertMatmul(gpu: Gpu, call: ExpertMatmulCall): void {
     }
     first += blocks;
   }
+}
+
+function parallelKernel(
+  gpu: Gpu,
+  { choices: { sorted }, activation, scaled = false, half = false }: ExpertMatmulCall,
+  { matrix, bias }: ExpertStack,
+): ProductKernel {
+  const { format, columns } = matrix;
+  const kind: ActivationKind = activation?.kind ?? "none";
+  const shared = { format, bias: bias !== undefined, activation: kind, scaled, vectors: columns % 4 === 0 };
+  if (sorted) {
+    const { tile } = sorted;
+    return productKernel(gpu, { ...shared, grouped: true, tile }, half);
+  }
+  const options = { ...shared, rows: 1, gathered: true, ...rowsSharing(matrix, 1) } as const;
+  const kernel = gpu.kernel(rowsKey(options), () => rowsSource(options));
+  return { kernel, across: rowsOutputs(options), down: 1 };
 }

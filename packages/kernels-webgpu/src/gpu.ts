@@ -22,6 +22,11 @@ export interface GpuOptions {
    * @default what the device allows
    */
   readonly maxBindingBytes?: number;
+  /**
+   * Multiply as suits a device that runs threads one after another (`Gpu.serial`).
+   * @default what the adapter says of itself: true of one in software
+   */
+  readonly serial?: boolean;
   /** Of the adapter that the device came from, which some implementations tell more than the device's own. */
   readonly adapterInfo?: GPUAdapterInfo;
 }
@@ -35,7 +40,12 @@ export class Gpu {
   /** Most bytes of one buffer that a kernel binds. */
   readonly maxBindingBytes: number;
   readonly commands: Commands;
-  /** Undefined where the device has none, or its subgroups differ in size. */
+  /**
+   * Whether threads run one after another, as a processor runs them that plays a graphics device. Barriers and memory of workgroups
+   * cost it more than they save, so that products have kernels without (`serialSource`).
+   */
+  readonly serial: boolean;
+  /** Undefined where the device has none, its subgroups differ in size, or it is `serial`. */
   readonly matrixUnits: MatrixUnits | undefined;
   readonly #kernels = new Map<string, Kernel>();
   readonly #alive = new Set<GpuBuffer>();
@@ -45,12 +55,15 @@ export class Gpu {
   #bytes = 0;
   #failure: CoppiceError | undefined;
 
-  constructor(device: GPUDevice, { maxBindingBytes, adapterInfo }: GpuOptions = {}) {
+  constructor(device: GPUDevice, options: GpuOptions = {}) {
+    const { maxBindingBytes, adapterInfo = device.adapterInfo } = options;
     this.device = device;
     const { maxStorageBufferBindingSize, maxBufferSize } = device.limits;
     const most = Math.min(maxStorageBufferBindingSize, maxBufferSize, maxBindingBytes ?? Infinity);
     this.maxBindingBytes = Math.floor(most / 256) * 256;
-    this.matrixUnits = findMatrixUnits(device, adapterInfo ?? device.adapterInfo);
+    // Older browsers do not say it.
+    this.serial = options.serial ?? adapterInfo.isFallbackAdapter ?? false;
+    this.matrixUnits = this.serial ? undefined : findMatrixUnits(device, adapterInfo);
     this.#uniforms = device.createBuffer({
       size: 1024 * paramBytes,
       usage: usage.uniform | usage.copyTarget,

@@ -1,11 +1,11 @@
 import type { ActivationSpec } from "@coppice/core";
-import { type ActivationKind, activationParams, isGated } from "./activation-code.js";
+import { type ActivationKind, activationParams } from "./activation-code.js";
 import type { Gpu } from "./gpu.js";
 import type { GpuBuffer } from "./gpu-buffer.js";
 import { type GpuMatrix, partBuffers } from "./gpu-matrix.js";
-import { productKernel } from "./product-kernel.js";
+import { type ProductKernel, productKernel } from "./product-kernel.js";
 import { rowsKey, rowsOutputs, rowsSharing, rowsSource } from "./rows-code.js";
-import { tileColumns } from "./tile-frame.js";
+import { serialKernel } from "./serial-kernel.js";
 
 /** `y = activation(x Wᵀ + bias) * factor`. */
 export interface MatmulCall {
@@ -31,23 +31,18 @@ export const fewRows = 8;
 
 /** A projection, or the hidden units of an MLP, in float32. */
 export function matmul(gpu: Gpu, call: MatmulCall): void {
-  const { x, rows, weight, bias, activation, y, factor = 1, half = false } = call;
-  const { format, blocks, columns, parts } = weight;
-  const kind: ActivationKind = activation?.kind ?? "none";
-  const shared = {
-    format,
-    bias: bias !== undefined,
-    activation: kind,
-    scaled: false,
-    vectors: columns % 4 === 0,
-  };
-  const few = rows <= fewRows;
-  const tile = rows >= 512 && blocks >= 512 ? 128 : rows > 32 ? 64 : 16;
-  const perGroup = rows > 4 ? 8 : rows > 2 ? 4 : rows === 2 ? 2 : 1;
-  const rowsOptions = { ...shared, rows: perGroup, gathered: false, ...rowsSharing(weight, rows) } as const;
-  const kernel = few
-    ? gpu.kernel(rowsKey(rowsOptions), () => rowsSource(rowsOptions))
-    : productKernel(gpu, { ...shared, grouped: false, tile }, half);
+  const { x, rows, weight, bias, activation, y, factor = 1 } = call;
+  const { blocks, columns, parts } = weight;
+  const { kernel, across, down } = gpu.serial
+    ? serialKernel(gpu, {
+        matrix: weight,
+        bias: bias !== undefined,
+        activation,
+        scaled: false,
+        of: "matrix",
+        rows,
+      })
+    : parallelKernel(gpu, call);
   for (const part of parts) {
     const params = {
       m: rows,
@@ -61,15 +56,25 @@ export function matmul(gpu: Gpu, call: MatmulCall): void {
       factor,
       ...activationParams(activation),
     };
-    const [across, down] = few
-      ? [Math.ceil(part.count / rowsOutputs(rowsOptions)), 1]
-      : [Math.ceil(part.count / tileColumns(tile, isGated(kind))), Math.ceil(rows / tile)];
-    gpu.commands.dispatch(
-      kernel,
-      [x, ...partBuffers(part), ...(bias ? [bias] : []), y],
-      params,
-      across,
-      down,
-    );
+    const buffers = [x, ...partBuffers(part), ...(bias ? [bias] : []), y];
+    gpu.commands.dispatch(kernel, buffers, params, Math.ceil(part.count / across), Math.ceil(rows / down));
   }
+}
+
+function parallelKernel(
+  gpu: Gpu,
+  { rows, weight, bias, activation, half = false }: MatmulCall,
+): ProductKernel {
+  const { format, blocks, columns } = weight;
+  const kind: ActivationKind = activation?.kind ?? "none";
+  const vectors = columns % 4 === 0;
+  const shared = { format, bias: bias !== undefined, activation: kind, scaled: false, vectors };
+  if (rows <= fewRows) {
+    const perGroup = rows > 4 ? 8 : rows > 2 ? 4 : rows === 2 ? 2 : 1;
+    const options = { ...shared, rows: perGroup, gathered: false, ...rowsSharing(weight, rows) } as const;
+    const kernel = gpu.kernel(rowsKey(options), () => rowsSource(options));
+    return { kernel, across: rowsOutputs(options), down: rows };
+  }
+  const tile = rows >= 512 && blocks >= 512 ? 128 : rows > 32 ? 64 : 16;
+  return productKernel(gpu, { ...shared, grouped: false, tile }, half);
 }

@@ -229,10 +229,12 @@ const rows: KernelCheck[] = [
   checkTargets(1000),
 ];
 
+/** Products, which have kernels of their own on a device that is `Gpu.serial`. */
+export const productCases: readonly KernelCheck[] = [...matmuls, ...experts];
+
 /** Every kernel, each against a formula in float64. */
 export const kernelCases: readonly KernelCheck[] = [
-  ...matmuls,
-  ...experts,
+  ...productCases,
   ...routings,
   ...attention,
   shortOnes,

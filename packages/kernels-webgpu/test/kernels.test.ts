@@ -1,7 +1,7 @@
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { hasChromium, openWebgpuPage } from "../../../tools/webgpu-page.mjs";
-import { kernelCases } from "./kernel-cases.js";
+import { kernelCases, productCases } from "./kernel-cases.js";
 
 // Needs Chromium, whose software adapter has subgroups of 4 threads; skipped where there is none.
 describe.skipIf(!hasChromium)("kernels on a software adapter give what formulas in float64 give", () => {
@@ -11,11 +11,11 @@ describe.skipIf(!hasChromium)("kernels on a software adapter give what formulas 
   }, 300_000);
   afterAll(() => page?.close());
 
-  it.each(kernelCases.map(({ kernel, key }) => [kernel, key] as const))(
-    "%s: %s",
-    (_, key) => page.run(key),
-    300_000,
-  );
+  const cases = [
+    ...kernelCases.map(({ kernel, key }) => [kernel, `parallel ${key}`] as const),
+    ...productCases.map(({ kernel, key }) => [kernel, `serial ${key}`] as const),
+  ];
+  it.each(cases)("%s: %s", (_, name) => page.run(name), 300_000);
 });
 
 it("names no case twice", () => {

@@ -1,19 +1,25 @@
 import { Gpu } from "@coppice/kernels-webgpu";
 import { kernelCases } from "./kernel-cases.js";
 
-let device: Promise<Gpu> | undefined;
+/** One device, with kernels as those of graphics devices and as those of software. */
+let opened: Promise<{ readonly parallel: Gpu; readonly serial: Gpu }> | undefined;
 
-async function open(): Promise<Gpu> {
+async function open() {
   const adapter = await navigator.gpu.requestAdapter();
   if (!adapter) throw new Error("the page has no adapter");
   const requiredFeatures = (["timestamp-query"] as const).filter((feature) => adapter.features.has(feature));
-  return new Gpu(await adapter.requestDevice({ requiredFeatures }));
+  const device = await adapter.requestDevice({ requiredFeatures });
+  const serial = new Gpu(device);
+  if (!serial.serial) throw new Error("the adapter is not seen to be software");
+  return { parallel: new Gpu(device, { serial: false }), serial };
 }
 
-/** Runs one case, and checks that it leaves no buffer behind. */
-export async function run(key: string): Promise<void> {
-  device ??= open();
-  const gpu = await device;
+/** Runs one case, `<shape of the device> <key>`, and checks that it leaves no buffer behind. */
+export async function run(name: string): Promise<void> {
+  opened ??= open();
+  const gpus = await opened;
+  const [shape, key] = name.split(/ (.*)/s) as [keyof typeof gpus, string];
+  const gpu = gpus[shape];
   const found = kernelCases.find((one) => one.key === key);
   if (!found) throw new Error(`no case is called ${key}`);
   const worst = await found.run(gpu);
