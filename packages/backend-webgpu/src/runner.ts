@@ -6,9 +6,7 @@ import {
   type KvCache,
   type LayerPlan,
   type LayerRange,
-  layerKey,
   type MoeModel,
-  type MoeSpec,
   type RunAttention,
   type Runner,
   RunnerGuard,
@@ -17,10 +15,10 @@ import {
   skipRuleOf,
   throwIfAborted,
 } from "@coppice/core";
-import { addScaled, embed, type GpuBuffer, norm } from "@coppice/kernels-webgpu";
+import { embed, type GpuBuffer } from "@coppice/kernels-webgpu";
 import { attentionUse } from "./attention-block.js";
 import { attentionCapabilities, limitsOf } from "./attention-limits.js";
-import { type Batch, prepareBatch } from "./batch.js";
+import { prepareBatch } from "./batch.js";
 import { checkAttentionKernels } from "./check-attention-kernels.js";
 import { checkBatch } from "./check-kernels.js";
 import type { DeviceUse } from "./device.js";
@@ -28,16 +26,14 @@ import type { GroupJob } from "./groupable.js";
 import { runHead } from "./head.js";
 import { BoundaryStore } from "./held-boundary.js";
 import { DeviceCache } from "./kv-cache.js";
-import { attendLayer } from "./layer.js";
-import type { LayerWeights, Mlp, ModelWeights, MoeWeights } from "./model-weights.js";
-import { addShared, expertBytes, type MoeContext, runMlp, runRouted } from "./moe-block.js";
+import type { LayerWeights, ModelWeights } from "./model-weights.js";
+import type { MoeContext } from "./moe-block.js";
 import { pace } from "./pace.js";
-import { type PlannedExperts, planExperts } from "./planned-experts.js";
+import { PlannedLayers } from "./planned-layers.js";
 import { RotaryTables } from "./rotary-tables.js";
 import { RunGroups } from "./run-groups.js";
+import { runLayer } from "./run-layer.js";
 import { RunQueue } from "./run-queue.js";
-import { showLayer } from "./show-layer.js";
-import { sparedRows } from "./spared-rows.js";
 import { Workspace } from "./workspace.js";
 
 /** Tokens of a run from which on the device is waited for after every layer, so that a run can be aborted on its way. */
@@ -63,7 +59,7 @@ export class WebgpuRunner implements Runner {
   readonly #settings: RunnerSettings;
   readonly #workspace: Workspace;
   readonly #rotary: RotaryTables;
-  readonly #planned = new Map<number, { key: string; experts: PlannedExperts }>();
+  readonly #planned: PlannedLayers;
   readonly #caches = new Set<DeviceCache>();
   readonly #boundaries: BoundaryStore;
   readonly #groups: RunGroups;
@@ -84,6 +80,7 @@ export class WebgpuRunner implements Runner {
     this.#settings = settings;
     this.#workspace = new Workspace(use.gpu);
     this.#rotary = new RotaryTables(use.gpu);
+    this.#planned = new PlannedLayers(use.gpu);
     this.#boundaries = new BoundaryStore(this, use.gpu);
     this.#groups = new RunGroups({
       gpu: use.gpu,
@@ -122,8 +119,7 @@ export class WebgpuRunner implements Runner {
     for (const cache of this.#caches) cache.dispose();
     this.#boundaries.dispose();
     this.#groups.dispose();
-    for (const { experts } of this.#planned.values()) experts.dispose();
-    this.#planned.clear();
+    this.#planned.dispose();
     this.#workspace.dispose();
     this.#rotary.dispose();
     weights.owned.dispose();
@@ -162,7 +158,14 @@ export class WebgpuRunner implements Runner {
     const held = new Map<number, HeldBoundary>();
     let expertTokens = 0;
     for (let layer = from; layer < to; layer++) {
-      expertTokens += await this.#runLayer(context, layer, request, checked, plans.get(layer), batch, hidden);
+      const { layers } = this.#guard.loaded;
+      const call = {
+        model,
+        index: layer,
+        weights: layers.get(layer) as LayerWeights,
+        plan: plans.get(layer),
+      };
+      expertTokens += await runLayer(context, call, this.#planned, batch, hidden, request.tap);
       if (request.boundaries?.includes(layer + 1)) {
         boundaries.set(layer + 1, await gpu.readFloats(hidden, tokens * size));
       }
@@ -181,113 +184,6 @@ export class WebgpuRunner implements Runner {
     } else if (!rows) await gpu.idle();
     cache?.commit(request.sequences);
     return { ...shown, boundaries, held, tokenLayers: tokens * (to - from), expertTokens };
-  }
-
-  /** @returns choices that ran, without those that are counted on the device */
-  async #runLayer(
-    context: MoeContext,
-    index: number,
-    request: RunRequest,
-    { starts }: CheckedRunRequest,
-    plan: LayerPlan | undefined,
-    batch: Batch,
-    hidden: GpuBuffer,
-  ): Promise<number> {
-    const weights = this.#guard.loaded.layers.get(index) as LayerWeights;
-    const { attention, feedForward } = this.model.layers[index] as MoeModel["layers"][number];
-    if (attention.kind === "other") throw new TypeError(`layer ${index} is ${attention.name}`);
-    const { gpu, workspace, half, hidden: size } = context;
-    const { tokens } = batch;
-    const { residualScale = 1 } = this.model;
-    const moe = feedForward.kind === "moe" ? feedForward : undefined;
-    // Planned before anything is recorded: making experts reads from the device.
-    const planned = moe && (await this.#experts(index, moe, weights.moe as MoeWeights, plan));
-    const normed = workspace.take("normed", tokens * size);
-    const added = workspace.take("added", tokens * size);
-    const spare = (moe && skipRuleOf(moe.router, plan)?.spare) || 0;
-    const run = { gpu, workspace, batch, half };
-    const stream = { hidden, normed, added };
-    const received = await attendLayer(run, this.model, index, weights, stream, spare > 0);
-    norm(gpu, { ...weights.feedForwardNorm, x: hidden, y: normed, size, rows: tokens });
-    let ran = 0;
-    if (moe && planned && weights.moe) {
-      const spared =
-        received && (await sparedRows(context, received, normed, starts, spare, attention.heads));
-      const skips = skipRuleOf(moe.router, plan) !== undefined;
-      const call = { spec: moe, plan, weights: weights.moe, planned };
-      const counted = skips ? context : { ...context, counts: workspace.take("uncounted", 1) };
-      const choices = await this.#runMoe(counted, call, request, index, {
-        hidden,
-        normed,
-        added,
-        tokens,
-        spared,
-      });
-      if (!skips) ran = choices;
-    } else runMlp(context, weights.dense as Mlp, normed, tokens, added);
-    addScaled(gpu, added, hidden, tokens * size, residualScale);
-    return ran;
-  }
-
-  /** The MoE block, in blocks of tokens where its work buffers would be too large. @returns choices */
-  async #runMoe(
-    context: MoeContext,
-    call: { spec: MoeSpec; plan: LayerPlan | undefined; weights: MoeWeights; planned: PlannedExperts },
-    { tap }: RunRequest,
-    layer: number,
-    block: {
-      hidden: GpuBuffer;
-      normed: GpuBuffer;
-      added: GpuBuffer;
-      tokens: number;
-      spared: Uint32Array | undefined;
-    },
-  ): Promise<number> {
-    const { gpu, workspace, hidden: size } = context;
-    const { hidden, normed, added, tokens } = block;
-    const topK = Math.min(call.plan?.topK ?? call.spec.router.topK, call.planned.slotCount);
-    const perToken = 4 * topK * Math.max(size, call.weights.experts.width);
-    const most = Math.max(1, Math.floor(Math.min(expertBytes, gpu.maxBindingBytes) / perToken));
-    let ran = 0;
-    for (let from = 0; from < tokens; from += most) {
-      const count = Math.min(most, tokens - from);
-      const whole = count === tokens;
-      const part = (name: string, buffer: GpuBuffer) => {
-        if (whole) return buffer;
-        const own = workspace.take(name, count * size);
-        gpu.commands.copy(buffer, 4 * from * size, own, 0, 4 * count * size);
-        return own;
-      };
-      const x = part("block input", normed);
-      const y = whole ? added : workspace.take("block output", count * size);
-      const spared = block.spared && workspace.put("spared", block.spared.subarray(from, from + count));
-      const one = { ...call, spared };
-      const run = runRouted(context, one, x, count, y);
-      if (tap) {
-        const residual = part("block residual", hidden);
-        await showLayer(context, one, { layer, from, residual, input: x, output: y }, run, tap);
-      }
-      addShared(context, call.weights, x, count, y);
-      if (!whole) gpu.commands.copy(y, 0, added, 4 * from * size, 4 * count * size);
-      ran += count * run.topK;
-    }
-    return ran;
-  }
-
-  async #experts(
-    layer: number,
-    spec: MoeSpec,
-    weights: MoeWeights,
-    plan: LayerPlan | undefined,
-  ): Promise<PlannedExperts> {
-    const key = plan ? layerKey(plan) : "";
-    const known = this.#planned.get(layer);
-    if (known?.key === key) return known.experts;
-    known?.experts.dispose();
-    this.#planned.delete(layer);
-    const experts = await planExperts(this.#use.gpu, spec, weights, plan);
-    this.#planned.set(layer, { key, experts });
-    return experts;
   }
 
   #skips(plans: ReadonlyMap<number, LayerPlan>, from: number, to: number): boolean {
