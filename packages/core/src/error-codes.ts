@@ -118,6 +118,7 @@ export const errorCodes = {
 
   COPPICE_RUN_IDENTITY: { exit: 2, meaning: "The run folder belongs to another model, task or recipe." },
   COPPICE_RUN_JOURNAL: { exit: 2, meaning: "A run's journal is damaged before its last line." },
+  COPPICE_RUN_FILE: { exit: 2, meaning: "A file that a run keeps of its own work is damaged." },
   COPPICE_RUN_LOCKED: { exit: 2, meaning: "Another process is working in this run folder." },
 
   COPPICE_IO_READ: { exit: 1, meaning: "The operating system refused or failed a read." },

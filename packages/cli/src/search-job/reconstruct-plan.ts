@@ -1,46 +1,26 @@
-import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { openProducts } from "@coppice/backend-cpu";
-import {
-  addWork,
-  CoppiceError,
-  noWork,
-  type Plan,
-  parsePlan,
-  type Scored,
-  type WorkCounters,
-} from "@coppice/core";
-import { type LayerReconstruction, reconstruct } from "@coppice/reconstruct";
+import { addWork, CoppiceError, noWork, type Scored, type WorkCounters } from "@coppice/core";
+import { reconstruct } from "@coppice/reconstruct";
 import { openFolds } from "./fit-folds.js";
-import { type FitTexts, fitTexts, limitTexts, tokensOf } from "./fit-texts.js";
+import { fitTexts, limitTexts, tokensOf } from "./fit-texts.js";
+import { type FittedPlan, readFittedPlan } from "./fitted-plan.js";
 import { openJudge } from "./judge.js";
 import type { SearchRun } from "./search-job.js";
 
 /** What fitting the down projections of the chosen plan came to. */
-export interface Reconstructed {
+export interface Reconstructed extends Pick<FittedPlan, "before" | "layers" | "texts" | "tokens"> {
   readonly scored: Scored;
-  readonly layers: readonly LayerReconstruction[];
-  /** Fitness on the samples that judge, before anything was fitted. */
-  readonly before: number;
-  /** What was fitted to, and how many tokens of it. */
-  readonly texts: FitTexts["by"];
-  readonly tokens: number;
   readonly work: WorkCounters;
 }
-
-/** What is kept of a fit, so that a run that is given again does not repeat it. */
-type Fitted = Pick<Reconstructed, "before" | "layers" | "texts" | "tokens"> & {
-  /** Key of the plan that was fitted. */
-  readonly from: string;
-  readonly plan: Plan;
-};
 
 const fileName = "reconstruction.json";
 
 /** Fits the down projections of a plan that a search found, and scores the result on the search samples. */
 export async function reconstructPlan(run: SearchRun, chosen: Scored): Promise<Reconstructed> {
-  const { folder } = run;
-  const known = await readFitted(run, chosen.key);
+  const { job, folder, signal } = run;
+  const path = join(folder.path, fileName);
+  const known = await readFittedPlan(path, chosen.key, job.opened.checkpoint.model, signal);
   const { fitted, work } = known ? { fitted: known, work: noWork } : await fit(run, chosen);
   if (!known) await folder.write(fileName, JSON.stringify(fitted));
   await using judge = await openJudge(run);
@@ -66,7 +46,7 @@ export async function reconstructPlan(run: SearchRun, chosen: Scored): Promise<R
   };
 }
 
-async function fit(run: SearchRun, chosen: Scored): Promise<{ fitted: Fitted; work: WorkCounters }> {
+async function fit(run: SearchRun, chosen: Scored): Promise<{ fitted: FittedPlan; work: WorkCounters }> {
   const { job, emitter, signal } = run;
   const { model, weights } = job.opened.checkpoint;
   const found = await fitTexts(run);
@@ -98,18 +78,4 @@ async function nativeProducts(): Promise<Awaited<ReturnType<typeof openProducts>
     if (error instanceof CoppiceError && error.code === "COPPICE_BACKEND_UNAVAILABLE") return undefined;
     throw error;
   }
-}
-
-/** What an earlier process fitted to the same plan. */
-async function readFitted({ job, folder }: SearchRun, from: string): Promise<Fitted | undefined> {
-  let text: string;
-  try {
-    text = await readFile(join(folder.path, fileName), "utf8");
-  } catch {
-    return undefined;
-  }
-  // Written whole or not at all, by this program.
-  const fitted = JSON.parse(text) as Fitted;
-  if (fitted.from !== from) return undefined;
-  return { ...fitted, plan: parsePlan(fitted.plan, job.opened.checkpoint.model) };
 }

@@ -7,7 +7,7 @@ import { readJsonFile } from "./text-file.js";
  * Most plans hold a few numbers per expert and stay below 10 MB. Changes of down projections take 2.7 bytes per weight, 10 MB
  * for the demo model; no runtime of JavaScript has strings much longer than this.
  */
-const planBytes = 500_000_000;
+export const planBytes = 500_000_000;
 
 /**
  * Reads a plan file and checks it against the model. A `result.json` or `coppice.json` that holds a plan under
