@@ -1,3 +1,15 @@
+/** WGSL of `long_product(a, b) -> vec2u`: all 64 bits of a product, low and high. */
+export const longProductCode = `
+fn long_product(a: u32, b: u32) -> vec2u {
+  let low = (a & 0xffffu) * (b & 0xffffu);
+  let cross = (a & 0xffffu) * (b >> 16u);
+  let other = (a >> 16u) * (b & 0xffffu);
+  let middle = (low >> 16u) + (cross & 0xffffu) + (other & 0xffffu);
+  return vec2u(
+    (low & 0xffffu) | (middle << 16u),
+    (a >> 16u) * (b >> 16u) + (cross >> 16u) + (other >> 16u) + (middle >> 16u));
+}`;
+
 /**
  * WGSL of float64 in integers, because WGSL has none and its float32 may be contracted: `Wide` is ±(hi:lo) 2^e with hi:lo of 53
  * bits, or 0. Products and sums are rounded to nearest, ties to even, as IEEE 754 does. Exponents are not limited, so what
@@ -10,15 +22,7 @@
 export const float64Code = `
 struct Wide { negative: u32, e: i32, hi: u32, lo: u32 }
 
-fn long_product(a: u32, b: u32) -> vec2u {
-  let low = (a & 0xffffu) * (b & 0xffffu);
-  let cross = (a & 0xffffu) * (b >> 16u);
-  let other = (a >> 16u) * (b & 0xffffu);
-  let middle = (low >> 16u) + (cross & 0xffffu) + (other & 0xffffu);
-  return vec2u(
-    (low & 0xffffu) | (middle << 16u),
-    (a >> 16u) * (b >> 16u) + (cross >> 16u) + (other >> 16u) + (middle >> 16u));
-}
+${longProductCode}
 
 // hi:lo shifted right; bit 0 is set when anything else was lost.
 fn shift_sticky(lo: u32, hi: u32, by: u32) -> vec2u {

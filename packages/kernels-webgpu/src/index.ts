@@ -14,6 +14,7 @@ export {
 export { type KeepRowsCall, keepRows, maskTable } from "./attention-cache.js";
 export { type QueryTile, queryTileFor } from "./attention-prefill-code.js";
 export * from "./check/check-attention.js";
+export * from "./check/check-draw.js";
 export {
   checkEmbedding,
   checkExperts,
@@ -26,6 +27,7 @@ export * from "./check/check-routing.js";
 export * from "./check/check-rows.js";
 export { type KernelCheck, selfCheck } from "./check/kernel-check.js";
 export { Commands } from "./commands.js";
+export * from "./draw-tokens.js";
 export * from "./elementwise.js";
 export { embed } from "./embedding.js";
 export * from "./expert-matmul.js";

@@ -1,6 +1,7 @@
 import type { LayerPlan, RouterSpec } from "@coppice/core";
 import {
   checkAttention,
+  checkDraw,
   checkElementwise,
   checkEmbedding,
   checkExperts,
@@ -232,6 +233,20 @@ const rows: KernelCheck[] = [
 /** Products, which have kernels of their own on a device that is `Gpu.serial`. */
 export const productCases: readonly KernelCheck[] = [...matmuls, ...experts];
 
+const draws: KernelCheck[] = [
+  ...[
+    {},
+    { repetitionPenalty: 1.5 },
+    { temperature: 0.8, minP: 0.02 },
+    { temperature: 0.8, topP: 0.9, repetitionPenalty: 1.3 },
+    { temperature: 2, topK: 100, topP: 0.7, minP: 0.1 },
+  ].map((rule) => checkDraw({ rows: 6, vocab: 1500, rule })),
+  // One id more than two workgroups read, fewer ids than a digit has values, and one.
+  checkDraw({ rows: 2, vocab: 8193, rule: { temperature: 1, topK: 3000 } }),
+  checkDraw({ rows: 3, vocab: 37, rule: { temperature: 100, topK: 1000, topP: 0.5 } }),
+  checkDraw({ rows: 2, vocab: 1, rule: { temperature: 1e-6, topP: 1e-12 } }),
+];
+
 /** Every kernel, each against a formula in float64. */
 export const kernelCases: readonly KernelCheck[] = [
   ...productCases,
@@ -240,4 +255,5 @@ export const kernelCases: readonly KernelCheck[] = [
   shortOnes,
   ...masked,
   ...rows,
+  ...draws,
 ];
