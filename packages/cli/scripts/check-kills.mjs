@@ -196,7 +196,8 @@ function stageOf(journal) {
 function outcome(out) {
   const {
     seconds: _,
-    work: __,
+    searching: __,
+    work: ___,
     ...result
   } = JSON.parse(readFileSync(join(work, out, "result.json"), "utf8"));
   return { result: JSON.stringify(result), plan: readFileSync(join(work, out, "plan.json"), "utf8") };

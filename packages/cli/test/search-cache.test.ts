@@ -25,7 +25,7 @@ async function search(out: string, ...more: string[]) {
     "--no-reconstruct",
   ];
   const result = await coppiceJson([...words, "--budget", "16", "--out", join(folder, out), ...more]);
-  const { seconds: _, work, run: __, report: ___, planFile: ____, ...rest } = result;
+  const { seconds: _, searching: __, work, run: ___, report: ____, planFile: _____, ...rest } = result;
   return { work: (work as { tokenLayers: number }).tokenLayers, rest };
 }
 

@@ -27,7 +27,7 @@ const read = (out: string, name: string) => JSON.parse(readFileSync(join(work, o
 
 /** What must be equal however often a run was interrupted. */
 function outcome(out: string) {
-  const { seconds: _, work: __, ...result } = read(out, "result.json");
+  const { seconds: _, searching: __, work: ___, ...result } = read(out, "result.json");
   return { result, plan: read(out, "plan.json") };
 }
 

@@ -20,7 +20,8 @@ const args = (out: string, ...more: string[]) => [
 const outcome = (out: string) => {
   const {
     seconds: _,
-    work: __,
+    searching: __,
+    work: ___,
     ...result
   } = JSON.parse(readFileSync(join(work, out, "result.json"), "utf8"));
   return result;
