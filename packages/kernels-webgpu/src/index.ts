@@ -25,7 +25,7 @@ export {
 export * from "./check/check-merge.js";
 export * from "./check/check-routing.js";
 export * from "./check/check-rows.js";
-export { type KernelCheck, selfCheck } from "./check/kernel-check.js";
+export { type Implementation, type KernelCheck, selfCheck } from "./check/kernel-check.js";
 export { Commands } from "./commands.js";
 export * from "./draw-tokens.js";
 export * from "./elementwise.js";

@@ -14,6 +14,7 @@ import { keepRows, maskTable } from "../attention-cache.js";
 import type { Gpu } from "../gpu.js";
 import {
   type CheckBuffers,
+  type Implementation,
   type KernelCheck,
   randomValues,
   withBuffers,
@@ -36,13 +37,16 @@ const names = {
   received: "attention-received",
 } as const;
 
-/** Attention of sequences of unequal lengths, whose keys lie apart, against the formula. */
-export function checkAttention(check: AttentionCheck): KernelCheck {
+/**
+ * Attention of sequences of unequal lengths, whose keys lie apart, against the formula.
+ * @param by another implementation than our kernel, which is given keys without gaps
+ */
+export function checkAttention(check: AttentionCheck, by?: Implementation<AttentionCall>): KernelCheck {
   const { shape, sinks, sequences, way, sight } = check;
   const { heads, kvHeads, keyDim, valueDim } = shape;
   return {
-    kernel: sight ? `${names[way]} of ${sight}` : names[way],
-    key: `attention ${JSON.stringify(check)}`,
+    kernel: by?.name ?? (sight ? `${names[way]} of ${sight}` : names[way]),
+    key: `${by?.name ?? "attention"} ${JSON.stringify(check)}`,
     tolerance: 2e-5,
     run: (gpu) =>
       withBuffers(gpu, async (own) => {
@@ -53,7 +57,7 @@ export function checkAttention(check: AttentionCheck): KernelCheck {
         for (const { tokens, past } of sequences) {
           spans.push({ row, tokens, past, keyRow });
           row += tokens;
-          keyRow += past + tokens + 3;
+          keyRow += past + tokens + (by ? 0 : 3);
         }
         const queries = randomValues(row * heads * keyDim, 1).map((value) => 2 * value);
         const keys = randomValues(keyRow * kvHeads * keyDim, 2);
@@ -82,7 +86,8 @@ export function checkAttention(check: AttentionCheck): KernelCheck {
           attentionReceived(gpu, call, empty(2 * row * heads), received);
           return worstDifference(await gpu.readFloats(received, row), slow.received);
         }
-        if (way === "prefill") attendPrefill(gpu, call);
+        if (by) await by.run(call);
+        else if (way === "prefill") attendPrefill(gpu, call);
         else attendSplit(gpu, call, empty(splitBytes(shape, row, tables.longest) / 4));
         return worstDifference(await gpu.readFloats(y, row * heads * valueDim), slow.mixed);
       }),

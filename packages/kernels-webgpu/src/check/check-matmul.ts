@@ -17,9 +17,15 @@ import {
   writeQuantized,
   writeRows,
 } from "../gpu-matrix.js";
-import { fewRows, matmul } from "../matmul.js";
+import { fewRows, type MatmulCall, matmul } from "../matmul.js";
 import { sortChoices, sortedBytes } from "../sort-choices.js";
-import { type KernelCheck, randomValues, withBuffers, worstDifference } from "./kernel-check.js";
+import {
+  type Implementation,
+  type KernelCheck,
+  randomValues,
+  withBuffers,
+  worstDifference,
+} from "./kernel-check.js";
 
 export interface MatmulShape {
   readonly format: WeightFormat;
@@ -28,6 +34,8 @@ export interface MatmulShape {
   readonly outputs: number;
   readonly bias: boolean;
   readonly half?: boolean;
+  /** Absent: our kernel. */
+  readonly by?: Implementation<MatmulCall>;
 }
 
 /** Random weights that a format holds exactly, on the device and as numbers. */
@@ -81,10 +89,11 @@ export function checkMatmul({
   outputs,
   bias,
   half = false,
+  by,
 }: MatmulShape): KernelCheck {
   return {
-    kernel: rows <= fewRows ? "matmul-rows" : "matmul-tiled",
-    key: `matmul ${formatKey(format)} ${rows}x${columns}x${outputs} ${bias} ${half}`,
+    kernel: by?.name ?? (rows <= fewRows ? "matmul-rows" : "matmul-tiled"),
+    key: `${by?.name ?? "matmul"} ${formatKey(format)} ${rows}x${columns}x${outputs} ${bias} ${half}`,
     // Values of about 1: half has 11 bits.
     tolerance: (half ? 2e-3 : 2e-6) * columns,
     run: (gpu) =>
@@ -93,7 +102,9 @@ export function checkMatmul({
         const { matrix, values } = randomMatrix(gpu, format, [outputs, 1, columns], 2);
         const b = bias ? randomValues(outputs, 3) : undefined;
         const y = empty(rows * outputs);
-        matmul(gpu, { x: upload(x), rows, weight: matrix, bias: b && upload(b), y, factor: 0.5, half });
+        const call = { x: upload(x), rows, weight: matrix, bias: b && upload(b), y, factor: 0.5, half };
+        if (by) await by.run(call);
+        else matmul(gpu, call);
         const found = await gpu.readFloats(y, rows * outputs);
         disposeMatrix(matrix);
         return worstDifference(

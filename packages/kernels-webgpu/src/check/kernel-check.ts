@@ -14,6 +14,12 @@ export interface KernelCheck {
   run(gpu: Gpu): Promise<number>;
 }
 
+/** Another implementation of what a kernel computes, to be checked against the same formula. */
+export interface Implementation<Call> {
+  readonly name: string;
+  run(call: Call): Promise<void>;
+}
+
 const passed = new WeakMap<Gpu, Set<string>>();
 
 /**
