@@ -1,3 +1,4 @@
+import { factorCholesky, solveCholesky } from "@coppice/core";
 import type { Subsets } from "./genome.js";
 import type { Layout } from "./layout.js";
 
@@ -50,14 +51,18 @@ export function fitSurrogate(
     });
     return row;
   });
-  const gram = rows.map((a, i) => Float64Array.from(rows.slice(0, i + 1), (b) => dot(a, b)));
-  gram.forEach((row, i) => {
-    row[i] = (row[i] as number) + penalty;
+  const gram = new Float64Array(n * n);
+  rows.forEach((a, i) => {
+    for (let j = 0; j <= i; j++) gram[i * n + j] = dot(a, rows[j] as Float64Array);
+    gram[i * n + i] = (gram[i * n + i] as number) + penalty;
   });
-  const dual = solveCholesky(
-    gram,
-    ranked.map(({ fitness }, i) => Math.sqrt(weights[i] as number) * (fitness - target)),
+  // Positive definite: the penalty is added to a matrix of products.
+  factorCholesky(gram, n);
+  const dual = Float64Array.from(
+    ranked,
+    ({ fitness }, i) => Math.sqrt(weights[i] as number) * (fitness - target),
   );
+  solveCholesky(gram, n, dual);
   const values = new Float64Array(units);
   rows.forEach((row, i) => {
     for (let unit = 0; unit < units; unit++)
@@ -82,31 +87,4 @@ function dot(a: Float64Array, b: Float64Array): number {
   let sum = 0;
   for (let i = 0; i < a.length; i++) sum += (a[i] as number) * (b[i] as number);
   return sum;
-}
-
-/** Solves M x = b for a symmetric positive definite M, given as its lower rows, which are overwritten. */
-export function solveCholesky(lower: Float64Array[], b: readonly number[]): Float64Array {
-  const n = lower.length;
-  for (let i = 0; i < n; i++) {
-    const row = lower[i] as Float64Array;
-    for (let j = 0; j <= i; j++) {
-      const other = lower[j] as Float64Array;
-      let sum = row[j] as number;
-      for (let k = 0; k < j; k++) sum -= (row[k] as number) * (other[k] as number);
-      row[j] = i === j ? Math.sqrt(sum) : sum / (other[j] as number);
-    }
-  }
-  const x = Float64Array.from(b);
-  for (let i = 0; i < n; i++) {
-    const row = lower[i] as Float64Array;
-    let sum = x[i] as number;
-    for (let k = 0; k < i; k++) sum -= (row[k] as number) * (x[k] as number);
-    x[i] = sum / (row[i] as number);
-  }
-  for (let i = n - 1; i >= 0; i--) {
-    let sum = x[i] as number;
-    for (let k = i + 1; k < n; k++) sum -= (lower[k]?.[i] as number) * (x[k] as number);
-    x[i] = sum / (lower[i]?.[i] as number);
-  }
-  return x;
 }
