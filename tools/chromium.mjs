@@ -33,9 +33,13 @@ export const chromiumFlags = [
   "--disable-sync",
 ];
 
-/** WebGPU on an adapter in software, which is the same on every machine. */
+/**
+ * WebGPU on an adapter in software, which is the same on every machine. Dawn writes the zeros that workgroup memory begins with as a
+ * loop: the adapter's own way is an instruction per value, which makes compiling a kernel take seconds.
+ */
 export const softwareWebgpu = [
   "--enable-unsafe-webgpu",
   "--use-webgpu-adapter=swiftshader",
   "--enable-features=Vulkan",
+  "--disable-dawn-features=use_vulkan_zero_initialize_workgroup_memory_extension",
 ];

@@ -126,7 +126,8 @@ try {
   const tokens = folders.map(() => 0);
   /** @type {number[][]} */
   const speeds = folders.map(() => []);
-  for (const prompt of prompts) {
+  for (const [at, prompt] of prompts.entries()) {
+    if (webgpu) console.error(`prompt ${at + 1} of ${prompts.length}`);
     await write(page, prompt);
     const found = await writtenTokens(page);
     const speed = await page.$$eval(".speed", (all) => all.map(({ textContent }) => Number(textContent)));
