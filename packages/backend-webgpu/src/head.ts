@@ -6,7 +6,7 @@ import type { MoeContext } from "./moe-block.js";
 /** Bytes of logits held at once on the device. */
 const logitBytes = 64 * 1024 * 1024;
 
-type Head = NonNullable<ModelWeights["head"]>;
+export type Head = NonNullable<ModelWeights["head"]>;
 
 /** Targets at rows, each row once. */
 export interface WantedTargets {
@@ -40,8 +40,8 @@ export async function runHead(
   targets: Int32Array | undefined,
   x: GpuBuffer,
 ): Promise<Pick<RunResult, "logits" | "targetLogProbs" | "argmax">> {
-  const { gpu, workspace, hidden } = context;
   if (targets) {
+    const { gpu, workspace, hidden } = context;
     if (rows.length === 0) return { targetLogProbs: new Float32Array(0), argmax: new Int32Array(0) };
     const wanted = wantedTargets(rows, targets);
     const input = workspace.take("head rows", wanted.rows.length * hidden);
@@ -53,11 +53,8 @@ export async function runHead(
   const most = rowsAtOnce(context, model);
   for (let from = 0; from < rows.length; from += most) {
     const block = rows.subarray(from, from + most);
-    const input = workspace.take("head input", block.length * hidden);
-    const index = workspace.put("head index", block);
-    copyRows(gpu, { x, y: input, rows: block.length, size: hidden, index, kind: "gather" });
-    const y = project(context, model, head, input, block.length);
-    logits.set(await gpu.readFloats(y, block.length * model.vocabSize), from * model.vocabSize);
+    const y = projectRows(context, model, head, block, x);
+    logits.set(await context.gpu.readFloats(y, block.length * model.vocabSize), from * model.vocabSize);
   }
   return { logits };
 }
@@ -120,8 +117,24 @@ export async function readTargets(
   return { targetLogProbs: new Float32Array(a as ArrayBuffer), argmax: new Int32Array(b as ArrayBuffer) };
 }
 
-function rowsAtOnce({ gpu }: MoeContext, { vocabSize }: MoeModel): number {
+/** Rows of which all logits are held at once. */
+export function rowsAtOnce({ gpu }: MoeContext, { vocabSize }: MoeModel): number {
   return Math.max(1, Math.floor(Math.min(logitBytes, gpu.maxBindingBytes) / (4 * vocabSize)));
+}
+
+/** Logits at packed rows of the request, [rows, vocab], in a buffer of the workspace. */
+export function projectRows(
+  context: MoeContext,
+  model: MoeModel,
+  head: Head,
+  rows: Int32Array,
+  x: GpuBuffer,
+): GpuBuffer {
+  const { gpu, workspace, hidden } = context;
+  const input = workspace.take("head input", rows.length * hidden);
+  const index = workspace.put("head index", rows);
+  copyRows(gpu, { x, y: input, rows: rows.length, size: hidden, index, kind: "gather" });
+  return project(context, model, head, input, rows.length);
 }
 
 /** Logits of rows of the last layer's output, which are normed in place. */

@@ -15,13 +15,14 @@ import {
   skipRuleOf,
   throwIfAborted,
 } from "@coppice/core";
-import { embed, type GpuBuffer } from "@coppice/kernels-webgpu";
+import { drawLimit, embed, type GpuBuffer } from "@coppice/kernels-webgpu";
 import { attentionUse } from "./attention-block.js";
 import { attentionCapabilities, limitsOf } from "./attention-limits.js";
 import { prepareBatch } from "./batch.js";
 import { checkAttentionKernels } from "./check-attention-kernels.js";
 import { checkBatch } from "./check-kernels.js";
 import type { DeviceUse } from "./device.js";
+import { checkDrawKernels, drawHead } from "./draw-head.js";
 import type { GroupJob } from "./groupable.js";
 import { runHead } from "./head.js";
 import { BoundaryStore } from "./held-boundary.js";
@@ -65,6 +66,7 @@ export class WebgpuRunner implements Runner {
   readonly #groups: RunGroups;
   readonly #queue: RunQueue<GroupJob>;
   readonly pace = pace;
+  readonly draws: boolean;
 
   constructor(
     model: MoeModel,
@@ -74,6 +76,7 @@ export class WebgpuRunner implements Runner {
     settings: RunnerSettings,
   ) {
     this.model = model;
+    this.draws = model.vocabSize <= drawLimit;
     this.#loaded = loaded;
     this.#use = use;
     this.#guard = new RunnerGuard(this, loaded, attentionCapabilities, weights);
@@ -144,6 +147,8 @@ export class WebgpuRunner implements Runner {
     const limits = cache?.limits ?? limitsOf(model, checked.attention);
     await checkBatch(gpu, model, this.#loaded, tokens, this.#settings);
     await checkAttentionKernels(gpu, model, this.#loaded, attentionUse(model, checked, limits));
+    const { draw } = request;
+    if (draw) await checkDrawKernels(gpu, draw);
     const workspace = this.#workspace;
     const size = model.hiddenSize;
     const batch = prepareBatch(model, checked, cache, limits, this.#rotary, workspace);
@@ -177,7 +182,12 @@ export class WebgpuRunner implements Runner {
       throwIfAborted(request.signal, `running layer ${layer + 1} of ${to}`);
     }
     const { head } = this.#guard.loaded;
-    const shown = head && rows ? await runHead(context, model, head, rows, targets, hidden) : {};
+    let shown = {};
+    if (head && rows) {
+      shown = draw
+        ? await drawHead(context, model, head, rows, draw, hidden)
+        : await runHead(context, model, head, rows, targets, hidden);
+    }
     if (this.#skips(plans, from, to)) {
       const [bytes] = await gpu.read([{ buffer: counts, bytes: 4 }]);
       expertTokens += new Uint32Array(bytes as ArrayBuffer)[0] as number;

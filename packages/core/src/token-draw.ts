@@ -89,9 +89,9 @@ export function drawToken(
   return drawnFrom(candidates(rule, weights, total), weights, uniform);
 }
 
-/** Of logits none of which is finite. */
-export function nothingToDraw(max: number): CoppiceError {
-  return new CoppiceError("COPPICE_BACKEND_FAILED", `the largest logit is ${max}, expected a finite one`, {
+/** Of a row whose largest logit is no finite number. @param seen what it is */
+export function nothingToDraw(seen: number | "NaN or infinite"): CoppiceError {
+  return new CoppiceError("COPPICE_BACKEND_FAILED", `the largest logit is ${seen}, expected a finite one`, {
     hint: "the weights probably hold NaN or infinite values; check them with `coppice inspect`",
   });
 }

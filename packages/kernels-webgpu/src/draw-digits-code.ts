@@ -130,20 +130,21 @@ fn settle(t: u32, row: u32) {
   }
 }`;
 
-const stepBindings = [
-  reads("uniforms", "array<u32>"),
-  writes("sums", "array<atomic<u32>>"),
-  writes("states", "array<State>"),
-];
-
 /**
  * One digit: finds that of the step before, and adds up weights and counts of all tokens that have these digits by their next.
- * Sums are exact, in units of 2^-43, so that they do not depend on the order in which threads add.
+ * Sums are exact, in units of 2^-43, so that they do not depend on the order in which threads add. Behind the last digit it writes the token.
  */
 export const stepSource: KernelSource<keyof typeof stepParams> = {
   name: "draw-step",
   params: stepParams,
-  bindings: [reads("logits", "array<u32>"), reads("peaks", "array<vec2u>"), ...stepBindings],
+  bindings: [
+    reads("logits", "array<u32>"),
+    reads("peaks", "array<vec2u>"),
+    reads("uniforms", "array<u32>"),
+    writes("sums", "array<atomic<u32>>"),
+    writes("states", "array<State>"),
+    writes("tokens", "array<u32>"),
+  ],
   code: `
 ${orderCode}
 ${stateCode}
@@ -187,6 +188,10 @@ ${drawMain} {
   if (p.was == ${digits.none}u) { find_top(t, row); } else { settle(t, row); }
   workgroupBarrier();
   let state = now;
+  if (p.digit == ${digits.none}u) {
+    if (t == 0u) { tokens[row] = select(0xffffffffu, state.id, is_finite(bitcast<u32>(state.top))); }
+    return;
+  }
   let begin = group.x * ${chunkTokens}u;
   for (var id = begin + t; id < min(begin + ${chunkTokens}u, p.vocab); id += ${threads}u) {
     let bits = logits[row * p.vocab + id];
@@ -222,20 +227,5 @@ ${drawMain} {
   if (t == 0u) { states[2u * row + p.step % 2u] = state; }
   let next = row * ${drawWords.sums}u + (p.step + 1u) % 3u * ${sumWords}u;
   for (var i = t; i < ${sumWords}u; i += ${threads}u) { atomicStore(&sums[next + i], 0u); }
-}`,
-};
-
-/** The token whose digits were found. */
-export const takeSource: KernelSource<keyof typeof stepParams> = {
-  name: "draw-take",
-  params: stepParams,
-  bindings: [...stepBindings, writes("tokens", "array<u32>")],
-  code: `
-${orderCode}
-${stateCode}
-${drawMain} {
-  settle(t, group.x);
-  workgroupBarrier();
-  if (t == 0u) { tokens[group.x] = select(0xffffffffu, now.id, is_finite(bitcast<u32>(now.top))); }
 }`,
 };

@@ -1,5 +1,5 @@
 import type { DrawRule, TokenDraw } from "@coppice/core";
-import { stepSource, takeSource } from "./draw-digits-code.js";
+import { stepSource } from "./draw-digits-code.js";
 import { chunkTokens, digits, drawVocabulary, drawWords, goals, mostPower } from "./draw-layout.js";
 import { bestSource, peaksSource } from "./draw-peaks-code.js";
 import type { Gpu } from "./gpu.js";
@@ -98,25 +98,14 @@ export function drawTokens(gpu: Gpu, call: DrawCall): void {
     limit: minP > 0 ? Math.min(-Math.log(minP), mostPower) : mostPower,
   };
   const step = gpu.kernel("draw-step", () => stepSource);
+  const bound = [logits, peaks, uniforms, sums, states, tokens];
   let last = { was: digits.none as number, goal: 0, begins: 0, first: 0 };
   let at = 0;
   for (const [search, goal] of searches.entries()) {
     for (const digit of own) {
-      commands.dispatch(
-        step,
-        [logits, peaks, uniforms, sums, states],
-        { ...shared, ...last, step: at++, digit },
-        chunks,
-        rows,
-      );
+      commands.dispatch(step, bound, { ...shared, ...last, step: at++, digit }, chunks, rows);
       last = { was: digit, goal, begins: digit === own[0] ? 1 : 0, first: search === 0 ? 1 : 0 };
     }
   }
-  const take = gpu.kernel("draw-take", () => takeSource);
-  commands.dispatch(
-    take,
-    [uniforms, sums, states, tokens],
-    { ...shared, ...last, step: at, digit: digits.none },
-    rows,
-  );
+  commands.dispatch(step, bound, { ...shared, ...last, step: at, digit: digits.none }, 1, rows);
 }

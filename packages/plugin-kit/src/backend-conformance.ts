@@ -1,4 +1,5 @@
 import { attentionCases } from "./backend-cases-attention.js";
+import { drawCases } from "./backend-cases-draw.js";
 import { goldenCases } from "./backend-cases-golden.js";
 import { lifecycleCases } from "./backend-cases-lifecycle.js";
 import { loadCases } from "./backend-cases-load.js";
@@ -76,6 +77,7 @@ export function backendConformance(
     ...casesOf(loadModels, loadCases),
     ...attentionCases(source, unsupported),
     ...maskerCases(source),
+    ...drawCases(source),
     ...lifecycleCases(source),
   ];
 }

@@ -26,8 +26,8 @@ export function checkDraw({
       withBuffers(gpu, async ({ upload, empty }) => {
         const rng = Rng.fromSeed(vocab);
         const logits = Array.from({ length: rows }, (_, row) => logitsOf(rng, row, vocab));
-        const uniforms = Float64Array.from({ length: rows }, (_, row) => (row === 0 ? 0 : rng.uniform()));
-        uniforms[rows - 1] = 1 - 2 ** -53;
+        const uniforms = Float64Array.from({ length: rows }, () => rng.uniform());
+        if (rows > 2) uniforms.set([0, 1 - 2 ** -53], rows - 2);
         const seen = logits.map((_, row) => Int32Array.from(rng.sample(vocab, Math.min(vocab, 3 * row))));
         const draw: TokenDraw = { rule, uniforms, seen };
         const tables = drawTables(draw, 0, rows, vocab);
