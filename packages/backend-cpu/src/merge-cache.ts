@@ -6,6 +6,7 @@ import {
   type MlpSpec,
   mergeRows,
   mergeUnits,
+  onlyExpert,
   roundToStored,
   type TensorRef,
   type UnitSource,
@@ -157,13 +158,6 @@ export class MergeCache {
     this.#entries.set(key, entry);
     this.#bytes += bytes;
   }
-}
-
-/** The expert that a row leaves as it is. */
-function onlyExpert(row: readonly number[]): number | undefined {
-  const single = row.findIndex((value) => value !== 0);
-  const only = row[single] === 1 && row.every((value, j) => j === single || value === 0);
-  return only ? single : undefined;
 }
 
 function hashed(data: string | Float32Array): string {

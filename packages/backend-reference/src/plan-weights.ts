@@ -6,6 +6,7 @@ import {
   type MoeSpec,
   mergeRows,
   mergeUnits,
+  onlyExpert,
   type RouterRowValues,
   roundToStored,
   storedRouterRows,
@@ -97,10 +98,4 @@ function slotExpert(spec: MoeSpec, experts: readonly Mlp[], plan: LayerPlan, slo
     upBias: values("upBias"),
     downBias: values("downBias"),
   };
-}
-
-/** The expert that a merge row leaves as it is. */
-function onlyExpert(row: readonly number[]): number | undefined {
-  const used = row.flatMap((value, expert) => (value === 0 ? [] : [expert]));
-  return used.length === 1 && row[used[0] as number] === 1 ? used[0] : undefined;
 }

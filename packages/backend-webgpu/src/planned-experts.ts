@@ -6,6 +6,7 @@ import {
   type MoeSpec,
   mergeRows,
   mergeUnits,
+  onlyExpert,
   plannedRouter,
   roundToStored,
 } from "@coppice/core";
@@ -98,14 +99,12 @@ export async function planExperts(
 /** The expert that a slot is, when a plan leaves it as it is stored. */
 export function unchangedExpert(plan: LayerPlan, slot: number): number | undefined {
   if (plan.units?.[slot] || downDelta(plan, slot)) return undefined;
-  return onlyExpert(plan, slot);
+  return wholeExpert(plan, slot);
 }
 
-function onlyExpert({ experts, merge }: LayerPlan, slot: number): number | undefined {
+function wholeExpert({ experts, merge }: LayerPlan, slot: number): number | undefined {
   const row = merge?.[slot];
-  if (!row) return experts[slot];
-  const used = row.flatMap((value, expert) => (value === 0 ? [] : [expert]));
-  return used.length === 1 && row[used[0] as number] === 1 ? used[0] : undefined;
+  return row ? onlyExpert(row) : experts[slot];
 }
 
 /**
@@ -181,7 +180,7 @@ async function slotPart(
   const ref = first[part];
   if (!ref) return undefined;
   const units = part === "downBias" ? undefined : plan.units?.[slot];
-  const whole = units ? undefined : onlyExpert(plan, slot);
+  const whole = units ? undefined : wholeExpert(plan, slot);
   const delta = part === "down" ? downDelta(plan, slot) : undefined;
   if (whole !== undefined && !delta) return source.read(whole, part);
   let out: Float32Array;

@@ -49,6 +49,13 @@ export function mergeRows(
   }
 }
 
+/** The expert that a merging row leaves as it is: one coefficient of 1, all others 0. */
+export function onlyExpert(row: readonly number[]): number | undefined {
+  const expert = row.findIndex((value) => value !== 0);
+  const isOnly = row[expert] === 1 && row.every((value, other) => other === expert || value === 0);
+  return isOnly ? expert : undefined;
+}
+
 type F = Float32Array;
 type Eight<T> = [T, T, T, T, T, T, T, T];
 

@@ -1,4 +1,4 @@
-import { mergeRows, Rng } from "@coppice/core";
+import { mergeRows, onlyExpert, Rng } from "@coppice/core";
 import { describe, expect, it } from "vitest";
 
 /** The documented rounding, element by element: eight products in float64, then seven more each time. */
@@ -52,5 +52,14 @@ describe("mergeRows", () => {
     mergeRows([Float32Array.of(3, 4)], [0], out);
     expect([...out]).toEqual([0, 0]);
     expect(() => mergeRows([Float32Array.of(1)], [1], out)).toThrow(/1 values.*2/);
+  });
+});
+
+describe("onlyExpert", () => {
+  it("names the expert of rows with one coefficient of 1, and no other row's", () => {
+    expect(onlyExpert([0, 0, 1])).toBe(2);
+    expect(onlyExpert([1])).toBe(0);
+    for (const row of [[0, 0], [], [0, 0.5], [1, 0, 1], [1, -1], [Number.NaN, 0]])
+      expect(onlyExpert(row)).toBeUndefined();
   });
 });
