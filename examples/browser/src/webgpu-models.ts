@@ -2,7 +2,7 @@
 import { createWebgpuBackend } from "@coppice/backend-webgpu";
 import { loadModel, openUrl } from "@coppice/checkpoint";
 import { createPlan, type LayerTap, type Plan, type Runner } from "@coppice/core";
-import { type Decoder, generateText, loadTokenizer, type Tokenizer } from "@coppice/evaluate";
+import { generateText, loadTokenizer, runnerDecoder, type Tokenizer } from "@coppice/evaluate";
 import type { LayerExperts } from "@coppice/runtime";
 import type { Manifest } from "./manifest.js";
 import type { WritingModel } from "./writing-model.js";
@@ -55,24 +55,14 @@ function writingModel(runner: Runner, tokenizer: Tokenizer, plan: Plan | undefin
           if (slots) experts.push({ layer, experts: slots.slice() });
         },
       };
-      const run = (tokens: Int32Array, targets?: readonly Int32Array[]) => {
-        experts = [];
-        const positions = [Int32Array.of(tokens.length - 1)];
-        return runner.run({
-          sequences: [tokens],
-          positions,
-          cache,
-          tap,
-          signal,
-          ...(targets && { targets }),
-          ...(plan && { plan }),
-        });
+      const observed: Pick<Runner, "run" | "draws"> = {
+        ...(runner.draws && { draws: true }),
+        run(request) {
+          experts = [];
+          return runner.run(request);
+        },
       };
-      const decoder: Decoder = {
-        logits: async (tokens) => (await run(tokens)).logits ?? new Float32Array(0),
-        // Asking about some target returns the most likely token without copying all logits.
-        mostLikely: async (tokens) => (await run(tokens, [Int32Array.of(0)])).argmax?.[0] ?? 0,
-      };
+      const decoder = runnerDecoder(observed, { cache, tap, ...(plan && { plan }) });
       try {
         const request = { tokenizer, prompt, contextLength, vocabSize, endTokens: ends };
         const pieces = generateText(decoder, request, { maxTokens, signal });

@@ -1,4 +1,5 @@
 import {
+  drawToken,
   type KvCache,
   layerKey,
   type MoeModel,
@@ -96,6 +97,25 @@ export function hiddenRunner(model: MoeModel): FakeRunner {
     const packed = [...boundaries].map(([layer, parts]) => [layer, concat(parts)] as const);
     return { rows, boundaries: new Map(packed) };
   });
+}
+
+/** The same runner as one that draws: it gives out tokens, and no logits where a draw is asked for. */
+export function drawingRunner(runner: FakeRunner): FakeRunner {
+  return {
+    ...runner,
+    draws: true,
+    async run({ draw, ...request }) {
+      const result = await runner.run(request);
+      const { logits, ...rest } = result;
+      if (!draw) return result;
+      const { vocabSize } = runner.model;
+      const row = (r: number) => (logits ?? new Float32Array(0)).subarray(r * vocabSize, (r + 1) * vocabSize);
+      const drawn = Int32Array.from(draw.uniforms, (uniform, r) =>
+        drawToken(row(r), draw.rule, uniform, draw.seen?.[r]),
+      );
+      return { ...rest, drawn };
+    },
+  };
 }
 
 function fakeRunner(

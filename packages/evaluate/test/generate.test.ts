@@ -1,9 +1,16 @@
-import { createPlan } from "@coppice/core";
-import { calibrationSequences, continuePrompts, encodeTask, generate, parseTask } from "@coppice/evaluate";
+import { createPlan, type Runner, type RunRequest, type TokenDraw } from "@coppice/core";
+import {
+  calibrationSequences,
+  continuePrompts,
+  encodeTask,
+  generate,
+  parseTask,
+  type SamplingOptions,
+} from "@coppice/evaluate";
 import fc from "fast-check";
 import { describe, expect, it } from "vitest";
 import { byteTokenizer } from "./byte-tokenizer.js";
-import { fakeModel, hiddenRunner, scriptedRunner, sureRunner } from "./fake-runners.js";
+import { drawingRunner, fakeModel, hiddenRunner, scriptedRunner, sureRunner } from "./fake-runners.js";
 
 const tokenizer = byteTokenizer();
 const model = fakeModel();
@@ -98,6 +105,32 @@ describe("generate", () => {
       ...(await generate(three, tokenizer, "p", { maxTokens: 63, temperature: 1, seed: 1 })).text,
     ];
     expect(count.filter((letter) => letter === "a").length).toBeGreaterThan(25);
+  });
+
+  it("has tokens drawn by runners that draw, and writes the same text", async () => {
+    const rules: SamplingOptions[] = [
+      { repetitionPenalty: 1.5 },
+      { temperature: 0.9, seed: 3 },
+      { temperature: 1.3, topP: 0.9, topK: 200, minP: 0.001, repetitionPenalty: 1.2, seed: 8 },
+    ];
+    for (const rule of rules) {
+      const drawing = drawingRunner(hiddenRunner(model));
+      const given: (RunRequest["draw"] | "none")[] = [];
+      const watched: Runner = {
+        ...drawing,
+        run(request) {
+          given.push(request.draw ?? "none");
+          return drawing.run(request);
+        },
+      };
+      const found = await generate(watched, tokenizer, "prompt", { maxTokens: 20, ...rule });
+      const expected = await generate(hiddenRunner(model), tokenizer, "prompt", { maxTokens: 20, ...rule });
+      expect(found.tokens).toEqual(expected.tokens);
+      expect(found.tokens.length).toBeGreaterThan(5);
+      expect(given).not.toContain("none");
+      // What crosses to a device is the rule and no more.
+      expect(Object.keys((given[0] as TokenDraw).rule).sort()).not.toContain("maxTokens");
+    }
   });
 
   it("runs the plan, and equals decoding without a cache", async () => {

@@ -2,7 +2,7 @@ import { Rng, RunEmitter } from "@coppice/core";
 import { type EncodedTask, encodeTask, parseTask, writeSamples } from "@coppice/evaluate";
 import { describe, expect, it } from "vitest";
 import { byteTokenizer } from "./byte-tokenizer.js";
-import { type FakeRunner, fakeModel, hiddenRunner, sureRunner } from "./fake-runners.js";
+import { drawingRunner, type FakeRunner, fakeModel, hiddenRunner, sureRunner } from "./fake-runners.js";
 
 const model = fakeModel();
 const lines = (samples: readonly object[]) => samples.map((sample) => JSON.stringify(sample)).join("\n");
@@ -51,6 +51,9 @@ describe("writeSamples", () => {
       const sum = sizes.reduce((a, b) => a + b, 0);
       expect([sum >= tokens, sum - (sizes.at(-1) ?? 0) < tokens]).toEqual([true, true]);
     }
+    const drawing = drawingRunner(hiddenRunner(model));
+    const drawn = await writeSamples({ runner: drawing, task: encoded(sums), tokens: 700, seed: 1 });
+    expect(drawn.sequences).toEqual(many.slice(0, drawn.sequences.length));
     expect((await write(40, 2)).sequences).not.toEqual((await write(40)).sequences);
   });
 

@@ -57,6 +57,7 @@ export class TraceRecorder {
     const dispose = () => runner.dispose();
     return {
       model: runner.model,
+      ...(runner.draws && { draws: true }),
       createCache: (sequences, attention) => runner.createCache(sequences, attention),
       dispose,
       [Symbol.asyncDispose]: dispose,

@@ -98,6 +98,10 @@ class LoadingRunner implements WideningRunner {
     return this.#loaded.plan;
   }
 
+  get draws(): boolean {
+    return this.#loaded.runner.draws ?? false;
+  }
+
   createCache(sequences: number, attention?: RunAttention): KvCache {
     return new RepeatableCache(this, sequences, attention);
   }
