@@ -17,7 +17,6 @@ import {
   type Gpu,
   type GpuBuffer,
   keepRows,
-  matmul,
   norm,
   rotate,
   scaleRows,
@@ -28,11 +27,13 @@ import type { AttentionLimits } from "./attention-limits.js";
 import type { Batch } from "./batch.js";
 import type { AttentionUse } from "./check-attention-kernels.js";
 import type { GroupedQueryWeights, LatentWeights, Linear, Norm } from "./model-weights.js";
+import type { Operators } from "./operators.js";
 import { promptMasks } from "./prompt-masks.js";
 import type { Workspace } from "./workspace.js";
 
 export interface AttentionContext {
   readonly gpu: Gpu;
+  readonly operators: Operators;
   readonly workspace: Workspace;
   readonly batch: Batch;
   readonly half: boolean;
@@ -76,13 +77,13 @@ export async function runAttention(
   y: GpuBuffer,
   wantsReceived: boolean,
 ): Promise<GpuBuffer | undefined> {
-  const { gpu, workspace, batch } = context;
+  const { gpu, operators, workspace, batch } = context;
   const { tokens, tiles, tileCount, queryTile, rows, masks } = batch;
   const shape = shapeOf(spec);
   const projected =
     spec.kind === "gqa"
-      ? projectGrouped(context, spec, weights as GroupedQueryWeights, x)
-      : projectLatent(context, spec, weights as LatentWeights, x);
+      ? await projectGrouped(context, spec, weights as GroupedQueryWeights, x)
+      : await projectLatent(context, spec, weights as LatentWeights, x);
   const mask =
     masks?.layers.has(layer) && spec.kind === "gqa"
       ? await promptMasks(gpu, workspace, masks, layer, spec, batch.spans, projected.queries, projected.keys)
@@ -102,11 +103,20 @@ export async function runAttention(
     rows,
     y: mixed,
   };
-  if (!mask && splits(batch.most, tokens, shape.heads)) {
+  const prompt = !mask && !call.sinks && !stored.sight && promptOf(batch);
+  if (prompt && (await operators.attend({ shape, ...prompt, ...projected, y: mixed }))) {
+    // Done.
+  } else if (!mask && splits(batch.most, tokens, shape.heads)) {
     attendSplit(gpu, call, workspace.take("partial", splitBytes(shape, tokens, stored.longest) / 4));
   } else attendPrefill(gpu, call);
-  project(context, weights.output, mixed, y);
+  await project(context, weights.output, mixed, y);
   return wantsReceived ? received(context, call) : undefined;
+}
+
+/** The sequences of a batch, if they are whole and equally long. */
+function promptOf({ spans, most }: Batch): { sequences: number; length: number } | undefined {
+  const isPrompt = spans.every(({ tokens, past }) => past === 0 && tokens === most);
+  return isPrompt ? { sequences: spans.length, length: most } : undefined;
 }
 
 /** Extends the cache, if there is one. @returns the keys and values that queries read */
@@ -154,28 +164,28 @@ export function shapeOf(spec: Exclude<AttentionSpec, { kind: "other" }>): Attent
   return { heads, kvHeads: heads, keyDim, valueDim: spec.valueDim, scale, window, chunk: 0 };
 }
 
-function project(
-  { gpu, batch, half }: AttentionContext,
+async function project(
+  { operators, batch, half }: AttentionContext,
   linear: Linear,
   x: GpuBuffer,
   y: GpuBuffer,
-): GpuBuffer {
-  matmul(gpu, { x, rows: batch.tokens, weight: linear.weight, bias: linear.bias, y, half });
+): Promise<GpuBuffer> {
+  await operators.multiply({ x, rows: batch.tokens, weight: linear.weight, bias: linear.bias, y, half });
   return y;
 }
 
 /** In the order that `GroupedQueryAttentionSpec` defines. */
-function projectGrouped(
+async function projectGrouped(
   context: AttentionContext,
   spec: GroupedQueryAttentionSpec,
   weights: GroupedQueryWeights,
   x: GpuBuffer,
-): Projected {
+): Promise<Projected> {
   const { gpu, workspace, batch } = context;
   const { tokens } = batch;
   const { heads, kvHeads, headDim, rotary, normAfterRotary, temperature } = spec;
-  const turned = (name: string, linear: Linear, own: Norm | undefined, over: string, count: number) => {
-    const out = project(context, linear, x, workspace.take(name, tokens * linear.outputs));
+  const turned = async (name: string, linear: Linear, own: Norm | undefined, over: string, count: number) => {
+    const out = await project(context, linear, x, workspace.take(name, tokens * linear.outputs));
     const size = over === "head" ? headDim : count * headDim;
     const normed = () => own && norm(gpu, { ...own, x: out, size, rows: (tokens * count * headDim) / size });
     if (!normAfterRotary) normed();
@@ -188,9 +198,20 @@ function projectGrouped(
     if (normAfterRotary) normed();
     return out;
   };
-  const queries = turned("queries", weights.query, weights.queryNorm, spec.queryNorm?.over ?? "head", heads);
-  const keys = turned("keys", weights.key, weights.keyNorm, spec.keyNorm?.over ?? "head", kvHeads);
-  const values = project(context, weights.value, x, workspace.take("values", tokens * weights.value.outputs));
+  const queries = await turned(
+    "queries",
+    weights.query,
+    weights.queryNorm,
+    spec.queryNorm?.over ?? "head",
+    heads,
+  );
+  const keys = await turned("keys", weights.key, weights.keyNorm, spec.keyNorm?.over ?? "head", kvHeads);
+  const values = await project(
+    context,
+    weights.value,
+    x,
+    workspace.take("values", tokens * weights.value.outputs),
+  );
   if (spec.clip !== undefined) clip(gpu, values, tokens * kvHeads * headDim, spec.clip);
   const factors = temperature && batch.temperatures.get(temperature);
   if (factors) scaleRows(gpu, queries, tokens, heads * headDim, factors);
@@ -198,12 +219,12 @@ function projectGrouped(
 }
 
 /** Unfolded, so that a token gives the same with a cache and without. */
-function projectLatent(
+async function projectLatent(
   context: AttentionContext,
   spec: LatentAttentionSpec,
   weights: LatentWeights,
   x: GpuBuffer,
-): Projected {
+): Promise<Projected> {
   const { gpu, workspace, batch } = context;
   const { tokens } = batch;
   const { heads, nopeDim, valueDim, rank, rotary } = spec;
@@ -213,15 +234,15 @@ function projectLatent(
     project(context, linear, input, workspace.take(name, tokens * linear.outputs));
   let low = x;
   if (weights.queryDown) {
-    low = run("low queries", weights.queryDown, x);
+    low = await run("low queries", weights.queryDown, x);
     if (weights.queryNorm)
       norm(gpu, { ...weights.queryNorm, x: low, size: weights.query.inputs, rows: tokens });
   }
-  const queries = run("queries", weights.query, low);
-  const down = run("folded", weights.kvDown, x);
+  const queries = await run("queries", weights.query, low);
+  const down = await run("folded", weights.kvDown, x);
   const latents = workspace.take("latents", tokens * rank);
   norm(gpu, { ...weights.kvNorm, x: down, y: latents, size: rank, rows: tokens, stride: rank + rotaryDim });
-  const unfolded = run("unfolded", weights.kvUp, latents);
+  const unfolded = await run("unfolded", weights.kvUp, latents);
   const turn = batch.rotary.get(rotary);
   if (turn) {
     const shared = { tokens, dimensions: rotaryDim, interleaved, ...turn };

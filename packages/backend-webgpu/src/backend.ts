@@ -7,15 +7,15 @@ import {
   type SupportedKinds,
   throwIfAborted,
 } from "@coppice/core";
-import type { GpuOptions } from "@coppice/kernels-webgpu";
 import { attentionCapabilities } from "./attention-limits.js";
 import { checkKernels } from "./check-kernels.js";
-import { type DeviceSource, SharedDevice } from "./device.js";
+import { checkOperators } from "./check-operators.js";
+import { type DeviceOptions, type DeviceSource, SharedDevice } from "./device.js";
 import { loadWeights } from "./load-weights.js";
 import { pace } from "./pace.js";
 import { WebgpuRunner } from "./runner.js";
 
-export interface WebgpuSettings extends GpuOptions {
+export interface WebgpuSettings extends DeviceOptions {
   /**
    * In what products are multiplied: `f16` rounds both sides of products of many tokens to float16 and sums in float32; it needs a
    * device with units for that (`Gpu.matrixUnits`).
@@ -51,13 +51,14 @@ export function createWebgpuBackend(source: DeviceSource, settings: WebgpuSettin
           );
         }
         const canReadCodes = weights.readQuantized !== undefined;
-        await checkKernels(use.gpu, model, range, canReadCodes);
-        return new WebgpuRunner(model, range, use, await loadWeights(use.gpu, request, range), {
-          half,
-          canReadCodes,
-        });
+        const { gpu, operators } = use;
+        const { wide } = operators;
+        await checkKernels(gpu, model, range, { canReadCodes, wide });
+        if (settings.engine === "ort") await checkOperators(gpu, model, range, canReadCodes, operators);
+        const loaded = await loadWeights(gpu, request, range, wide);
+        return new WebgpuRunner(model, range, use, loaded, { half, canReadCodes, wide });
       } catch (error) {
-        use.release();
+        await use.release();
         throw error;
       }
     },

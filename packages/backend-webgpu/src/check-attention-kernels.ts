@@ -48,7 +48,10 @@ export async function checkAttentionKernels(
         }))
       : []),
   ];
-  await selfCheck(gpu, checks.map(checkAttention));
+  await selfCheck(
+    gpu,
+    checks.map((check) => checkAttention(check)),
+  );
   known.set(gpu, models.set(model, done.add(key)));
 }
 

@@ -19,6 +19,7 @@ import {
   type WeightFormat,
 } from "@coppice/kernels-webgpu";
 import { smallAttention } from "./check-attention-kernels.js";
+import type { RunnerSettings } from "./runner.js";
 import { commonFormat, floatFormat } from "./weight-format.js";
 
 /**
@@ -30,11 +31,11 @@ export async function checkKernels(
   gpu: Gpu,
   model: MoeModel,
   range: LayerRange,
-  canReadCodes: boolean,
+  settings: Pick<RunnerSettings, "canReadCodes" | "wide">,
 ): Promise<void> {
   await selfCheck(gpu, [
     ...plainChecks(model, range),
-    ...productChecks(model, range, canReadCodes, 1, false),
+    ...productChecks(model, range, { ...settings, half: false }, 1),
   ]);
 }
 
@@ -46,13 +47,13 @@ export async function checkBatch(
   model: MoeModel,
   range: LayerRange,
   tokens: number,
-  { half, canReadCodes }: { readonly half: boolean; readonly canReadCodes: boolean },
+  settings: RunnerSettings,
 ): Promise<void> {
   const rows = [1, 2, 4, 8, 32, 511].find((most) => tokens <= most) ?? 512;
   const models = known.get(gpu) ?? new WeakMap<MoeModel, Set<number>>();
   const done = models.get(model) ?? new Set<number>();
   if (done.has(rows)) return;
-  await selfCheck(gpu, productChecks(model, range, canReadCodes, rows === 511 ? 33 : rows, half));
+  await selfCheck(gpu, productChecks(model, range, settings, rows === 511 ? 33 : rows));
   known.set(gpu, models.set(model, done.add(rows)));
 }
 
@@ -94,13 +95,12 @@ function plainChecks(model: MoeModel, { from, to }: LayerRange): KernelCheck[] {
 function productChecks(
   model: MoeModel,
   { from, to }: LayerRange,
-  canReadCodes: boolean,
+  { half, canReadCodes, wide }: RunnerSettings,
   rows: number,
-  half: boolean,
 ): KernelCheck[] {
   const checks: KernelCheck[] = [];
   const matrix = (weight: TensorRef, bias: TensorRef | undefined) => {
-    const format = commonFormat([weight], canReadCodes);
+    const format = commonFormat([weight], canReadCodes, wide);
     const columns = smallColumns(format, weight.shape[1] as number);
     // As many outputs as it takes for the same tiles.
     const outputs = rows === 512 && (weight.shape[0] as number) >= 512 ? 512 : 20;
@@ -146,7 +146,7 @@ function productChecks(
     }
   };
   if (from === 0) {
-    const format = commonFormat([model.embedding], canReadCodes);
+    const format = commonFormat([model.embedding], canReadCodes, wide && model.tied);
     checks.push(checkEmbedding(format, 9, smallColumns(format, model.hiddenSize)));
   }
   for (const { attention, feedForward } of model.layers.slice(from, to)) {

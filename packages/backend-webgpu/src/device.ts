@@ -1,5 +1,7 @@
 import { CoppiceError } from "@coppice/core";
 import { Gpu, type GpuOptions } from "@coppice/kernels-webgpu";
+import type { OnnxRuntime } from "./onnx-runtime.js";
+import { type Operators, ownOperators } from "./operators.js";
 
 /** Where devices come from: `navigator.gpu` of a browser, or what npm `webgpu` makes in Node. */
 export interface DeviceSource {
@@ -7,27 +9,45 @@ export interface DeviceSource {
   readonly name: string;
   /** @returns null where there is no adapter */
   requestAdapter(): Promise<GPUAdapter | null>;
+  /**
+   * `onnxruntime-web/webgpu`, for the engine `ort`, made ready for a device of this source.
+   * @throws COPPICE_BACKEND_UNAVAILABLE when it is not installed
+   */
+  readonly onnxRuntime?: (device: GPUDevice) => Promise<OnnxRuntime>;
+}
+
+/** What computes: our kernels alone, or operators of ONNX Runtime where it has them right. */
+export type Engine = "own" | "ort";
+
+export interface DeviceOptions extends GpuOptions {
+  /** @default "own" */
+  readonly engine?: Engine;
 }
 
 /** A use of a device that several runners share. */
 export interface DeviceUse {
   readonly gpu: Gpu;
+  readonly operators: Operators;
   /** Ends the use; the last one destroys the device. May be called again. */
-  release(): void;
+  release(): Promise<void>;
 }
 
-interface Shared {
+interface Opened {
   readonly gpu: Gpu;
+  readonly operators: Operators;
+}
+
+interface Shared extends Opened {
   uses: number;
 }
 
 /** The device of a source, opened at its first use and destroyed after its last. */
 export class SharedDevice {
   readonly #source: DeviceSource;
-  readonly #options: GpuOptions;
+  readonly #options: DeviceOptions;
   #opening: Promise<Shared> | undefined;
 
-  constructor(source: DeviceSource, options: GpuOptions = {}) {
+  constructor(source: DeviceSource, options: DeviceOptions = {}) {
     this.#source = source;
     this.#options = options;
   }
@@ -43,11 +63,13 @@ export class SharedDevice {
     let ended = false;
     return {
       gpu: shared.gpu,
-      release: () => {
+      operators: shared.operators,
+      release: async () => {
         if (ended) return;
         ended = true;
         if (--shared.uses > 0) return;
         if (this.#current === shared) this.#opening = undefined;
+        await shared.operators.dispose();
         shared.gpu.dispose();
         shared.gpu.device.destroy();
       },
@@ -57,8 +79,8 @@ export class SharedDevice {
   #current: Shared | undefined;
 
   async #open(): Promise<Shared> {
-    this.#opening ??= openDevice(this.#source, this.#options).then((gpu) => {
-      this.#current = { gpu, uses: 0 };
+    this.#opening ??= openDevice(this.#source, this.#options).then((opened) => {
+      this.#current = { ...opened, uses: 0 };
       return this.#current;
     });
     try {
@@ -78,7 +100,8 @@ const limits = [
   "maxComputeWorkgroupStorageSize",
 ] as const;
 
-async function openDevice(source: DeviceSource, options: GpuOptions): Promise<Gpu> {
+async function openDevice(source: DeviceSource, options: DeviceOptions): Promise<Opened> {
+  const { engine = "own", ...gpuOptions } = options;
   const adapter = await source.requestAdapter();
   if (!adapter) {
     throw new CoppiceError("COPPICE_BACKEND_UNAVAILABLE", `${source.name} has no adapter for WebGPU`, {
@@ -90,12 +113,14 @@ async function openDevice(source: DeviceSource, options: GpuOptions): Promise<Gp
     "timestamp-query",
     "chromium-experimental-subgroup-matrix",
   ] as GPUFeatureName[];
+  if (engine === "ort" && subgroupsFit(adapter.info)) wanted.push("subgroups" as GPUFeatureName);
+  let gpu: Gpu;
   try {
     const device = await adapter.requestDevice({
       requiredFeatures: wanted.filter((feature) => adapter.features.has(feature)),
       requiredLimits: Object.fromEntries(limits.map((limit) => [limit, adapter.limits[limit]])),
     });
-    return new Gpu(device, { ...options, adapterInfo: adapter.info });
+    gpu = new Gpu(device, { ...gpuOptions, adapterInfo: adapter.info });
   } catch (cause) {
     throw new CoppiceError(
       "COPPICE_BACKEND_UNAVAILABLE",
@@ -103,4 +128,34 @@ async function openDevice(source: DeviceSource, options: GpuOptions): Promise<Gp
       { cause, hint: "use another adapter, or the cpu backend" },
     );
   }
+  if (engine === "own") return { gpu, operators: ownOperators(gpu) };
+  try {
+    return { gpu, operators: await openOrtOperators(gpu, source) };
+  } catch (error) {
+    gpu.dispose();
+    gpu.device.destroy();
+    throw error;
+  }
+}
+
+async function openOrtOperators(gpu: Gpu, { name, onnxRuntime }: DeviceSource): Promise<Operators> {
+  if (!onnxRuntime) {
+    throw new CoppiceError(
+      "COPPICE_BACKEND_UNAVAILABLE",
+      `${name} was given no ONNX Runtime for the engine "ort"`,
+      {
+        hint: 'npm install onnxruntime-web, and give the source of devices onnxRuntime: () => import("onnxruntime-web/webgpu")',
+      },
+    );
+  }
+  const { OrtOperators } = await import("./ort-operators.js");
+  return new OrtOperators(gpu, await onnxRuntime(gpu.device));
+}
+
+/** Attention of ONNX Runtime 1.30 counts keys twice on subgroups of fewer threads; without subgroups it is right. */
+const leastSubgroup = 8;
+
+/** What WebGPU says of an adapter beside the types of the standard. */
+function subgroupsFit({ subgroupMinSize = 0 }: { readonly subgroupMinSize?: number }): boolean {
+  return subgroupMinSize >= leastSubgroup;
 }

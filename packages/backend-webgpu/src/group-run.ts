@@ -1,13 +1,5 @@
 import type { MoeModel, MoeSpec, RunResult } from "@coppice/core";
-import {
-  addScaled,
-  copyRows,
-  embed,
-  type Gpu,
-  type GpuBuffer,
-  mergeExperts,
-  norm,
-} from "@coppice/kernels-webgpu";
+import { addScaled, copyRows, embed, type Gpu, type GpuBuffer, mergeExperts } from "@coppice/kernels-webgpu";
 import { limitsOf } from "./attention-limits.js";
 import { type Batch, prepareBatch } from "./batch.js";
 import type { ExpertPool } from "./expert-pool.js";
@@ -18,6 +10,7 @@ import type { BoundaryStore, DeviceBoundary } from "./held-boundary.js";
 import { attendLayer } from "./layer.js";
 import type { LayerWeights, Mlp, ModelWeights, MoeWeights } from "./model-weights.js";
 import { addShared, type MoeContext, runMlp, runShared } from "./moe-block.js";
+import type { Operators } from "./operators.js";
 import type { PlannedExperts } from "./planned-experts.js";
 import type { RotaryTables } from "./rotary-tables.js";
 import type { Workspace } from "./workspace.js";
@@ -25,6 +18,7 @@ import type { Workspace } from "./workspace.js";
 /** What runs are computed with. */
 export interface GroupContext {
   readonly gpu: Gpu;
+  readonly operators: Operators;
   readonly model: MoeModel;
   readonly weights: ModelWeights;
   readonly workspace: Workspace;
@@ -54,7 +48,7 @@ export async function recordGroup(
   context: GroupContext,
   jobs: readonly GroupJob[],
 ): Promise<() => Promise<RunResult[]>> {
-  const { gpu, model, weights, workspace, boundaries } = context;
+  const { gpu, operators, model, weights, workspace, boundaries } = context;
   const { hiddenSize: size, layers } = model;
   let tokens = 0;
   const members = [...jobs]
@@ -107,6 +101,7 @@ export async function recordGroup(
   };
   const moe: MoeContext = {
     gpu,
+    operators,
     workspace,
     half: context.half,
     hidden: size,
@@ -134,7 +129,7 @@ export async function recordGroup(
     const layerWeights = weights.layers.get(layer) as LayerWeights;
     mergeLayer(own, layer);
     await attendLayer(
-      { gpu, workspace, batch: part, half: context.half },
+      { gpu, operators, workspace, batch: part, half: context.half },
       model,
       layer,
       layerWeights,
@@ -142,7 +137,7 @@ export async function recordGroup(
       false,
     );
     if (layer + 1 < layers.length) {
-      feedForward(own, moe, layer, layerWeights, stream, part.tokens, own.runs);
+      await feedForward(own, moe, layer, layerWeights, stream, part.tokens, own.runs);
       for (const { job, start, held } of joined) {
         if (!job.request.hold?.includes(layer + 1)) continue;
         const bytes = 4 * job.checked.tokens * size;
@@ -152,9 +147,9 @@ export async function recordGroup(
     }
     output = workspace.take("head rows", last.rows * size);
     copyRows(gpu, { x: stream.hidden, y: output, rows: last.rows, size, index: last.index, kind: "gather" });
-    feedForward(own, moe, layer, layerWeights, { ...stream, hidden: output }, last.rows, last.runs);
+    await feedForward(own, moe, layer, layerWeights, { ...stream, hidden: output }, last.rows, last.runs);
   }
-  const { logProbs, argmax } = scoreHead(
+  const { logProbs, argmax } = await scoreHead(
     moe,
     model,
     weights.head as NonNullable<ModelWeights["head"]>,
@@ -230,17 +225,17 @@ function mergeLayer({ gpu, pools, tables, weights }: Own, layer: number): void {
 }
 
 /** The second half of a layer: hidden += experts(norm(hidden)). */
-function feedForward(
-  { gpu, model, pools, whole, tables, places }: Own,
+async function feedForward(
+  { gpu, operators, model, pools, whole, tables, places }: Own,
   context: MoeContext,
   layer: number,
   weights: LayerWeights,
   { hidden, normed, added }: { hidden: GpuBuffer; normed: GpuBuffer; added: GpuBuffer },
   rows: number,
   runs: GpuBuffer,
-): void {
+): Promise<void> {
   const { hiddenSize: size, residualScale = 1 } = model;
-  norm(gpu, { ...weights.feedForwardNorm, x: hidden, y: normed, size, rows });
+  await operators.normalize({ ...weights.feedForwardNorm, x: hidden, y: normed, size, rows });
   const table = tables.layers.get(layer);
   if (table) {
     const moe = weights.moe as MoeWeights;
@@ -253,9 +248,9 @@ function feedForward(
       places,
       blocks: table.blocks,
     };
-    runShared(context, call, moe.experts, normed, rows, added);
-    addShared(context, moe, normed, rows, added);
-  } else runMlp(context, weights.dense as Mlp, normed, rows, added);
+    await runShared(context, call, moe.experts, normed, rows, added);
+    await addShared(context, moe, normed, rows, added);
+  } else await runMlp(context, weights.dense as Mlp, normed, rows, added);
   addScaled(gpu, added, hidden, rows * size, residualScale);
 }
 

@@ -1,5 +1,5 @@
 import type { MoeModel, RunResult } from "@coppice/core";
-import { copyRows, type GpuBuffer, matmul, norm, scoreTargets } from "@coppice/kernels-webgpu";
+import { copyRows, type GpuBuffer, norm, scoreTargets } from "@coppice/kernels-webgpu";
 import type { ModelWeights } from "./model-weights.js";
 import type { MoeContext } from "./moe-block.js";
 
@@ -47,13 +47,13 @@ export async function runHead(
     const input = workspace.take("head rows", wanted.rows.length * hidden);
     const index = workspace.put("head index", wanted.rows);
     copyRows(gpu, { x, y: input, rows: wanted.rows.length, size: hidden, index, kind: "gather" });
-    return readTargets(context, scoreHead(context, model, head, putTargets(context, wanted), input));
+    return readTargets(context, await scoreHead(context, model, head, putTargets(context, wanted), input));
   }
   const logits = new Float32Array(rows.length * model.vocabSize);
   const most = rowsAtOnce(context, model);
   for (let from = 0; from < rows.length; from += most) {
     const block = rows.subarray(from, from + most);
-    const y = projectRows(context, model, head, block, x);
+    const y = await projectRows(context, model, head, block, x);
     logits.set(await context.gpu.readFloats(y, block.length * model.vocabSize), from * model.vocabSize);
   }
   return { logits };
@@ -84,13 +84,13 @@ export interface ScoredTargets {
 }
 
 /** Scores targets on the device. @param x [rows, hidden] of the last layer's output */
-export function scoreHead(
+export async function scoreHead(
   context: MoeContext,
   model: MoeModel,
   head: Head,
   { rows, count, starts, targets }: PutTargets,
   x: GpuBuffer,
-): ScoredTargets {
+): Promise<ScoredTargets> {
   const { gpu, workspace, hidden } = context;
   const logProbs = workspace.take("log-probabilities", count);
   const argmax = workspace.take("most likely tokens", count);
@@ -99,7 +99,7 @@ export function scoreHead(
     const own = Math.min(most, rows - from);
     const input = workspace.take("head input", own * hidden);
     gpu.commands.copy(x, 4 * from * hidden, input, 0, 4 * own * hidden);
-    const logits = project(context, model, head, input, own);
+    const logits = await project(context, model, head, input, own);
     const size = { rows: own, vocab: model.vocabSize, from };
     scoreTargets(gpu, { logits, starts, targets, logProbs, argmax }, size);
   }
@@ -129,7 +129,7 @@ export function projectRows(
   head: Head,
   rows: Int32Array,
   x: GpuBuffer,
-): GpuBuffer {
+): Promise<GpuBuffer> {
   const { gpu, workspace, hidden } = context;
   const input = workspace.take("head input", rows.length * hidden);
   const index = workspace.put("head index", rows);
@@ -138,15 +138,15 @@ export function projectRows(
 }
 
 /** Logits of rows of the last layer's output, which are normed in place. */
-function project(
-  { gpu, workspace, half, hidden }: MoeContext,
+async function project(
+  { gpu, operators, workspace, half, hidden }: MoeContext,
   { vocabSize, logitScale: factor }: MoeModel,
   { norm: own, linear: { weight, bias } }: Head,
   input: GpuBuffer,
   rows: number,
-): GpuBuffer {
+): Promise<GpuBuffer> {
   norm(gpu, { ...own, x: input, size: hidden, rows });
   const y = workspace.take("logits", rows * vocabSize);
-  matmul(gpu, { x: input, rows, weight, bias, y, factor, half });
+  await operators.multiply({ x: input, rows, weight, bias, y, factor, half });
   return y;
 }

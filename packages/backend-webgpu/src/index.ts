@@ -1,3 +1,4 @@
 export { createWebgpuBackend, type WebgpuSettings } from "./backend.js";
-export type { DeviceSource } from "./device.js";
-export { type WebgpuOptions, webgpu } from "./plugin.js";
+export type { DeviceSource, Engine } from "./device.js";
+export type { OnnxRuntime } from "./onnx-runtime.js";
+export { navigatorDevices, type WebgpuOptions, webgpu } from "./plugin.js";

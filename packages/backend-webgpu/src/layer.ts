@@ -1,5 +1,5 @@
 import type { MoeModel } from "@coppice/core";
-import { addScaled, type GpuBuffer, norm } from "@coppice/kernels-webgpu";
+import { addScaled, type GpuBuffer } from "@coppice/kernels-webgpu";
 import { type AttentionContext, runAttention } from "./attention-block.js";
 import type { LayerWeights } from "./model-weights.js";
 
@@ -22,12 +22,12 @@ export async function attendLayer(
   { hidden, normed, added }: Stream,
   wantsReceived: boolean,
 ): Promise<GpuBuffer | undefined> {
-  const { gpu, batch } = context;
+  const { gpu, operators, batch } = context;
   const { hiddenSize: size, residualScale = 1 } = model;
   const { tokens: rows } = batch;
   const { attention } = model.layers[index] as MoeModel["layers"][number];
   if (attention.kind === "other") throw new TypeError(`layer ${index} is ${attention.name}`);
-  norm(gpu, { ...weights.attentionNorm, x: hidden, y: normed, size, rows });
+  await operators.normalize({ ...weights.attentionNorm, x: hidden, y: normed, size, rows });
   const received = await runAttention(
     context,
     attention,

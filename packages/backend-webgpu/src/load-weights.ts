@@ -5,10 +5,16 @@ import { WeightLoader } from "./weight-loader.js";
 
 /**
  * Reads the weights of a range of layers, each once, in model order.
+ * @param wide whether projections that are no codes are widened to float32
  * @throws COPPICE_BACKEND_FAILED when they do not fit the device
  */
-export async function loadWeights(gpu: Gpu, request: LoadRequest, range: LayerRange): Promise<ModelWeights> {
-  const loader = new WeightLoader(gpu, request.weights, request.signal);
+export async function loadWeights(
+  gpu: Gpu,
+  request: LoadRequest,
+  range: LayerRange,
+  wide: boolean,
+): Promise<ModelWeights> {
+  const loader = new WeightLoader(gpu, request.weights, request.signal, wide);
   gpu.device.pushErrorScope("out-of-memory");
   let failure: unknown;
   let read: Omit<ModelWeights, "owned"> | undefined;
@@ -35,7 +41,7 @@ async function readAll(
   { model }: LoadRequest,
   { from, to }: LayerRange,
 ): Promise<Omit<ModelWeights, "owned">> {
-  const embedding = from === 0 ? await loader.matrix(model.embedding) : undefined;
+  const embedding = from === 0 ? await loader.matrix(model.embedding, model.tied) : undefined;
   const layers = new Map<number, LayerWeights>();
   for (const { index, attention, attentionNorm, feedForwardNorm, feedForward } of model.layers.slice(
     from,
@@ -59,7 +65,7 @@ async function readAll(
           router,
           ...experts,
           shared: moe.shared && (await loader.mlp(moe.shared)),
-          sharedGate: moe.sharedGate && (await loader.matrix(moe.sharedGate)),
+          sharedGate: moe.sharedGate && (await loader.matrix(moe.sharedGate, true)),
         },
     });
   }
@@ -67,7 +73,7 @@ async function readAll(
   if (to === model.layers.length) {
     const tied = model.tied ? embedding : undefined;
     const linear = {
-      weight: tied ?? (await loader.matrix(model.head)),
+      weight: tied ?? (await loader.matrix(model.head, true)),
       bias: await loader.vector(model.headBias),
       inputs: model.hiddenSize,
       outputs: model.vocabSize,

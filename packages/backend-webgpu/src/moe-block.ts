@@ -9,7 +9,6 @@ import {
   fewRows,
   type Gpu,
   type GpuBuffer,
-  matmul,
   type PlannedChoices,
   routeChoices,
   type SortedChoices,
@@ -17,6 +16,7 @@ import {
   sortedBytes,
 } from "@coppice/kernels-webgpu";
 import type { Experts, Mlp, MoeWeights } from "./model-weights.js";
+import type { Operators } from "./operators.js";
 import type { PlannedExperts } from "./planned-experts.js";
 import type { Workspace } from "./workspace.js";
 
@@ -25,6 +25,7 @@ export const expertBytes = 256 * 1024 * 1024;
 
 export interface MoeContext {
   readonly gpu: Gpu;
+  readonly operators: Operators;
   readonly workspace: Workspace;
   readonly half: boolean;
   readonly hidden: number;
@@ -55,19 +56,20 @@ export interface RoutedRun {
 /**
  * The routed experts of the normed input x [tokens, hidden] into y [tokens, hidden].
  */
-export function runRouted(
+export async function runRouted(
   context: MoeContext,
   call: MoeCall,
   x: GpuBuffer,
   tokens: number,
   y: GpuBuffer,
-): RoutedRun {
-  const { gpu, workspace, hidden } = context;
+): Promise<RoutedRun> {
+  const { gpu, operators, workspace, hidden } = context;
   const { spec, plan, weights, planned, spared } = call;
   const { routerRows, slotCount, places } = planned;
   const topK = checkedTopK(spec.router, slotCount, plan);
   const logits = workspace.take("router logits", tokens * routerRows);
-  matmul(gpu, { x, rows: tokens, weight: planned.router, bias: planned.routerBias, y: logits });
+  const bias = planned.routerBias;
+  await operators.multiply({ x, rows: tokens, weight: planned.router, bias, y: logits });
   const slots = workspace.take("slots", tokens * topK);
   const gates = workspace.take("gates", tokens * topK);
   const { map, correction, groupOf } = planned;
@@ -107,19 +109,19 @@ export interface SharedCall {
 }
 
 /** As `runRouted`, each token with the experts that its run keeps. Choices of all runs that go to one expert are one product. */
-export function runShared(
+export async function runShared(
   context: MoeContext,
   { spec: { router }, whole, stacks, planned, places, blocks }: SharedCall,
   experts: Experts,
   x: GpuBuffer,
   tokens: number,
   y: GpuBuffer,
-): void {
-  const { gpu, workspace, hidden } = context;
+): Promise<void> {
+  const { gpu, operators, workspace, hidden } = context;
   const { topK } = router;
   const columns = whole.routerRows;
   const logits = workspace.take("router logits", tokens * columns);
-  matmul(gpu, { x, rows: tokens, weight: whole.router, bias: whole.routerBias, y: logits });
+  await operators.multiply({ x, rows: tokens, weight: whole.router, bias: whole.routerBias, y: logits });
   const slots = workspace.take("slots", tokens * topK);
   const gates = workspace.take("gates", tokens * topK);
   const { correction } = whole;
@@ -166,36 +168,36 @@ export function runExperts(
 }
 
 /** An MLP that every token goes through, into y [tokens, hidden]. */
-export function runMlp(
-  { gpu, workspace, half }: MoeContext,
+export async function runMlp(
+  { operators, workspace, half }: MoeContext,
   mlp: Mlp,
   x: GpuBuffer,
   tokens: number,
   y: GpuBuffer,
-): void {
+): Promise<void> {
   const { width, activation, units: weight, unitsBias: bias, down } = mlp;
   const units = workspace.take("units", tokens * width);
-  matmul(gpu, { x, rows: tokens, weight, bias, activation, y: units, half });
-  matmul(gpu, { x: units, rows: tokens, weight: down.weight, bias: down.bias, y, half });
+  await operators.multiply({ x, rows: tokens, weight, bias, activation, y: units, half });
+  await operators.multiply({ x: units, rows: tokens, weight: down.weight, bias: down.bias, y, half });
 }
 
 /** Adds the shared expert, times the sigmoid of its own gate where there is one. */
-export function addShared(
+export async function addShared(
   context: MoeContext,
   { shared, sharedGate }: MoeWeights,
   x: GpuBuffer,
   tokens: number,
   y: GpuBuffer,
-): void {
+): Promise<void> {
   if (!shared) return;
-  const { gpu, workspace, hidden } = context;
+  const { gpu, operators, workspace, hidden } = context;
   const output = workspace.take("shared output", tokens * hidden);
-  runMlp(context, shared, x, tokens, output);
+  await runMlp(context, shared, x, tokens, output);
   if (!sharedGate) {
     addScaled(gpu, output, y, tokens * hidden, 1);
     return;
   }
   const shares = workspace.take("shares", tokens);
-  matmul(gpu, { x, rows: tokens, weight: sharedGate, y: shares });
+  await operators.multiply({ x, rows: tokens, weight: sharedGate, y: shares });
   addGated(gpu, output, shares, y, tokens, hidden);
 }

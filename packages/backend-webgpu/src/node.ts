@@ -3,12 +3,15 @@ import type { DeviceSource } from "./device.js";
 import { webgpuPlugin } from "./plugin.js";
 
 export { createWebgpuBackend, type WebgpuSettings } from "./backend.js";
-export type { DeviceSource } from "./device.js";
+export type { DeviceSource, Engine } from "./device.js";
+export type { OnnxRuntime } from "./onnx-runtime.js";
 export type { WebgpuOptions } from "./plugin.js";
 
 /** What npm `webgpu`, the bindings of Dawn, exports. */
 interface Dawn {
   create(options: readonly string[]): GPU;
+  /** Classes and constants that are globals of a page. */
+  readonly globals: Readonly<Record<string, unknown>>;
 }
 
 /** Without both, Dawn hides `shader-f16` on NVIDIA's Vulkan driver. */
@@ -35,6 +38,10 @@ export async function nodeDevices(): Promise<DeviceSource> {
   }
   const gpu = dawn.create(toggles);
   return {
+    async onnxRuntime(device) {
+      const { nodeOnnxRuntime } = await import("./node-onnx-runtime.js");
+      return nodeOnnxRuntime(gpu, dawn.globals, device);
+    },
     name: "npm webgpu",
     requestAdapter: () => gpu.requestAdapter({ powerPreference: "high-performance" }),
   };

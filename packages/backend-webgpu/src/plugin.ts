@@ -1,7 +1,7 @@
 import { definePlugin } from "@coppice/core";
 import * as v from "valibot";
 import { createWebgpuBackend } from "./backend.js";
-import type { DeviceSource } from "./device.js";
+import type { DeviceSource, Engine } from "./device.js";
 
 export interface WebgpuOptions {
   /**
@@ -9,6 +9,11 @@ export interface WebgpuOptions {
    * @default "f32"
    */
   readonly precision?: "f32" | "f16";
+  /**
+   * What computes: `own`, our kernels alone; `ort`, the WebGPU provider of ONNX Runtime where it has an operator that is right.
+   * @default "own"
+   */
+  readonly engine?: Engine;
 }
 
 declare module "@coppice/core" {
@@ -24,16 +29,25 @@ export function webgpuPlugin(source: () => DeviceSource | Promise<DeviceSource>)
     name: "webgpu",
     contract: 1,
     summary: "Own WebGPU kernels on any GPU, in Node (npm webgpu) and in browsers.",
-    options: v.strictObject({ precision: v.exactOptional(v.picklist(["f32", "f16"]), "f32") }),
+    options: v.strictObject({
+      precision: v.exactOptional(v.picklist(["f32", "f16"]), "f32"),
+      engine: v.exactOptional(v.picklist(["own", "ort"]), "own"),
+    }),
     create: async (settings) => createWebgpuBackend(await source(), settings),
   });
 }
 
-/** Runs models on the GPU of a browser. In Node, take it from `@coppice/backend-webgpu/node`. */
-export const webgpu = webgpuPlugin(() => ({
+/**
+ * Devices of a browser. The engine `ort` needs ONNX Runtime besides, which a page adds so that others need not bundle it:
+ * `{ ...navigatorDevices, onnxRuntime: () => import("onnxruntime-web/webgpu") }`.
+ */
+export const navigatorDevices: DeviceSource = {
   name: "navigator.gpu",
   async requestAdapter() {
     const gpu: GPU | undefined = globalThis.navigator?.gpu;
     return gpu ? gpu.requestAdapter({ powerPreference: "high-performance" }) : null;
   },
-}));
+};
+
+/** Runs models on the GPU of a browser. In Node, take it from `@coppice/backend-webgpu/node`. */
+export const webgpu = webgpuPlugin(() => navigatorDevices);

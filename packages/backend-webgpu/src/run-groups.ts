@@ -19,6 +19,7 @@ import { wantedTargets } from "./head.js";
 import type { BoundaryStore } from "./held-boundary.js";
 import type { LayerWeights, ModelWeights, MoeWeights } from "./model-weights.js";
 import { expertBytes } from "./moe-block.js";
+import type { Operators } from "./operators.js";
 import { pace } from "./pace.js";
 import { type PlannedExperts, planExperts } from "./planned-experts.js";
 import type { RotaryTables } from "./rotary-tables.js";
@@ -39,6 +40,7 @@ export interface RunGroupsContext {
   readonly workspace: Workspace;
   readonly rotary: RotaryTables;
   readonly boundaries: BoundaryStore;
+  readonly operators: Operators;
   readonly settings: RunnerSettings;
 }
 
@@ -79,8 +81,8 @@ export class RunGroups implements QueueWork<GroupJob> {
     plans: ReadonlyMap<number, LayerPlan>,
   ): GroupJob | undefined {
     const { rows, targets, tokens, from } = checked;
-    const { model, settings, boundaries } = this.#context;
-    if (!rows || !targets || tokens > this.most) return undefined;
+    const { model, settings, boundaries, operators } = this.#context;
+    if (!operators.independent || !rows || !targets || tokens > this.most) return undefined;
     if (!isGroupable(model, this.#pools, request, checked, plans)) return undefined;
     const wanted = wantedTargets(rows, targets);
     // Products of few rows sum in another order, and what a run gives must not depend on the others.

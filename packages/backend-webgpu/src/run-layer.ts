@@ -1,5 +1,5 @@
 import { type LayerPlan, type MoeModel, type MoeSpec, type RunRequest, skipRuleOf } from "@coppice/core";
-import { addScaled, type GpuBuffer, norm } from "@coppice/kernels-webgpu";
+import { addScaled, type GpuBuffer } from "@coppice/kernels-webgpu";
 import type { Batch } from "./batch.js";
 import { attendLayer } from "./layer.js";
 import type { LayerWeights, Mlp, MoeWeights } from "./model-weights.js";
@@ -30,7 +30,7 @@ export async function runLayer(
 ): Promise<number> {
   const { attention, feedForward } = model.layers[index] as MoeModel["layers"][number];
   if (attention.kind === "other") throw new TypeError(`layer ${index} is ${attention.name}`);
-  const { gpu, workspace, half, hidden: size } = context;
+  const { gpu, operators, workspace, half, hidden: size } = context;
   const { tokens, starts } = batch;
   const { residualScale = 1 } = model;
   const moe = feedForward.kind === "moe" ? feedForward : undefined;
@@ -39,9 +39,9 @@ export async function runLayer(
   const normed = workspace.take("normed", tokens * size);
   const added = workspace.take("added", tokens * size);
   const spare = (moe && skipRuleOf(moe.router, plan)?.spare) || 0;
-  const run = { gpu, workspace, batch, half };
+  const run = { gpu, operators, workspace, batch, half };
   const received = await attendLayer(run, model, index, weights, { hidden, normed, added }, spare > 0);
-  norm(gpu, { ...weights.feedForwardNorm, x: hidden, y: normed, size, rows: tokens });
+  await operators.normalize({ ...weights.feedForwardNorm, x: hidden, y: normed, size, rows: tokens });
   let ran = 0;
   if (moe && planned && weights.moe) {
     const spared = received && (await sparedRows(context, received, normed, starts, spare, attention.heads));
@@ -51,7 +51,7 @@ export async function runLayer(
     const block = { layer: index, hidden, normed, added, tokens, spared };
     const choices = await runMoe(counted, call, block, tap);
     if (!skips) ran = choices;
-  } else runMlp(context, weights.dense as Mlp, normed, tokens, added);
+  } else await runMlp(context, weights.dense as Mlp, normed, tokens, added);
   addScaled(gpu, added, hidden, tokens * size, residualScale);
   return ran;
 }
@@ -89,12 +89,12 @@ async function runMoe(
     const y = whole ? added : workspace.take("block output", count * size);
     const spared = block.spared && workspace.put("spared", block.spared.subarray(from, from + count));
     const one = { ...call, spared };
-    const run = runRouted(context, one, x, count, y);
+    const run = await runRouted(context, one, x, count, y);
     if (tap) {
       const residual = part("block residual", hidden);
       await showLayer(context, one, { layer, from, residual, input: x, output: y }, run, tap);
     }
-    addShared(context, call.weights, x, count, y);
+    await addShared(context, call.weights, x, count, y);
     if (!whole) gpu.commands.copy(y, 0, added, 4 * from * size, 4 * count * size);
     ran += count * run.topK;
   }

@@ -45,6 +45,8 @@ export interface RunnerSettings {
   readonly half: boolean;
   /** Whether weights that are stored as codes were read as such. */
   readonly canReadCodes: boolean;
+  /** Whether projections that are no codes were widened to float32. */
+  readonly wide: boolean;
 }
 
 /**
@@ -93,6 +95,7 @@ export class WebgpuRunner implements Runner {
       workspace: this.#workspace,
       rotary: this.#rotary,
       boundaries: this.#boundaries,
+      operators: use.operators,
       settings,
     });
     this.#queue = new RunQueue(this.#groups);
@@ -126,7 +129,7 @@ export class WebgpuRunner implements Runner {
     this.#workspace.dispose();
     this.#rotary.dispose();
     weights.owned.dispose();
-    this.#use.release();
+    await this.#use.release();
   }
 
   [Symbol.asyncDispose](): Promise<void> {
@@ -139,7 +142,7 @@ export class WebgpuRunner implements Runner {
     plans: ReadonlyMap<number, LayerPlan>,
   ): Promise<RunResult> {
     const { model } = this;
-    const { gpu } = this.#use;
+    const { gpu, operators } = this.#use;
     this.#guard.throwIfDisposed();
     gpu.throwIfFailed();
     const { tokens, from, to, rows, targets } = checked;
@@ -157,7 +160,8 @@ export class WebgpuRunner implements Runner {
     else if (request.held) this.#boundaries.restore(request.held, from, hidden, 0, 4 * tokens * size);
     else this.#embed(request.sequences, tokens, hidden);
     const counts = workspace.put("counts", new Uint32Array(1));
-    const context: MoeContext = { gpu, workspace, half: this.#settings.half, hidden: size, counts };
+    const { half } = this.#settings;
+    const context: MoeContext = { gpu, operators, workspace, half, hidden: size, counts };
 
     const boundaries = new Map<number, Float32Array>();
     const held = new Map<number, HeldBoundary>();

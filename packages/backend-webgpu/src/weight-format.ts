@@ -17,14 +17,17 @@ function codesFormat({ scales, view, shape }: TensorRef): WeightFormat | undefin
   return { kind: "quantized", bits, groupSize: columns, zeros: zeroPoints !== undefined };
 }
 
-/** One format for tensors that lie together: codes if all have the same, else floats. */
-export function commonFormat(refs: readonly TensorRef[], quantized: boolean): WeightFormat {
+/**
+ * One format for tensors that lie together: codes if all have the same, else floats.
+ * @param wide whether floats are widened to float32
+ */
+export function commonFormat(refs: readonly TensorRef[], quantized: boolean, wide = false): WeightFormat {
   const first = refs[0] as TensorRef;
   const equal = (formats: readonly (WeightFormat | undefined)[]) =>
     formats.every((format) => JSON.stringify(format) === JSON.stringify(formats[0]));
   const codes = quantized ? refs.map(codesFormat) : [];
   if (codes[0] && equal(codes)) return codes[0];
-  return equal(refs.map(floatFormat)) ? floatFormat(first) : { kind: "f32" };
+  return !wide && equal(refs.map(floatFormat)) ? floatFormat(first) : { kind: "f32" };
 }
 
 /** Rows of two matrices of equal form in turn. */

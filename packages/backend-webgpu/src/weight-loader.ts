@@ -38,14 +38,17 @@ export class WeightLoader implements Owned {
   readonly #gpu: Gpu;
   readonly #reader: WeightReader;
   readonly #signal: AbortSignal | undefined;
+  readonly #wide: boolean;
   readonly #buffers: GpuBuffer[] = [];
   readonly #matrices: GpuMatrix[] = [];
   #pending = 0;
 
-  constructor(gpu: Gpu, reader: WeightReader, signal: AbortSignal | undefined) {
+  /** @param wide whether projections that are no codes are widened to float32 */
+  constructor(gpu: Gpu, reader: WeightReader, signal: AbortSignal | undefined, wide: boolean) {
     this.#gpu = gpu;
     this.#reader = reader;
     this.#signal = signal;
+    this.#wide = wide;
   }
 
   dispose(): void {
@@ -74,9 +77,9 @@ export class WeightLoader implements Owned {
   }
 
   /** A matrix in blocks of one row. */
-  async matrix(ref: TensorRef): Promise<GpuMatrix> {
+  async matrix(ref: TensorRef, isProjection: boolean): Promise<GpuMatrix> {
     const [blocks, columns] = ref.shape as [number, number];
-    const format = commonFormat([ref], this.#canReadCodes);
+    const format = commonFormat([ref], this.#canReadCodes, isProjection && this.#wide);
     const matrix = this.#create({ format, blocks, rows: 1, columns }, ref.name);
     await this.#fill(matrix, 0, [ref]);
     return matrix;
@@ -84,7 +87,7 @@ export class WeightLoader implements Owned {
 
   async linear({ weight, bias }: LinearSpec): Promise<Linear> {
     const [outputs, inputs] = weight.shape as [number, number];
-    return { weight: await this.matrix(weight), bias: await this.vector(bias), inputs, outputs };
+    return { weight: await this.matrix(weight, true), bias: await this.vector(bias), inputs, outputs };
   }
 
   async norm({ kind, weight, bias, epsilon }: NormSpec): Promise<Norm> {
