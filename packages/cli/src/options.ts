@@ -85,7 +85,10 @@ export const backendSetOption = new Option("--backend-set <key=value>", "option 
   .argParser(settings)
   .helpGroup(runGroup);
 
-export const workersOption = new Option("--workers <n>", "worker processes; default: one per core, at most 4")
+export const workersOption = new Option(
+  "--workers <n>",
+  "worker processes; default: one per core, at most 4; one with --backend webgpu",
+)
   .argParser(wholeNumber(1))
   .helpGroup(runGroup);
 
