@@ -116,7 +116,7 @@ export function storedWeights(graph: GraphBuilder, options: StoredWeightsOptions
     }
     const bias = options.bias ? stackedBias(`${name}.bias`, parts) : undefined;
     if (form) {
-      const precision = rowPrecision(form.bits);
+      const precision = rowPrecision(form.bits, form.groupSize);
       const most = precision === "int8" ? int8Groups[form.bits] : form.groupSize;
       const run = { ...form, groupSize: Math.min(form.groupSize, most) };
       const { rows: N, columns, values } = packed(name, parts, run, "groups");

@@ -58,8 +58,8 @@ describe.each([
           for (const { output, added, moved } of found) {
             expect(moved).toBe(0);
             expect(output).toBeGreaterThan(0.9999);
-            // Rows are int8 only where ONNX Runtime has no fast way for others.
-            const exact = target === "wasm" || form.bits === 4;
+            // Rows are int8 where ONNX Runtime has no fast way for others, and where they cost a prompt next to nothing.
+            const exact = target === "wasm" || (form.bits === 4 && groupSize < 128);
             expect(added).toBeGreaterThan(exact ? 1 - 1e-6 : 0.9999);
           }
         }

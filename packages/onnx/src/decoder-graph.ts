@@ -2,7 +2,7 @@ import type { DecoderLayer, MlpSpec, MoeModel, MoeSpec } from "@coppice/core";
 import { attentionNodes, layerValues, notRun, type PresentValue } from "./attention-nodes.js";
 import { decoderDims } from "./decoder-dims.js";
 import { type DecoderInputOptions, decoderInputs } from "./decoder-inputs.js";
-import { type ExpertForm, expertNodes } from "./expert-nodes.js";
+import { type ChoiceCounts, type ExpertForm, expertNodes } from "./expert-nodes.js";
 import { type Graph, GraphBuilder, type Value } from "./graph-builder.js";
 import { mlp, mlpShape } from "./mlp.js";
 import { dataTypes } from "./model-file.js";
@@ -84,6 +84,7 @@ export function decoderGraph(
   // The last layer's experts only see tokens of which logits are wanted, unless what they choose is wanted of all.
   const cutAt = options.expertOutputs ? layers.length : layers.length - 1;
   const presents: PresentValue[] = [];
+  let counts = new Map<number, ChoiceCounts>();
   for (const layer of layers) {
     const part = weights.block(layer);
     const normed = closed(part, "attentionNorm", layer.attentionNorm);
@@ -92,6 +93,7 @@ export function decoderGraph(
     if (layer.index === cutAt) {
       attended = { ...attended, value: inputs.last(attended.value, attended.width) };
       residual = inputs.last(residual, hidden);
+      counts = new Map();
     }
     const projected = part.linear(attended.value, "output", [hidden, attended.width], {
       bias: attended.bias,
@@ -166,6 +168,7 @@ export function decoderGraph(
       experts: experts.length,
       topK: router.topK,
       scalesInput,
+      counts,
       weights: (expert: number) =>
         weights.mlp(experts[expert] as MlpSpec, `layers.${index}.experts.${expert}`),
     };

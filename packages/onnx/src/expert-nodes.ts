@@ -18,8 +18,20 @@ export interface ExpertLayer {
   readonly topK: number;
   /** Gate weights multiply what experts read instead of what they give. */
   readonly scalesInput: boolean;
+  /** What layers share that see the same rows, by their top-k; filled by the first of them. */
+  readonly counts: Map<number, ChoiceCounts>;
   /** Weights of one expert, by the names of `mlpParts`, and `gateUp`, gate with up below it. */
   weights(expert: number): PartWeights;
+}
+
+/** What depends on the number of choices alone, N topK; all int64. */
+export interface ChoiceCounts {
+  /** [1], that number. */
+  readonly count: Value;
+  /** As many ones. */
+  readonly ones: Value;
+  /** 0, 1, ... */
+  readonly range: Value;
 }
 
 /** What the routed experts give together, [N, hidden]. @param normed [N, hidden] */
@@ -38,11 +50,10 @@ function grouped(graph: GraphBuilder, normed: Value, { experts, gates }: Choices
   const take = (values: Value, rows: Value) =>
     graph.node("Gather", [values, rows], { attributes: { axis: 0 } });
   const flat = graph.node("Reshape", [experts, graph.int64([-1])]);
-  const count = graph.node("Shape", [flat]);
+  const { count, ones, range } = choiceCounts(graph, flat, layer);
   const sorted = [graph.name("sorted"), graph.name("order")] as const;
   graph.nodes("TopK", [flat, count], sorted, { attributes: { axis: 0, largest: 0, sorted: 1 } });
   const [, order] = sorted;
-  const ones = graph.node("Expand", [graph.int64([1]), count]);
   const none = graph.int64(Array.from({ length: layer.experts }, () => 0));
   const sizes = graph.node("ScatterElements", [none, flat, ones], {
     attributes: { axis: 0, reduction: "add" },
@@ -53,14 +64,26 @@ function grouped(graph: GraphBuilder, normed: Value, { experts, gates }: Choices
     rows = graph.node("Mul", [rows, take(column, order)]);
   }
   const all = mlpByExpert(graph, rows, sizes, layer);
-  const zero = graph.int64([0], []);
-  const range = graph.node("Range", [zero, graph.node("Size", [flat]), graph.int64([1], [])]);
   const places = graph.node("ScatterElements", [order, order, range], { attributes: { axis: 0 } });
   const back = graph.node("Reshape", [take(all, places), graph.int64([-1, topK, shape.hidden])]);
   const weighted = scalesInput
     ? back
     : graph.node("Mul", [back, graph.node("Unsqueeze", [gates, graph.int64([-1])])]);
   return graph.node("ReduceSum", [weighted, graph.int64([1])], { attributes: { keepdims: 0 } });
+}
+
+function choiceCounts(graph: GraphBuilder, flat: Value, { topK, counts }: ExpertLayer): ChoiceCounts {
+  const known = counts.get(topK);
+  if (known) return known;
+  const count = graph.node("Shape", [flat]);
+  const [zero, one] = [graph.int64([0], []), graph.int64([1], [])];
+  const made = {
+    count,
+    ones: graph.node("Expand", [one, count]),
+    range: graph.node("Range", [zero, graph.node("Squeeze", [count]), one]),
+  };
+  counts.set(topK, made);
+  return made;
 }
 
 /**

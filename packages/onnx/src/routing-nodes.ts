@@ -19,8 +19,9 @@ export function routingNodes(
   graph: GraphBuilder,
   weights: PartWeights,
   logits: Value,
-  router: RouterSpec,
+  given: RouterSpec,
 ): Choices {
+  const router = overChosen(given);
   const skip = skipRuleOf(router);
   const chosen =
     router.order === "sparsemixer"
@@ -39,6 +40,17 @@ export function routingNodes(
         ? divided
         : graph.node("Mul", [divided, graph.float32(scale)]),
   };
+}
+
+/**
+ * A softmax over all experts of which the chosen are divided by their sum is the softmax over the chosen: two operators less for every
+ * token and layer. Only where nothing else sees the scores.
+ */
+function overChosen(router: RouterSpec): RouterSpec {
+  const { normalize, ...rest } = router;
+  const isSum = normalize?.power === 1 && normalize.least === undefined && !normalize.epsilon;
+  const isPlain = router.order === "softmax-topk" && !router.correction && !router.groups;
+  return isSum && isPlain && !skipRuleOf(router) ? { ...rest, order: "topk-softmax" } : router;
 }
 
 /** Why a graph cannot route as `router` does, or undefined. */

@@ -38,7 +38,7 @@ for (const [name, folder] of folders) {
   const session = await ort.InferenceSession.create(join(folder, "onnx", file), {
     intraOpNumThreads: Number(values.threads),
     logSeverityLevel: 4,
-    extra: { session: { intra_op: { spin_duration_us: "10" } } },
+    extra: { session: { intra_op: { spin_duration_us: "50" } } },
   });
   for (const past of values.past.split(",").map(Number)) {
     for (const batch of [1, 2, 4, 8]) contenders.push(contender(name, session, past, batch));

@@ -27,9 +27,10 @@ export async function openModelFolder(path: string, options: OpenNodeOptions = {
     session: {
       // Failures arrive as exceptions; the library's own lines on stderr would only double them.
       logSeverityLevel: 4,
-      // Threads that spin between the operators of a token for the usual millisecond starve whatever else runs: with two cores
-      // busy, a token took three times as long. So short a time bridges most gaps and costs nobody much.
-      extra: { session: { intra_op: { spin_duration_us: "10" } } },
+      // Threads that spin for the usual millisecond starve whatever else runs: with other programs on both cores, a token took twice
+      // as long. So short a time bridges the gaps between the operators of a token, and costs nobody much; threads that sleep there
+      // have to be woken, which takes longer than most operators.
+      extra: { session: { intra_op: { spin_duration_us: "50" } } },
       ...(threads !== undefined && { intraOpNumThreads: threads }),
       ...session,
     },
