@@ -7,23 +7,17 @@
 // of each, which are measured in turn; empty: none. `--profile` adds what a candidate costs: milliseconds of JavaScript,
 // dispatches, submissions, transfers. `--kernels` runs the plans once more and gives the device's time for each kernel. Needs
 // npm `webgpu`. Exits with 1 when more than one sample in 200 is judged otherwise.
-import { fork } from "node:child_process";
 import { readFileSync } from "node:fs";
 import { cpus } from "node:os";
 import { parseArgs } from "node:util";
-import { cpu } from "@coppice/backend-cpu";
 import { createWebgpuBackend } from "@coppice/backend-webgpu";
 import { loadModel } from "@coppice/checkpoint";
 import { openFolder } from "@coppice/checkpoint/node";
-import { createPlan, moeLayers, Rng } from "@coppice/core";
-import {
-  createEvaluator,
-  encodeTask,
-  loadTokenizer,
-  parseTask,
-  partBatches,
-  shardBatches,
-} from "@coppice/evaluate";
+import { moeLayers } from "@coppice/core";
+import { createEvaluator, encodeTask, loadTokenizer, parseTask } from "@coppice/evaluate";
+import { scoreInProcesses, serveScores } from "./scoring-processes.mjs";
+import { searchPlans } from "./search-plans.mjs";
+import { watchDevice } from "./watch-device.mjs";
 
 const { values } = parseArgs({
   options: {
@@ -56,35 +50,11 @@ const task = encodeTask(parseTask(readFileSync(values.task, "utf8"), values.task
   limit,
 });
 
-if (values.worker) await work(values.worker);
+if (values.worker) await serveScores(checkpoint, task, values.worker);
 else await measure();
 
-/** One worker process of the cpu backend: scores its share of the samples under every plan that it is sent. */
-async function work(share) {
-  const [index, count, threads] = share.split("/").map(Number);
-  const runner = await (await cpu.create({ threads, mergeCacheBytes: 2 ** 28 }, undefined)).load(checkpoint);
-  const parts = partBatches(task).map(
-    (batches, part) => shardBatches(batches, count)[(index + part) % count] ?? [],
-  );
-  const evaluator = createEvaluator({ runner, task, parts, prefixCacheBytes: 2 ** 28 / count });
-  let last = Promise.resolve();
-  process.on("message", ({ id, plan }) => {
-    last = last.then(async () => {
-      const { scores, correct } = await evaluator.evaluate(plan);
-      process.send({
-        id,
-        samples: [...evaluator.samples],
-        scores: [...scores],
-        correct: [...(correct ?? [])],
-      });
-    });
-  });
-  process.on("disconnect", () => process.exit());
-  process.send({ ready: true });
-}
-
 async function measure() {
-  const batches = plansOf(Number(values.plans));
+  const batches = searchPlans(model, Number(values.plans), Number(values.keep));
   const count = batches.flat().length;
   const tokens = task.samples
     .flatMap(({ sequences }) => sequences)
@@ -100,7 +70,7 @@ async function measure() {
   let best = Number.POSITIVE_INFINITY;
   for (const form of values.cpu.split(",").filter(Boolean)) {
     const [workers, threads] = form.split("x").map(Number);
-    const { seconds, results } = await measureCpu(batches, workers, threads);
+    const { seconds, results } = await scoreInProcesses(batches, task.samples.length, workers, threads);
     row(`cpu, ${workers} workers of ${threads} threads`, seconds);
     best = Math.min(best, seconds);
     compare(found.results, results);
@@ -108,38 +78,6 @@ async function measure() {
   if (Number.isFinite(best))
     console.log(`webgpu: ${(best / found.seconds).toFixed(2)} times the fastest cpu`);
   process.exit();
-}
-
-/** Batches of up to 8 plans: a third keep other experts, a third are children of those, a third merge in one more layer. */
-function plansOf(most) {
-  const rng = Rng.fromSeed(7);
-  const layers = moeLayers(model);
-  const keep = Number(values.keep);
-  const below = (n) => Math.min(n - 1, Math.floor(n * rng.uniform()));
-  const pruned = ({ index, feedForward }) => {
-    const left = feedForward.experts.map((_, i) => i);
-    return {
-      layer: index,
-      experts: Array.from({ length: keep }, () => left.splice(below(left.length), 1)[0]).sort(
-        (a, b) => a - b,
-      ),
-    };
-  };
-  const merged = (layer, { feedForward }) => ({
-    ...layer,
-    merge: layer.experts.map((expert) =>
-      feedForward.experts.map((_, i) => (i === expert ? 1 : rng.uniform() < 0.5 ? 0.1 * rng.uniform() : 0)),
-    ),
-  });
-  const made = Array.from({ length: Math.ceil(most / 3) }, () => layers.map(pruned));
-  while (made.length < most) {
-    const parent = made[Math.max(0, made.length - 1 - below(16))];
-    const at = below(layers.length);
-    const change = made.length < (2 * most) / 3 ? () => pruned(layers[at]) : (own) => merged(own, layers[at]);
-    made.push(parent.map((layer, i) => (i === at ? change(layer) : layer)));
-  }
-  const plans = made.map((all) => createPlan(model, all));
-  return Array.from({ length: Math.ceil(most / 8) }, (_, i) => plans.slice(8 * i, 8 * i + 8));
 }
 
 async function measureWebgpu(batches, row) {
@@ -219,204 +157,6 @@ async function measureWebgpu(batches, row) {
     }
   }
   return found;
-}
-
-/** Counts what a device is told to do, and times its kernels one by one when asked to. */
-function watchDevice() {
-  const names = ["dispatch", "pass", "submit", "write", "written", "map", "read", "mapMs", "buffer", "group"];
-  const counts = Object.fromEntries(names.map((name) => [name, 0]));
-  const sums = new Map();
-  const open = [];
-  let timing = false;
-  let device;
-  const wrapPass = (encoder, queries) => {
-    let pipeline;
-    let group;
-    return {
-      setPipeline: (own) => {
-        pipeline = own;
-      },
-      setBindGroup: (...own) => {
-        group = own.map((one) => (ArrayBuffer.isView(one) ? one.slice() : one));
-      },
-      dispatchWorkgroups(...size) {
-        if (queries.names.length === 2048) return this.plain(size);
-        const at = 2 * queries.names.length;
-        queries.names.push(pipeline.label);
-        const pass = encoder.beginComputePass({
-          timestampWrites: {
-            querySet: queries.set,
-            beginningOfPassWriteIndex: at,
-            endOfPassWriteIndex: at + 1,
-          },
-        });
-        pass.setPipeline(pipeline);
-        pass.setBindGroup(...group);
-        pass.dispatchWorkgroups(...size);
-        pass.end();
-      },
-      plain(size) {
-        const pass = encoder.beginComputePass();
-        pass.setPipeline(pipeline);
-        pass.setBindGroup(...group);
-        pass.dispatchWorkgroups(...size);
-        pass.end();
-      },
-      end() {},
-    };
-  };
-  const timedEncoder = (encoder) => {
-    const queries = { set: device.createQuerySet({ type: "timestamp", count: 4096 }), names: [] };
-    return {
-      beginComputePass: () => wrapPass(encoder, queries),
-      copyBufferToBuffer: (...rest) => encoder.copyBufferToBuffer(...rest),
-      resolveQuerySet: (...rest) => encoder.resolveQuerySet(...rest),
-      finish() {
-        const size = 16 * Math.max(1, queries.names.length);
-        const resolved = device.createBuffer({ size, usage: 512 | 4 });
-        const target = device.createBuffer({ size, usage: 1 | 8 });
-        if (queries.names.length > 0) {
-          encoder.resolveQuerySet(queries.set, 0, 2 * queries.names.length, resolved, 0);
-          encoder.copyBufferToBuffer(resolved, 0, target, 0, size);
-        }
-        open.push({ ...queries, resolved, target });
-        return encoder.finish();
-      },
-    };
-  };
-  const collect = async () => {
-    for (const { names, set, resolved, target } of open.splice(0)) {
-      await target.mapAsync(1);
-      const ticks = new BigUint64Array(target.getMappedRange());
-      for (const [i, name] of names.entries()) {
-        const sum = sums.get(name) ?? { name, ms: 0, count: 0 };
-        sum.ms += Math.max(0, Number(ticks[2 * i + 1] - ticks[2 * i])) / 1e6;
-        sum.count++;
-        sums.set(name, sum);
-      }
-      for (const one of [target, resolved, set]) one.destroy();
-    }
-  };
-  const onPrototype = (object, name, around) => {
-    const owner = Object.getPrototypeOf(object);
-    const plain = owner[name];
-    owner[name] = function (...rest) {
-      return around.call(this, plain, rest);
-    };
-  };
-  return {
-    counts,
-    reset() {
-      for (const name of names) counts[name] = 0;
-    },
-    time() {
-      timing = device.features.has("timestamp-query");
-    },
-    async times() {
-      await collect();
-      timing = false;
-      return [...sums.values()].sort((a, b) => b.ms - a.ms);
-    },
-    adapter: (adapter) => ({
-      info: adapter.info,
-      features: adapter.features,
-      limits: adapter.limits,
-      async requestDevice(wanted) {
-        device = await adapter.requestDevice(wanted);
-        onPrototype(device.queue, "submit", function (plain, rest) {
-          counts.submit++;
-          return plain.apply(this, rest);
-        });
-        onPrototype(device.queue, "writeBuffer", function (plain, rest) {
-          counts.write++;
-          counts.written += rest[4] ?? rest[2].byteLength;
-          return plain.apply(this, rest);
-        });
-        onPrototype(device, "createBuffer", function (plain, rest) {
-          counts.buffer++;
-          return plain.apply(this, rest);
-        });
-        onPrototype(device, "createBindGroup", function (plain, rest) {
-          counts.group++;
-          return plain.apply(this, rest);
-        });
-        onPrototype(device, "createCommandEncoder", function (plain, rest) {
-          const encoder = plain.apply(this, rest);
-          return timing ? timedEncoder(encoder) : encoder;
-        });
-        const buffer = device.createBuffer({ size: 16, usage: 8 });
-        onPrototype(buffer, "mapAsync", async function (plain, rest) {
-          counts.map++;
-          counts.read += rest[2] ?? this.size;
-          const begin = performance.now();
-          await plain.apply(this, rest);
-          counts.mapMs += performance.now() - begin;
-        });
-        buffer.destroy();
-        const encoder = device.createCommandEncoder();
-        onPrototype(encoder, "beginComputePass", function (plain, rest) {
-          counts.pass++;
-          return plain.apply(this, rest);
-        });
-        const pass = encoder.beginComputePass();
-        onPrototype(pass, "dispatchWorkgroups", function (plain, rest) {
-          counts.dispatch++;
-          return plain.apply(this, rest);
-        });
-        pass.end();
-        encoder.finish();
-        return device;
-      },
-    }),
-  };
-}
-
-async function measureCpu(batches, workers, threads) {
-  const children = await Promise.all(
-    Array.from(
-      { length: workers },
-      (_, i) =>
-        new Promise((resolve) => {
-          const child = fork(process.argv[1], [
-            ...process.argv.slice(2),
-            "--worker",
-            `${i}/${workers}/${threads}`,
-          ]);
-          child.once("message", () => resolve(child));
-        }),
-    ),
-  );
-  const waiting = new Map();
-  const results = [];
-  for (const child of children) {
-    child.on("message", ({ id, samples, scores, correct }) => {
-      const entry = waiting.get(id);
-      for (const [i, sample] of samples.entries()) {
-        entry.scores[sample] = scores[i];
-        if (correct.length > 0) entry.correct[sample] = correct[i];
-      }
-      if (--entry.left === 0) entry.resolve(entry);
-    });
-  }
-  let id = 0;
-  const evaluate = (plan) =>
-    new Promise((resolve) => {
-      const own = id++;
-      const size = task.samples.length;
-      waiting.set(own, {
-        scores: new Float64Array(size),
-        correct: new Uint8Array(size),
-        left: children.length,
-        resolve,
-      });
-      for (const child of children) child.send({ id: own, plan });
-    });
-  await Promise.all([batches[0][0], batches.at(-1).at(-1)].map(evaluate));
-  const begin = performance.now();
-  for (const batch of batches) results.push(...(await Promise.all(batch.map(evaluate))));
-  const seconds = (performance.now() - begin) / 1000;
-  for (const child of children) child.disconnect();
-  return { seconds, results };
 }
 
 /** Sample by sample: how far scores are apart, and how many answers are judged otherwise. */
