@@ -3,23 +3,12 @@
 // Decoding behind a long text under attention plans: 8 heads of size 64, random weights, and little else in the model. Prints
 // a Markdown table of interleaved steps, their medians and the least of each, and what the caches take. Processor time is that
 // of the whole process: with one thread it is the time that a step takes on a machine that does nothing else.
-import { parseArgs } from "node:util";
 import { cpu } from "@coppice/backend-cpu";
 import { attentionPlanModel, spanDensity } from "@coppice/core";
 import { randomModel } from "@coppice/plugin-kit";
+import { heads, median, spanOptions, spanPlans } from "../../../tools/span-plans.mjs";
 
-const { values } = parseArgs({
-  options: {
-    tokens: { type: "string", default: "16384" },
-    layers: { type: "string", default: "2" },
-    steps: { type: "string", default: "31" },
-    threads: { type: "string", default: "1" },
-  },
-});
-const [tokens, layers, steps, threads] = [values.tokens, values.layers, values.steps, values.threads].map(
-  Number,
-);
-const heads = 8;
+const { tokens, layers, steps, threads } = spanOptions();
 const context = 2 * tokens;
 const loaded = randomModel({
   layers,
@@ -33,25 +22,8 @@ const loaded = randomModel({
   context,
 });
 
-/** One rule for `few` heads, another for the rest; shares of the text. */
-const plan = (few, wide, narrow) => ({
-  format: "coppice.attention",
-  version: 1,
-  model: attentionPlanModel(loaded.model),
-  blockSize: 64,
-  sinks: 64,
-  rules: [wide, narrow].map((beta) => ({ alpha: 0, beta })),
-  layers: loaded.model.layers.map(() => Array.from({ length: heads }, (_, head) => (head < few ? 0 : 1))),
-});
-const plans = {
-  dense: undefined,
-  "1/2 in every head": plan(heads, 0.5, 0.5),
-  "7/8 in 4 heads, 1/8 in 4": plan(4, 0.875, 0.125),
-  "1/4 in every head": plan(heads, 0.25, 0.25),
-  "5/8 in 2 heads, 1/8 in 6": plan(2, 0.625, 0.125),
-};
+const plans = spanPlans(attentionPlanModel(loaded.model), layers);
 
-const median = (list) => list.toSorted((a, b) => a - b)[list.length >> 1];
 const runner = await (await cpu.create({ threads }, undefined)).load(loaded);
 const text = Int32Array.from({ length: tokens }, (_, i) => (i * 37) % 256);
 const next = { sequences: [Int32Array.of(5)], positions: [Int32Array.of(0)], targets: [Int32Array.of(0)] };

@@ -9,7 +9,7 @@
 import { mkdtempSync, rmSync } from "node:fs";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { parseArgs, promisify } from "node:util";
+import { promisify } from "node:util";
 import { setFlagsFromString } from "node:v8";
 import { runInNewContext } from "node:vm";
 import { loadModel } from "@coppice/checkpoint";
@@ -17,19 +17,9 @@ import { folderTarget, openFolder, writeSyntheticCheckpoint } from "@coppice/che
 import { attentionPlanModel } from "@coppice/core";
 import { exportOnnx } from "@coppice/export-onnx";
 import { openModelFolder } from "@coppice/runtime/node";
+import { heads, median, spanOptions, spanPlans } from "../../../tools/span-plans.mjs";
 
-const { values } = parseArgs({
-  options: {
-    tokens: { type: "string", default: "16384" },
-    layers: { type: "string", default: "2" },
-    steps: { type: "string", default: "31" },
-    threads: { type: "string", default: "1" },
-  },
-});
-const [tokens, layers, steps, threads] = [values.tokens, values.layers, values.steps, values.threads].map(
-  Number,
-);
-const heads = 8;
+const { tokens, layers, steps, threads } = spanOptions();
 const scratch = mkdtempSync(join(tmpdir(), "coppice-spans-"));
 process.on("exit", () => rmSync(scratch, { recursive: true, force: true }));
 setFlagsFromString("--expose-gc");
@@ -51,23 +41,7 @@ await writeSyntheticCheckpoint(source, {
 });
 const loaded = await loadModel(await openFolder(source));
 
-/** One rule for `few` heads, another for the rest; shares of the text. */
-const plan = (few, wide, narrow) => ({
-  format: "coppice.attention",
-  version: 1,
-  model: attentionPlanModel(loaded.model),
-  blockSize: 64,
-  sinks: 64,
-  rules: [wide, narrow].map((beta) => ({ alpha: 0, beta })),
-  layers: loaded.model.layers.map(() => Array.from({ length: heads }, (_, head) => (head < few ? 0 : 1))),
-});
-const plans = {
-  dense: null,
-  "1/2 in every head": plan(heads, 0.5, 0.5),
-  "7/8 in 4 heads, 1/8 in 4": plan(4, 0.875, 0.125),
-  "1/4 in every head": plan(heads, 0.25, 0.25),
-  "5/8 in 2 heads, 1/8 in 6": plan(2, 0.625, 0.125),
-};
+const plans = spanPlans(attentionPlanModel(loaded.model), layers);
 
 const used = () => {
   const { user, system } = process.cpuUsage();
@@ -88,7 +62,7 @@ for (const [name, attention] of Object.entries(plans)) {
   const folder = join(scratch, name.replaceAll("/", "-"));
   const summary = await exportOnnx(loaded, folderTarget(folder), {
     target: "cpu",
-    attention,
+    attention: attention ?? null,
     ...(attention && { attentionLength: tokens }),
   });
   const model = await openModelFolder(folder, { threads, keptPrefixes: 0 });
@@ -112,7 +86,6 @@ for (let i = -2; i < steps; i++) {
   }
 }
 
-const median = (list) => list.toSorted((a, b) => a - b)[list.length >> 1];
 const row = (...cells) => process.stdout.write(`| ${cells.join(" | ")} |\n`);
 row(
   "spans",
