@@ -5,8 +5,9 @@ import { type FixtureName, loadFixture } from "@coppice/plugin-kit/node";
 import { afterAll, beforeAll, describe, expect, it, test } from "vitest";
 import { hasChromium, openWebgpuPage } from "../../../tools/webgpu-page.mjs";
 import { conformanceCases, type FixtureText, fixtureNames, isChosen } from "./conformance-cases.js";
-import { cycleName } from "./cycle-case.js";
+import { cycleName } from "./cycle-case.mjs";
 import { deviceCases } from "./device-cases.js";
+import { halfName, lacksUnits } from "./half-case.mjs";
 
 const unused = () => Promise.reject(new Error("cases run in the page"));
 const names = conformanceCases(unused).map(({ name }) => name);
@@ -50,6 +51,16 @@ describe.skipIf(!hasChromium)("the webgpu backend on a software adapter", () => 
   afterAll(() => page?.close());
 
   for (const name of chosen) test(name, () => page.run(name), 300_000);
+
+  test(
+    halfName,
+    async ({ skip }) => {
+      const problem = await page.run(halfName).then(() => "", String);
+      if (problem.includes(lacksUnits)) skip(lacksUnits);
+      expect(problem).toBe("");
+    },
+    300_000,
+  );
 });
 
 it("chooses cases of every kind, and every family", () => {

@@ -7,7 +7,7 @@ import {
   type RunRequest,
 } from "@coppice/core";
 import { type ConformanceCase, randomModel, slowForward } from "@coppice/plugin-kit";
-import { watched, withDevices } from "./watched-source.js";
+import { watched, withDevices } from "./watched-source.mjs";
 
 const loaded = randomModel({ seed: 3, layers: 1, hidden: 16, vocab: 24 });
 const ids = (length: number) => Int32Array.from({ length }, (_, i) => (7 * i + 3) % 24);

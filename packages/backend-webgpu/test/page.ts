@@ -1,8 +1,9 @@
 import { createWebgpuBackend } from "@coppice/backend-webgpu";
 import { randomModel } from "@coppice/plugin-kit";
 import { conformanceCases } from "./conformance-cases.js";
-import { cycleCase } from "./cycle-case.js";
+import { cycleName, runCycles } from "./cycle-case.mjs";
 import { deviceCases } from "./device-cases.js";
+import { halfName, runHalfCase } from "./half-case.mjs";
 
 const source = { name: "navigator.gpu", requestAdapter: () => navigator.gpu.requestAdapter() };
 const backend = createWebgpuBackend(source);
@@ -12,7 +13,10 @@ const cases = [...conformanceCases(() => backend), ...deviceCases(source, backen
 
 export async function run(name: string): Promise<void> {
   await kept;
-  const run = cycleCase(source, name) ?? cases.find((one) => one.name === name)?.run;
+  const cycles = Number.parseInt(name, 10);
+  if (name === cycleName(cycles)) return runCycles(source, cycles);
+  if (name === halfName) return runHalfCase(source);
+  const run = cases.find((one) => one.name === name)?.run;
   if (!run) throw new Error(`no case is called ${name}`);
   await run();
 }

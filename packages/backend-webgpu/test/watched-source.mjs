@@ -1,14 +1,19 @@
-import type { DeviceSource } from "@coppice/backend-webgpu";
+/** @typedef {import("@coppice/backend-webgpu").DeviceSource} DeviceSource */
 
-/** A source whose devices are changed before anyone uses them. */
-export function withDevices(source: DeviceSource, change: (device: GPUDevice) => void): DeviceSource {
+/**
+ * A source whose devices are changed before anyone uses them.
+ * @param {DeviceSource} source
+ * @param {(device: GPUDevice) => void} change
+ * @returns {DeviceSource}
+ */
+export function withDevices(source, change) {
   return {
     name: source.name,
     async requestAdapter() {
       const adapter = await source.requestAdapter();
       if (!adapter) return null;
       const request = adapter.requestDevice.bind(adapter);
-      adapter.requestDevice = async (descriptor?: GPUDeviceDescriptor) => {
+      adapter.requestDevice = async (/** @type {GPUDeviceDescriptor | undefined} */ descriptor) => {
         const device = await request(descriptor);
         change(device);
         return device;
@@ -18,14 +23,18 @@ export function withDevices(source: DeviceSource, change: (device: GPUDevice) =>
   };
 }
 
-/** A source whose devices are seen by the test. */
-export function watched(source: DeviceSource) {
-  const devices: GPUDevice[] = [];
+/**
+ * A source whose devices are seen by the test.
+ * @param {DeviceSource} source
+ */
+export function watched(source) {
+  /** @type {GPUDevice[]} */
+  const devices = [];
   /** What is not destroyed yet. */
   const alive = { buffers: 0, devices: 0 };
   const own = withDevices(source, (device) => {
     const create = device.createBuffer.bind(device);
-    device.createBuffer = (wanted: GPUBufferDescriptor) => {
+    device.createBuffer = (/** @type {GPUBufferDescriptor} */ wanted) => {
       const buffer = create(wanted);
       const destroy = buffer.destroy.bind(buffer);
       alive.buffers++;

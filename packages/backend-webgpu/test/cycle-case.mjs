@@ -1,39 +1,30 @@
-import { createWebgpuBackend, type DeviceSource } from "@coppice/backend-webgpu";
-import { createPlan, moeLayers } from "@coppice/core";
+import { createWebgpuBackend } from "@coppice/backend-webgpu";
 import { randomModel } from "@coppice/plugin-kit";
-import { watched } from "./watched-source.js";
+import { keptHalf } from "./kept-half.mjs";
+import { watched } from "./watched-source.mjs";
 
 /** Devices that are opened one after the other; a fresh one compiles every kernel, which software takes seconds for. */
 const rounds = 2;
 
-export const cycleName = (cycles: number) =>
+/** @param {number} cycles */
+export const cycleName = (cycles) =>
   `${cycles} loads, texts and disposals leave no buffer and no device alive`;
 
-/** What `name` asks for, or undefined where it is another case. */
-export function cycleCase(source: DeviceSource, name: string): (() => Promise<void>) | undefined {
-  const cycles = Number.parseInt(name, 10);
-  return name === cycleName(cycles) ? () => runCycles(source, cycles) : undefined;
-}
-
-/** Loads a model, writes with it, as it is and merged, and disposes of it, again and again. */
-async function runCycles(source: DeviceSource, cycles: number): Promise<void> {
+/**
+ * Loads a model, writes with it, as it is and merged, and disposes of it, again and again.
+ * @param {import("@coppice/backend-webgpu").DeviceSource} source
+ * @param {number} cycles
+ */
+export async function runCycles(source, cycles) {
   const own = watched(source);
   const loaded = randomModel({ seed: 3, layers: 1, hidden: 16, vocab: 24 });
-  const merged = createPlan(
-    loaded.model,
-    moeLayers(loaded.model).map(({ index: layer, feedForward }) => {
-      const experts = Array.from({ length: feedForward.experts.length / 2 }, (_, expert) => expert);
-      const merge = experts.map((kept) =>
-        feedForward.experts.map((_, expert) => (expert === kept ? 1 : 0.1)),
-      );
-      return { layer, experts, merge };
-    }),
-  );
+  const merged = keptHalf(loaded.model, 0.1);
   for (let round = 0; round < rounds; round++) {
     const backend = createWebgpuBackend(own);
     // Keeps the device.
     const first = await backend.load(loaded);
-    let held: number | undefined;
+    /** @type {number | undefined} */
+    let held;
     for (let cycle = 0; cycle < cycles / rounds; cycle++) {
       const runner = await backend.load(loaded);
       const cache = runner.createCache(1);
