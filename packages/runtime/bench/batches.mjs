@@ -23,7 +23,7 @@ const { values, positionals } = parseArgs({
 });
 const { quick, rounds = quick ? "1" : "12" } = values;
 const folders =
-  positionals.length > 0 ? positionals.map((one) => one.split("=")) : await exportedFolders(values.model);
+  positionals.length > 0 ? positionals.map((one) => one.split("=")) : await exportedFolders(values.model, 32);
 /** Runs of every contender per round. */
 const runs = 4;
 

@@ -1,29 +1,23 @@
 // Speed of exported folders: this package on each of them, and transformers.js on the same ones, one after the other in
 // turns, so that what else the machine does meets all alike.
 //
-//   npm run bench -- decode [--quick] [--rounds 9] [--tokens 48] [--threads 2] [--model <checkpoint>] [fp32=<folder> q4=<folder> ...]
+//   npm run bench -- decode [--quick] [--rounds 9] [--tokens 48] [--threads 2] [--model <checkpoint> | --random 400M] [--group 128]
+//     [--operators] [fp32=<folder> q4=<folder> ...]
 //
-// Without folders the demo model (or another checkpoint) is exported as it is and at 4 bits in groups of 32. The first folder
-// is the one that others are compared with, and every other one has to be so much faster. Every round prefills a prompt of 512
-// tokens and then decodes, greedily. Decode times include everything that a caller waits for: sampling, and here also text.
-// Processor time is that of the whole process, spinning threads included; it says most where the machine is busy with
-// something else. `--quick` only tries whether everything runs.
-import {
-  cpSync,
-  linkSync,
-  mkdirSync,
-  mkdtempSync,
-  readdirSync,
-  readFileSync,
-  rmSync,
-  writeFileSync,
-} from "node:fs";
-import { dirname, join, resolve } from "node:path";
+// Without folders the demo model (or another checkpoint, or one that is made up with so many parameters) is exported as it is and
+// at 4 bits in groups of 128. The first folder is the one that others are compared with, and every other one has to be so much
+// faster. Every round prefills a prompt of 512 tokens and then decodes, greedily. Decode times include everything that a caller
+// waits for: sampling, and here also text. Processor time is that of the whole process, spinning threads included; it says most
+// where the machine is busy with something else. `--operators` prints instead where the time of a token goes in each folder, operator by operator. `--quick` only
+// tries whether everything runs.
 import { parseArgs } from "node:util";
+import { setFlagsFromString } from "node:v8";
+import { runInNewContext } from "node:vm";
 import { modelPath } from "@coppice/demo-model";
 import { openModelFolder } from "@coppice/runtime/node";
 import { AutoModelForCausalLM, env, Tensor } from "@huggingface/transformers";
-import { exportedFolders } from "./exported-folders.mjs";
+import { endless, exportedFolders, randomCheckpoint } from "./exported-folders.mjs";
+import { operatorTable } from "./operator-table.mjs";
 
 /** What a folder of few bits has to reach. */
 const demands = { decode: 1.5, library: 1, prefill: 1.1 };
@@ -36,31 +30,28 @@ const { values, positionals } = parseArgs({
     tokens: { type: "string" },
     threads: { type: "string", default: "2" },
     model: { type: "string", default: modelPath },
+    random: { type: "string" },
+    group: { type: "string", default: "128" },
+    operators: { type: "boolean", default: false },
   },
 });
 const { quick, rounds = quick ? "2" : "9", tokens: length = quick ? "12" : "48" } = values;
 const [turns, tokens, threads] = [rounds, length, values.threads].map(Number);
 env.allowRemoteModels = false;
+const checkpoint = async () => (values.random ? await randomCheckpoint(values.random) : values.model);
 const folders =
-  positionals.length > 0 ? positionals.map((one) => one.split("=")) : await exportedFolders(values.model);
+  positionals.length > 0
+    ? positionals.map((one) => one.split("="))
+    : await exportedFolders(await checkpoint(), Number(values.group));
 
 /** Ids that need no tokenizer. */
 const prompt = Int32Array.from({ length: 512 }, (_, i) => 100 + ((i * 37) % 900));
 
-/** A copy of the folder, weights linked, whose texts never end by themselves, so that all write equally many tokens. */
-function endless(folder) {
-  const copy = mkdtempSync(join(dirname(resolve(folder)), ".decode-bench-"));
-  process.on("exit", () => rmSync(copy, { recursive: true, force: true }));
-  cpSync(folder, copy, { recursive: true, filter: (path) => resolve(path) !== resolve(folder, "onnx") });
-  mkdirSync(join(copy, "onnx"));
-  for (const name of readdirSync(join(folder, "onnx"))) {
-    linkSync(join(folder, "onnx", name), join(copy, "onnx", name));
+if (values.operators) {
+  for (const [name, folder] of folders) {
+    console.log(`\n${name}\n\n${await operatorTable(endless(folder), { prompt, tokens, threads })}`);
   }
-  for (const name of ["config.json", "generation_config.json", "tokenizer_config.json"]) {
-    const { eos_token_id: _, eos_token: __, ...rest } = JSON.parse(readFileSync(join(copy, name), "utf8"));
-    writeFileSync(join(copy, name), JSON.stringify(rest));
-  }
-  return copy;
+  process.exit(0);
 }
 
 /** The run of transformers.js on a folder. */
@@ -106,11 +97,16 @@ for (const [name, path] of folders) {
   };
 }
 
+// What one run leaves behind would be collected during the next: transformers.js leaves a whole cache for every token.
+setFlagsFromString("--expose-gc");
+const collectGarbage = runInNewContext("gc");
+
 const measured = new Map(
   Object.keys(contenders).map((name) => [name, { prefill: [], prefillCpu: [], step: [], stepCpu: [] }]),
 );
 for (let round = -1; round < turns; round++) {
   for (const [name, run] of Object.entries(contenders)) {
+    collectGarbage();
     const times = await run();
     if (times.length !== tokens + 2) throw new Error(`${name} wrote ${times.length - 1} tokens`);
     // The first round warms up.

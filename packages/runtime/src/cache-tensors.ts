@@ -3,8 +3,12 @@ import type { CacheTensor } from "./graph-interface.js";
 import type { OnnxRuntime, Tensor, Tensors } from "./onnx-runtime.js";
 import type { LoadedGraph } from "./sequence.js";
 
-/** Places that buffers of keys and values have beyond those that are needed: at least so many, and a quarter more. */
+/**
+ * Places that buffers of keys and values have beyond those that are needed: so many, or a sixteenth of these where that is more. The
+ * runtime clears as many places as there are for every token, so that room costs time; a buffer that is full is copied as a whole.
+ */
 const sparePlaces = 64;
+const spareShift = 4;
 
 type Graph = Pick<LoadedGraph, "runtime" | "io">;
 
@@ -60,7 +64,7 @@ export function withRoom(
       const most = layout.room + behind;
       const places = values.dims[2] as number;
       const isRight = places <= most && (!inPlace || places >= needed);
-      const wanted = Math.min(needed + Math.max(sparePlaces, needed >> 2), most);
+      const wanted = Math.min(needed + Math.max(sparePlaces, needed >> spareShift), most);
       return [tensor.input, isRight ? values : resized(runtime, tensor, values, filled, wanted)];
     }),
   );
