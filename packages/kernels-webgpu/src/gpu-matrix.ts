@@ -183,8 +183,14 @@ function float16(value: number): number {
   return sign | ((exponent + 15) << 10) | (mantissa >>> 13);
 }
 
-/** Bindings of a part under the names `<name>` and `<name>_scales`. */
-export function matrixBindings(name: string, format: WeightFormat): KernelBinding[] {
+/** Types of so many words. */
+const words: Readonly<Record<number, string>> = { 1: "u32", 2: "vec2u", 4: "vec4u" };
+
+/**
+ * Bindings of a part under the names `<name>` and `<name>_scales`.
+ * @param eights of columns of codes that are read at once: 1, or `eightsRead`
+ */
+export function matrixBindings(name: string, format: WeightFormat, eights = 1): KernelBinding[] {
   switch (format.kind) {
     case "f32":
       return [reads(name, "array<vec4f>")];
@@ -193,7 +199,7 @@ export function matrixBindings(name: string, format: WeightFormat): KernelBindin
       return [reads(name, "array<vec4u>")];
     case "quantized":
       return [
-        reads(name, format.bits === 8 ? "array<vec2u>" : "array<u32>"),
+        reads(name, `array<${words[Math.max(1, (eights * format.bits) / 4)]}>`),
         reads(`${name}_scales`, format.zeros ? "array<vec2f>" : "array<f32>"),
       ];
   }

@@ -1,5 +1,5 @@
 import { type ActivationKind, activationCode, isGated } from "./activation-code.js";
-import { dotCode } from "./dot-code.js";
+import { dotCode, eightsRead } from "./dot-code.js";
 import { formatKey, type GpuMatrix, matrixBindings, type WeightFormat } from "./gpu-matrix.js";
 import { type KernelSource, reads, writes } from "./kernel.js";
 import { loadXCode, type MatmulParam, matmulParams } from "./matmul-code.js";
@@ -20,7 +20,7 @@ export interface RowsOptions {
   /** Outputs that a thread sums side by side, so that it reads x once for all of them. */
   readonly outputs: 1 | 4;
   /** Neighbouring eights of columns that a thread reads at once. */
-  readonly eights: 1 | 2;
+  readonly eights: 1 | 2 | 4;
 }
 
 export const rowsKey = (o: RowsOptions) =>
@@ -28,27 +28,30 @@ export const rowsKey = (o: RowsOptions) =>
 
 const threads = 128;
 
-/** Columns of codes from which on a thread has enough of them to read two eights for four outputs at once. */
+/** Columns of codes from which on threads have enough of them to read several eights for four outputs at once. */
 const manyCodes = 1024;
 
+function hasManyCodes({ format, columns }: Pick<GpuMatrix, "format" | "columns">): boolean {
+  return format.kind === "quantized" && columns >= manyCodes && columns % (8 * eightsRead(format)) === 0;
+}
+
 /**
- * How the work is shared, by what was measured: no more threads per output than have work; and where weights are codes, reading x
- * and finding its place cost more than the weights, so that a thread takes more of both at once.
+ * How the work is shared, by what was measured: no more threads per output than have work; and where weights are codes, reads of
+ * single words and finding the place of x cost more than the weights, so that a thread takes more of both at once.
  */
 export function rowsSharing(
-  { format, columns }: Pick<GpuMatrix, "format" | "columns">,
+  matrix: Pick<GpuMatrix, "format" | "columns">,
   rows: number,
 ): Pick<RowsOptions, "lanes" | "outputs" | "eights"> {
-  if (rows === 1 && format.kind === "quantized" && columns >= manyCodes) {
-    return { lanes: 64, outputs: 4, eights: 2 };
-  }
+  const { format, columns } = matrix;
+  if (rows === 1 && hasManyCodes(matrix)) return { lanes: 32, outputs: 4, eights: eightsRead(format) };
   return { lanes: columns >= 256 ? 32 : 8, outputs: 1, eights: 1 };
 }
 
 /** Few columns for which work is shared as for so many; for checks. */
-export function leastColumns({ format, columns }: Pick<GpuMatrix, "format" | "columns">): number {
-  if (format.kind === "quantized" && columns >= manyCodes) return manyCodes;
-  return columns >= 256 ? 256 : 16;
+export function leastColumns(matrix: Pick<GpuMatrix, "format" | "columns">): number {
+  if (hasManyCodes(matrix)) return manyCodes;
+  return matrix.columns >= 256 ? 256 : 16;
 }
 
 /** Outputs of one workgroup. */
@@ -79,7 +82,7 @@ export function rowsSource(options: RowsOptions): KernelSource<MatmulParam> {
   const at = (i: number) => `${i * threads}u + t`;
   const code = `
 var<workgroup> sums: array<f32, ${threads * sums.length}>;
-${dotCode("w", format, "((p.k + 7u) / 8u * 8u)")}
+${dotCode("w", format, "((p.k + 7u) / 8u * 8u)", eights)}
 ${activationCode(activation)}
 ${loadXCode(vectors)}
 @compute @workgroup_size(${threads})
@@ -115,11 +118,10 @@ ${range(eights)
   )
   .join("\n")}
 ${sums
-  .flatMap(({ sum, which, output, r }) =>
-    range(eights).map(
-      (e) => `    ${sum} += w_dot(weight_row_${output} + ${which}u, k8 + ${e}u, a_${r}_${e}, b_${r}_${e});`,
-    ),
-  )
+  .map(({ sum, which, output, r }) => {
+    const x = range(eights).map((e) => `a_${r}_${e}, b_${r}_${e}`);
+    return `    ${sum} += w_dot(weight_row_${output} + ${which}u, k8, ${x.join(", ")});`;
+  })
   .join("\n")}
   }
 ${sums.map(({ sum }, i) => `  sums[${at(i)}] = ${sum};`).join("\n")}
@@ -149,7 +151,7 @@ ${range(rows)
     params: matmulParams,
     bindings: [
       reads("x", vectors ? "array<vec4f>" : "array<f32>"),
-      ...matrixBindings("w", format),
+      ...matrixBindings("w", format, eights),
       ...(bias ? [reads("bias", "array<f32>")] : []),
       ...(gathered ? [reads("slots", "array<i32>"), reads("places", "array<u32>")] : []),
       ...(scaled ? [reads("gates", "array<f32>")] : []),

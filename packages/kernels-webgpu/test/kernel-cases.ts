@@ -28,7 +28,7 @@ const formats: readonly WeightFormat[] = [
 ];
 const f32: WeightFormat = { kind: "f32" };
 
-const codes: WeightFormat = { kind: "quantized", bits: 4, groupSize: 32, zeros: true };
+const codes = { kind: "quantized", bits: 4, groupSize: 32, zeros: true } as const satisfies WeightFormat;
 
 const matmuls: KernelCheck[] = [
   ...formats.flatMap((format) => [
@@ -40,7 +40,31 @@ const matmuls: KernelCheck[] = [
   checkMatmul({ format: { kind: "bf16" }, rows: 2, columns: 301, outputs: 9, bias: false }),
   checkMatmul({ format: f32, rows: 19, columns: 22, outputs: 65, bias: true }),
   checkMatmul({ format: codes, rows: 70, columns: 96, outputs: 37, bias: false }),
+  // Several eights of columns at once: one group in a read, two of them, none of its own.
   checkMatmul({ format: codes, rows: 1, columns: 1056, outputs: 6, bias: true }),
+  checkMatmul({
+    format: { ...codes, groupSize: 16, zeros: false },
+    rows: 1,
+    columns: 1056,
+    outputs: 6,
+    bias: false,
+  }),
+  checkMatmul({ format: { ...codes, groupSize: 16 }, rows: 1, columns: 1040, outputs: 6, bias: false }),
+  checkMatmul({ format: { ...codes, bits: 8 }, rows: 1, columns: 1040, outputs: 6, bias: false }),
+  checkMatmul({
+    format: { ...codes, bits: 2, groupSize: 64 },
+    rows: 1,
+    columns: 1088,
+    outputs: 6,
+    bias: false,
+  }),
+  checkMatmul({
+    format: { ...codes, bits: 2, groupSize: 16 },
+    rows: 1,
+    columns: 1056,
+    outputs: 6,
+    bias: false,
+  }),
   // On matrix units, where the device has them.
   checkMatmul({ format: { kind: "bf16" }, rows: 70, columns: 90, outputs: 67, bias: true, half: true }),
   checkMatmul({ format: f32, rows: 515, columns: 20, outputs: 520, bias: true }),
