@@ -65,8 +65,8 @@ const served = await servePage(models, chromium);
 /** @param {import("./served-page.mjs").TabOptions} [options] */
 async function openTab(options) {
   const tab = await served.tab({ ...options, webgpu });
-  // A prompt takes the software adapter minutes on a busy processor.
-  if (webgpu) tab.page.setDefaultTimeout(1_200_000);
+  // A long prompt takes the software adapter half a minute, minutes on a busy processor.
+  if (webgpu) tab.page.setDefaultTimeout(600_000);
   await tab.page.goto(served.urls.isolated);
   await written(tab.page);
   if (webgpu) {
