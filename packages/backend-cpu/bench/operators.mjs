@@ -60,6 +60,14 @@ row(
   }),
   2 * size ** 3,
 );
+row(
+  `Gemm ${size}³, the weight transposed`,
+  await measure([size, size], (graph, filled) => {
+    const weight = filled("weight", [size, size]);
+    return (x) => graph.node("Gemm", [x, weight], { attributes: { transB: 1 } });
+  }),
+  2 * size ** 3,
+);
 for (const [heads, kvHeads, dim] of [
   [32, 8, 128],
   [8, 2, 64],

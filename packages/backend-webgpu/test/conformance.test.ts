@@ -1,3 +1,6 @@
+import { readFile } from "node:fs/promises";
+import { createRequire } from "node:module";
+import { dirname, join } from "node:path";
 import { fileURLToPath } from "node:url";
 import { packFloats } from "@coppice/core";
 import { intoMemory } from "@coppice/plugin-kit";
@@ -7,6 +10,7 @@ import { hasChromium, openWebgpuPage } from "../../../tools/webgpu-page.mjs";
 import { conformanceCases, type FixtureText, fixtureNames, isChosen } from "./conformance-cases.js";
 import { cycleName } from "./cycle-case.mjs";
 import { deviceCases } from "./device-cases.js";
+import { engineCases, engineChosen, engineName, onnxRuntimeFile } from "./engine-cases.js";
 import { halfName, lacksUnits } from "./half-case.mjs";
 
 const unused = () => Promise.reject(new Error("cases run in the page"));
@@ -17,7 +21,14 @@ const chosen = [
   cycleName(cycles),
   ...names.filter(isChosen),
   ...deviceCases({ name: "", requestAdapter: unused }).map(({ name }) => name),
+  ...engineChosen.map(engineName),
+  ...engineCases({ name: "", requestAdapter: unused, onnxRuntime: unused }, new Set(), unused).map(
+    ({ name }) => name,
+  ),
 ];
+
+const runtimeFolder = dirname(createRequire(import.meta.url).resolve("onnxruntime-web/webgpu"));
+const runtimeFiles = [onnxRuntimeFile, "ort-wasm-simd-threaded.asyncify.wasm"];
 
 /** What the page fetches of a fixture. */
 async function fixtureText(name: string): Promise<string> {
@@ -45,7 +56,11 @@ describe.skipIf(!hasChromium)("the webgpu backend on a software adapter", () => 
   beforeAll(async () => {
     const known = new Set<string>(fixtureNames);
     page = await openWebgpuPage(fileURLToPath(new URL("page.ts", import.meta.url)), (path) =>
-      known.has(path) ? fixtureText(path) : undefined,
+      known.has(path)
+        ? fixtureText(path)
+        : runtimeFiles.includes(path)
+          ? readFile(join(runtimeFolder, path))
+          : undefined,
     );
   }, 300_000);
   afterAll(() => page?.close());
