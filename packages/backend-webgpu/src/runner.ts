@@ -78,7 +78,8 @@ export class WebgpuRunner implements Runner {
     settings: RunnerSettings,
   ) {
     this.model = model;
-    this.draws = model.vocabSize <= drawLimit;
+    // In software the host draws faster than a device that runs threads one after another.
+    this.draws = !use.gpu.serial && model.vocabSize <= drawLimit;
     this.#loaded = loaded;
     this.#use = use;
     this.#guard = new RunnerGuard(this, loaded, attentionCapabilities, weights);

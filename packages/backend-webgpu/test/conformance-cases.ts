@@ -76,7 +76,6 @@ const always: readonly RegExp[] = [
   /^scaled-inputs: taps agree .* without a plan/,
   /^attention plan: (on one-head-per-group|a cache that is left)/,
   /^attention masker: masks of prompts in a cache/,
-  /^drawn tokens /,
   /^(an aborted signal|a disposed|two runners|a plan of another|a run that is refused)/,
 ];
 

@@ -6,7 +6,7 @@ import {
   isCoppiceError,
   type RunRequest,
 } from "@coppice/core";
-import { type ConformanceCase, randomModel, slowForward } from "@coppice/plugin-kit";
+import { backendConformance, type ConformanceCase, randomModel, slowForward } from "@coppice/plugin-kit";
 import { watched, withDevices } from "./watched-source.mjs";
 
 const loaded = randomModel({ seed: 3, layers: 1, hidden: 16, vocab: 24 });
@@ -104,6 +104,19 @@ export function deviceCases(source: DeviceSource, shared = createWebgpuBackend(s
         await second.run(positionsOf(3));
         await second.dispose();
         expect(own.alive.buffers === 0, `${own.alive.buffers} buffers are left at the end`);
+      },
+    },
+    {
+      name: "tokens are drawn on a device that runs threads at once",
+      async run() {
+        const backend = createWebgpuBackend(source, { serial: false });
+        const kept = await backend.load(loaded);
+        expect(kept.draws === true, "the runner does not draw");
+        const cases = backendConformance(() => backend, { fixtures: [] });
+        const drawing = cases.filter(({ name }) => name.startsWith("drawn tokens"));
+        expect(drawing.length === 2, `${drawing.length} cases are about drawn tokens`);
+        for (const { run } of drawing) await run();
+        await kept.dispose();
       },
     },
     {
