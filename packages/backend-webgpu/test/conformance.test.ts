@@ -67,15 +67,11 @@ describe.skipIf(!hasChromium)("the webgpu backend on a software adapter", () => 
 
   for (const name of chosen) test(name, () => page.run(name), 300_000);
 
-  test(
-    halfName,
-    async ({ skip }) => {
-      const problem = await page.run(halfName).then(() => "", String);
-      if (problem.includes(lacksUnits)) skip(lacksUnits);
-      expect(problem).toBe("");
-    },
-    300_000,
-  );
+  test(halfName, async ({ skip }) => {
+    const problem = await page.run(halfName).then(() => "", String);
+    if (problem.includes(lacksUnits)) skip(lacksUnits);
+    expect(problem).toBe("");
+  }, 300_000);
 });
 
 it("chooses cases of every kind, and every family", () => {
