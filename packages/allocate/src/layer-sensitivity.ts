@@ -8,6 +8,7 @@ import {
   type Runner,
   type RunRequest,
   type RunResult,
+  startProgress,
   throwIfAborted,
 } from "@coppice/core";
 import { type DropPoint, dropCounts, dropLosses } from "./drop-losses.js";
@@ -40,12 +41,13 @@ export class SensitivityWork implements AsyncDisposable {
   /** Input of the next layer, [T, hidden]; undefined before the first. */
   #hidden: Float32Array | undefined;
   #runs = 0;
-  readonly #start = performance.now();
+  readonly #tell: (done: number, total: number) => void;
 
   private constructor(request: SensitivityRequest, full: Runner, logits: Float32Array) {
     this.#request = request;
     this.#full = full;
     this.#logits = logits;
+    this.#tell = startProgress(request.emitter, "measuring what fewer bits lose", "steps");
   }
 
   static async start(request: SensitivityRequest): Promise<SensitivityWork> {
@@ -218,21 +220,14 @@ export class SensitivityWork implements AsyncDisposable {
   }
 
   #notify(): void {
-    const { emitter, model, bits } = this.#request;
+    const { model, bits } = this.#request;
     const total = model.layers.reduce((sum, layer) => {
       const most = isMoe(layer) ? mostDropped(layer) : 0;
       const drops = isMoe(layer) && most > 0 ? layer.feedForward.experts.length + dropCounts(most).length : 0;
       return sum + this.#groups(layer).length * bits.length + drops;
     }, 0);
     this.#runs++;
-    const etaMs = ((performance.now() - this.#start) / this.#runs) * (total - this.#runs);
-    emitter?.notify("progress", {
-      stage: "measuring what fewer bits lose",
-      done: this.#runs,
-      total,
-      unit: "steps",
-      etaMs,
-    });
+    this.#tell(this.#runs, total);
   }
 
   async [Symbol.asyncDispose](): Promise<void> {

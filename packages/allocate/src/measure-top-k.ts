@@ -5,6 +5,7 @@ import {
   moeLayers,
   type RunEmitter,
   type Runner,
+  startProgress,
   throwIfAborted,
 } from "@coppice/core";
 import type { TopKCosts } from "./top-k-choices.js";
@@ -31,7 +32,7 @@ export async function measureTopK(options: MeasureTopKOptions): Promise<TopKCost
   const layers = moeLayers(runner.model);
   const sums = layers.map(({ feedForward }) => new Float64Array(feedForward.router.topK));
   const last = Math.max(0, ...layers.map(({ index }) => index));
-  const start = performance.now();
+  const tell = startProgress(emitter, "measuring top-k", "sequences");
   for (const [done, sequence] of sequences.entries()) {
     throwIfAborted(signal, `measuring top-k after ${done} of ${sequences.length} sequences`);
     const { boundaries } = await runner.run({
@@ -50,14 +51,7 @@ export async function measureTopK(options: MeasureTopKOptions): Promise<TopKCost
         sum[k - 1] = (sum[k - 1] as number) + distance(await output(k), own, layer.index);
       }
     }
-    const etaMs = ((performance.now() - start) / (done + 1)) * (sequences.length - done - 1);
-    emitter?.notify("progress", {
-      stage: "measuring top-k",
-      done: done + 1,
-      total: sequences.length,
-      unit: "sequences",
-      etaMs,
-    });
+    tell(done + 1, sequences.length);
   }
   return layers.map(({ index }, i) => ({
     layer: index,

@@ -8,6 +8,7 @@ import {
   type Runner,
   type SpanRule,
   spanTokens,
+  startProgress,
   throwIfAborted,
   type WeightReader,
 } from "@coppice/core";
@@ -71,7 +72,9 @@ export async function profileHeads(request: ProfileRequest): Promise<HeadProfile
   const probe = request.probe && (await LayerProbe.start(request, request.probe));
   const losses = texts.map(() => new Float64Array(heads * rules.length));
   const sensitivity = new Float64Array(heads).fill(1);
-  const progress = new Steps(request, texts.flat().length);
+  const tell = startProgress(request.emitter, "profiling attention", "layers of texts");
+  const steps = texts.flat().length * limited.length;
+  let done = 0;
   let place = 0;
   for (const layer of model.layers) {
     const isLimited = limited.some(({ index }) => index === layer.index);
@@ -99,7 +102,7 @@ export async function profileHeads(request: ProfileRequest): Promise<HeadProfile
         for (let i = 0; i < errors.length; i++)
           into[place * rules.length + i] =
             (into[place * rules.length + i] as number) + (errors[i] as number) / group.length;
-        progress.step();
+        tell(++done, steps);
       }
     }
     probed?.finish(sensitivity);
@@ -235,27 +238,4 @@ function weigh(losses: readonly Float64Array[], sensitivity: Float64Array, rules
   for (const own of losses)
     for (let i = 0; i < own.length; i++)
       own[i] = (own[i] as number) * (sensitivity[Math.floor(i / rules)] as number);
-}
-
-class Steps {
-  readonly #request: ProfileRequest;
-  readonly #total: number;
-  readonly #start = performance.now();
-  #done = 0;
-
-  constructor(request: ProfileRequest, texts: number) {
-    this.#request = request;
-    this.#total = texts * limitableLayers(request.model).length;
-  }
-
-  step(): void {
-    this.#done++;
-    this.#request.emitter?.notify("progress", {
-      stage: "profiling attention",
-      done: this.#done,
-      total: this.#total,
-      unit: "layers of texts",
-      etaMs: ((performance.now() - this.#start) / this.#done) * (this.#total - this.#done),
-    });
-  }
 }

@@ -1,4 +1,4 @@
-import { type RunEmitter, type Runner, throwIfAborted } from "@coppice/core";
+import { type RunEmitter, type Runner, startProgress, throwIfAborted } from "@coppice/core";
 import type { CollectedStatistics } from "./collected-statistics.js";
 import { Collection, type CollectionOptions } from "./collection.js";
 import { type CollectedPart, PartSum } from "./part-sum.js";
@@ -38,7 +38,7 @@ export async function* collectParts(
   const { parts, end: to } = collection;
   const own = parts.filter(({ index }) => index % share.count === share.index);
   const total = own.reduce((sum, { tokens }) => sum + tokens, 0);
-  const start = performance.now();
+  const tell = startProgress(emitter, "collecting statistics", "tokens");
   let done = 0;
   for (const part of own) {
     const collectors = collection.collectors(part);
@@ -48,8 +48,7 @@ export async function* collectParts(
       await runner.run({ sequences: batch.sequences, to, tap, ...(signal && { signal }) });
       finish();
       done += batch.tokens;
-      const etaMs = ((performance.now() - start) / done) * (total - done);
-      emitter?.notify("progress", { stage: "collecting statistics", done, total, unit: "tokens", etaMs });
+      tell(done, total);
     }
     const layers = [...collectors.values()].map((collector) => collector.finish());
     yield { part: part.index, parts: parts.length, statistics: collection.partStatistics(part, layers) };

@@ -43,6 +43,7 @@ export * from "./runner-guard.js";
 export * from "./search.js";
 export * from "./select-experts.js";
 export * from "./skip-experts.js";
+export * from "./start-progress.js";
 export * from "./statistics.js";
 export * from "./statistics-match.js";
 export * from "./stored-round.js";

@@ -5,6 +5,7 @@ import {
   type MoeLayer,
   moeLayers,
   type ScoreRequest,
+  startProgress,
 } from "@coppice/core";
 import * as v from "valibot";
 import { BlockLoss, type SampledLayer } from "./block-loss.js";
@@ -61,7 +62,7 @@ export const naee = definePlugin({
       const statistics = collectedLayers(request, needs, "naee");
       const { model, keep, topK, emitter, signal } = request;
       const layers = moeLayers(model);
-      const start = performance.now();
+      const tell = startProgress(emitter, "choosing experts", "layers");
       const scores: Float64Array[] = [];
       for (const [i, layer] of layers.entries()) {
         const turns = new Turns(signal, `choosing the experts of layer ${layer.index}`);
@@ -69,9 +70,7 @@ export const naee = definePlugin({
         const sample = statistics[i]?.sample as SampledLayer;
         const block = new BlockLoss(layer, sample, await correctionOf(layer, request), topK);
         scores.push(ascending(await chain(block, options, keep, turns)));
-        const [done, total] = [i + 1, layers.length];
-        const etaMs = ((performance.now() - start) / done) * (total - done);
-        emitter?.notify("progress", { stage: "choosing experts", done, total, unit: "layers", etaMs });
+        tell(i + 1, layers.length);
       }
       return scores;
     },

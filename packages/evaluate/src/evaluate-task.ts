@@ -1,4 +1,11 @@
-import { type MoeModel, type Plan, RunEmitter, type Runner, throwIfAborted } from "@coppice/core";
+import {
+  type MoeModel,
+  type Plan,
+  type RunEmitter,
+  type Runner,
+  startProgress,
+  throwIfAborted,
+} from "@coppice/core";
 import { type EncodedSample, type EncodedTask, encodeTask } from "./encode-task.js";
 import { type Evidence, indexOfMax, runBatch } from "./evidence.js";
 import { f1Score } from "./f1.js";
@@ -186,11 +193,11 @@ export interface EvaluateTaskOptions {
  * @throws COPPICE_TASK_METRIC, COPPICE_TASK_TOO_LONG, COPPICE_ABORTED, and what the runner throws
  */
 export async function evaluateTask(options: EvaluateTaskOptions): Promise<TaskScore> {
-  const { runner, tokenizer, plan, attention, signal, emitter = new RunEmitter() } = options;
+  const { runner, tokenizer, plan, attention, signal, emitter } = options;
   const { task, metric } = prepareTask(runner.model, options);
   const total = task.samples.length;
   let done = 0;
-  const begin = performance.now();
+  const tell = startProgress(emitter, "evaluating", "samples");
   const shard = await scoreSamples({
     runner,
     tokenizer,
@@ -201,8 +208,7 @@ export async function evaluateTask(options: EvaluateTaskOptions): Promise<TaskSc
     signal,
     onSamples: (count) => {
       done += count;
-      const etaMs = ((performance.now() - begin) / done) * (total - done);
-      emitter.notify("progress", { stage: "evaluating", done, total, unit: "samples", etaMs });
+      tell(done, total);
     },
   });
   return combineScores(metric, total, [shard]);

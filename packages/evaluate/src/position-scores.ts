@@ -3,8 +3,9 @@ import {
   checkWholeNumber,
   type MoeModel,
   type Plan,
-  RunEmitter,
+  type RunEmitter,
   type Runner,
+  startProgress,
   throwIfAborted,
 } from "@coppice/core";
 import type { CachingRunner } from "./continue-batch.js";
@@ -69,10 +70,10 @@ const mostParts = 1_000;
  * throws
  */
 export async function evaluatePositions(options: EvaluatePositionsOptions): Promise<PositionScores> {
-  const { runner, tokenizer, plan, attention, signal, emitter = new RunEmitter() } = options;
+  const { runner, tokenizer, plan, attention, signal, emitter } = options;
   const windows = encodePositions(runner.model, tokenizer, options);
   const total = windows.task.samples.length;
-  const begin = performance.now();
+  const tell = startProgress(emitter, "evaluating", "samples");
   let done = 0;
   const sums = await scorePositions({
     runner,
@@ -82,8 +83,7 @@ export async function evaluatePositions(options: EvaluatePositionsOptions): Prom
     signal,
     onSamples: (count) => {
       done += count;
-      const etaMs = ((performance.now() - begin) / done) * (total - done);
-      emitter.notify("progress", { stage: "evaluating", done, total, unit: "samples", etaMs });
+      tell(done, total);
     },
   });
   return combinePositions([sums]);

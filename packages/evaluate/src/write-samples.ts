@@ -1,4 +1,11 @@
-import { addWork, checkWholeNumber, noWork, RunEmitter, type WorkCounters } from "@coppice/core";
+import {
+  addWork,
+  checkWholeNumber,
+  noWork,
+  type RunEmitter,
+  startProgress,
+  type WorkCounters,
+} from "@coppice/core";
 import { type CachingRunner, continueBatch } from "./continue-batch.js";
 import { countingRunner } from "./counting-runner.js";
 import { concat } from "./encode-prompt.js";
@@ -81,18 +88,16 @@ export async function gatherSamples(
     onWritten: (written: WrittenSamples) => void,
   ) => Promise<readonly WrittenSamples[]>,
 ): Promise<WrittenSamples> {
-  const { tokens: wanted = defaultTokens, seed = 0, emitter = new RunEmitter() } = options;
+  const { tokens: wanted = defaultTokens, seed = 0, emitter } = options;
   checkWholeNumber("tokens", wanted);
   checkSampling({ seed });
   const ends = textEnds(task);
   const drafts = draftSamples(task, contextLength, seed);
-  const begin = performance.now();
+  const tell = startProgress(emitter, "writing samples", "tokens");
   let seen = 0;
   const onWritten = ({ sequences }: WrittenSamples) => {
     seen += total(sequences);
-    const done = Math.min(seen, wanted);
-    const etaMs = ((performance.now() - begin) / seen) * (wanted - done);
-    emitter.notify("progress", { stage: "writing samples", done, total: wanted, unit: "tokens", etaMs });
+    tell(Math.min(seen, wanted), wanted);
   };
   const sequences: Int32Array[] = [];
   let work = noWork;

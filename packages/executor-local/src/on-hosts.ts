@@ -1,4 +1,4 @@
-import { RunEmitter } from "@coppice/core";
+import { type RunEmitter, startProgress } from "@coppice/core";
 import type { WorkerEvent } from "./protocol.js";
 import { stopSignal } from "./stop-signal.js";
 
@@ -20,17 +20,15 @@ export async function all<T, R>(
 
 /** Adds up what the workers have done. */
 export function progressOf(
-  emitter = new RunEmitter(),
+  emitter: RunEmitter | undefined,
   stage: string,
   unit: string,
 ): (event: WorkerEvent) => void {
-  const begin = performance.now();
+  const tell = startProgress(emitter, stage, unit);
   let done = 0;
   return (event) => {
     if (event.type !== "done") return;
     done += event.count;
-    const { total } = event;
-    const etaMs = ((performance.now() - begin) / done) * (total - done);
-    emitter.notify("progress", { stage, done, total, unit, etaMs });
+    tell(done, event.total);
   };
 }

@@ -1,4 +1,4 @@
-import { type MergeRequest, throwIfAborted } from "@coppice/core";
+import { type MergeRequest, startProgress, throwIfAborted } from "@coppice/core";
 
 export interface Steps {
   /** What is being done, in words. */
@@ -17,12 +17,11 @@ export function countSteps(
   { emitter, signal }: Pick<MergeRequest, "emitter" | "signal">,
   { stage, unit, total }: Steps,
 ): () => Promise<void> {
-  const start = performance.now();
+  const tell = startProgress(emitter, stage, unit);
   let done = 0;
   return async () => {
     done++;
-    const etaMs = ((performance.now() - start) / done) * (total - done);
-    emitter?.notify("progress", { stage, done, total, unit, etaMs });
+    tell(done, total);
     await new Promise((resolve) => setTimeout(resolve, 0));
     throwIfAborted(signal, `${stage} after ${done} of ${total} ${unit}`);
   };

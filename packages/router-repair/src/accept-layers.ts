@@ -1,4 +1,4 @@
-import { type LayerPlan, type Plan, type RunEmitter, throwIfAborted } from "@coppice/core";
+import { type LayerPlan, type Plan, type RunEmitter, startProgress, throwIfAborted } from "@coppice/core";
 import type { RepairedRouter } from "./repair-router.js";
 
 export interface AcceptOptions {
@@ -38,7 +38,7 @@ export interface AcceptedLayers {
  */
 export async function acceptLayers(options: AcceptOptions): Promise<AcceptedLayers> {
   const { repaired, measure, emitter, signal } = options;
-  const start = performance.now();
+  const tell = startProgress(emitter, "checking repaired routers", "layers");
   const changed = repaired.plan.layers.filter(({ layer, router }) => {
     const own = options.plan.layers.find((other) => other.layer === layer);
     return router !== undefined && router !== own?.router;
@@ -54,14 +54,7 @@ export async function acceptLayers(options: AcceptOptions): Promise<AcceptedLaye
     const accepted = value < after;
     if (accepted) [plan, after] = [tried, value];
     layers.push({ layer: entry.layer, value, accepted });
-    const elapsed = performance.now() - start;
-    emitter?.notify("progress", {
-      stage: "checking repaired routers",
-      done: layers.length,
-      total: changed.length,
-      unit: "layers",
-      etaMs: (elapsed / layers.length) * (changed.length - layers.length),
-    });
+    tell(layers.length, changed.length);
   }
   return { plan, before, after, layers };
 }

@@ -12,6 +12,7 @@ import {
   type Plan,
   type RunEmitter,
   type Statistics,
+  startProgress,
   type TensorRef,
   throwIfAborted,
   type WeightReader,
@@ -105,8 +106,7 @@ export async function repairRouter(options: RepairOptions): Promise<RepairedRout
   checkRepairable(model, plan);
   const layers: LayerRepair[] = [];
   const repaired = new Map(plans);
-  const start = performance.now();
-  const total = plan.layers.length;
+  const tell = startProgress(emitter, "repairing routers", "layers");
   for (const [i, layer] of moeLayers(model).entries()) {
     const own = plans.get(layer.index);
     if (!own) continue;
@@ -115,14 +115,7 @@ export async function repairRouter(options: RepairOptions): Promise<RepairedRout
     const found = await repairLayer(layer, own, samples[i] as RepairSample, options, stop);
     repaired.set(layer.index, found.plan);
     layers.push(found.report);
-    const elapsed = performance.now() - start;
-    emitter?.notify("progress", {
-      stage: "repairing routers",
-      done: layers.length,
-      total,
-      unit: "layers",
-      etaMs: (elapsed / layers.length) * (total - layers.length),
-    });
+    tell(layers.length, plan.layers.length);
   }
   return {
     plan: createPlan(

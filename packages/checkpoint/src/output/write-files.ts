@@ -1,4 +1,4 @@
-import { type RunEmitter, throwIfAborted } from "@coppice/core";
+import { type RunEmitter, startProgress, throwIfAborted } from "@coppice/core";
 import type { Content } from "./content.js";
 import type { ByteSink, CheckpointTarget } from "./target.js";
 
@@ -34,18 +34,11 @@ export async function writeFiles(
   const total = files.reduce((sum, { bytes }) => sum + bytes, 0);
   throwIfAborted(signal, `writing ${target.label}`);
   const transaction = await target.begin(total);
-  const started = performance.now();
+  const tell = startProgress(emitter, "writing checkpoint", "bytes");
   let done = 0;
   const report = (bytes: number) => {
     done += bytes;
-    const elapsed = performance.now() - started;
-    emitter?.notify("progress", {
-      stage: "writing checkpoint",
-      done,
-      total,
-      unit: "bytes",
-      ...(done > 0 && { etaMs: (elapsed / done) * (total - done) }),
-    });
+    tell(done, total);
   };
   let closing: Promise<void> = Promise.resolve();
   try {

@@ -1,5 +1,12 @@
 import { Command, type CommandUnknownOpts } from "@commander-js/extra-typings";
-import { CoppiceError, type Plan, RunEmitter, type Runner, throwIfAborted } from "@coppice/core";
+import {
+  CoppiceError,
+  type Plan,
+  RunEmitter,
+  type Runner,
+  startProgress,
+  throwIfAborted,
+} from "@coppice/core";
 import { calibrationSequences, generate, loadTokenizer, type Task } from "@coppice/evaluate";
 import { TraceRecorder, traceTokens } from "@coppice/profiles";
 import { writeTrace } from "@coppice/profiles/node";
@@ -144,9 +151,5 @@ async function recordGenerations(
 function progress(context: CliContext): (done: number, total: number) => void {
   const emitter = new RunEmitter();
   context.out.follow(emitter);
-  const begin = performance.now();
-  return (done, total) => {
-    const etaMs = ((performance.now() - begin) / done) * (total - done);
-    emitter.notify("progress", { stage: "recording a trace", done, total, unit: "samples", etaMs });
-  };
+  return startProgress(emitter, "recording a trace", "samples");
 }
