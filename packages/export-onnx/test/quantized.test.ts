@@ -106,6 +106,34 @@ test("2 bits in large groups multiply int8 rows in groups of 32, with the same c
   expect(cosine(logits, await referenceLogits(loaded, ids))).toBeGreaterThan(0.999);
 });
 
+test.each([
+  { groupSize: 64, blockSize: 64, accuracyLevel: 0 },
+  { groupSize: 128, blockSize: 128, accuracyLevel: 4 },
+  { groupSize: 256, blockSize: 128, accuracyLevel: 4 },
+])("4 bits in groups of $groupSize multiply rows at accuracy level $accuracyLevel", async (form) => {
+  const [source, target] = [memoryTarget(), memoryTarget()];
+  const sizes = { hiddenSize: 256, vocabSize: 32, heads: 4, kvHeads: 2, expertWidth: 256, layers: 1 };
+  await writeSyntheticCheckpoint(source, { ...sizes, family: "mixtral", experts: 2, topK: 2 });
+  await using whole = await loadModel(memoryFolder(source.files));
+  await quantizeCheckpoint(whole, target, {
+    quantizer: await rtn.create({ clip: false }, undefined),
+    format: () => ({ bits: 4, groupSize: form.groupSize, symmetric: true }),
+  });
+  await using loaded = await loadModel(memoryFolder(target.files));
+  for (const target of exportTargets) {
+    const output = memoryTarget();
+    await exportOnnx(loaded, output, { target });
+    const { nodes } = decodeModel(output.files.get("onnx/model_q4.onnx") as Uint8Array);
+    const found = new Set(
+      nodes
+        .filter(({ operator }) => operator === "MatMulNBits")
+        .map(({ attributes }) => `${attributes["block_size"]} ${attributes["accuracy_level"]}`),
+    );
+    const expected = target === "cpu" ? [form.blockSize, form.accuracyLevel] : [form.groupSize, 0];
+    expect(found).toEqual(new Set([expected.join(" ")]));
+  }
+});
+
 test("parts of a stack that are stored differently run one by one", async () => {
   const target = memoryTarget();
   await using whole = await loadModel(await openFolder(fixturePath("mixtral")));
