@@ -103,12 +103,13 @@ export async function runAttention(
     rows,
     y: mixed,
   };
-  const prompt = !mask && !call.sinks && !stored.sight && promptOf(batch);
-  if (prompt && (await operators.attend({ shape, ...prompt, ...projected, y: mixed }))) {
-    // Done.
-  } else if (!mask && splits(batch.most, tokens, shape.heads)) {
-    attendSplit(gpu, call, workspace.take("partial", splitBytes(shape, tokens, stored.longest) / 4));
-  } else attendPrefill(gpu, call);
+  const prompt = call.sight || call.sinks ? undefined : promptOf(batch);
+  const attended = prompt && (await operators.attend({ shape, ...prompt, ...projected, y: mixed }));
+  if (!attended) {
+    if (!mask && splits(batch.most, tokens, shape.heads)) {
+      attendSplit(gpu, call, workspace.take("partial", splitBytes(shape, tokens, stored.longest) / 4));
+    } else attendPrefill(gpu, call);
+  }
   await project(context, weights.output, mixed, y);
   return wantsReceived ? received(context, call) : undefined;
 }

@@ -1,12 +1,14 @@
-// node packages/cli/bench/engines-webgpu.mjs [--model folder] [--prompt 512] [--steps 32] [--rounds 5]
+// node packages/cli/bench/engines-webgpu.mjs [--model folder|random] [--prompt 512] [--steps 32] [--rounds 5]
 //
 // The same prompt and the same tokens behind it on both engines of the webgpu backend: our kernels alone, and ONNX Runtime's WebGPU
 // provider for what it has right. Tokens per second of the prompt and of one token at a time, medians of rounds that take turns.
+// `random` is a model of 128 million made-up weights: 4 layers of 8 experts, top-2, hidden 1024.
 // Needs npm `webgpu` and `onnxruntime-web`. Exits with 1 when logits are more than 0.001 of the largest apart.
 import { parseArgs } from "node:util";
 import { createWebgpuBackend, nodeDevices } from "@coppice/backend-webgpu/node";
 import { loadModel } from "@coppice/checkpoint";
 import { openFolder } from "@coppice/checkpoint/node";
+import { randomModel } from "@coppice/plugin-kit";
 
 const { values } = parseArgs({
   options: {
@@ -17,7 +19,23 @@ const { values } = parseArgs({
   },
 });
 const steps = Number(values.steps);
-const checkpoint = await loadModel(await openFolder(values.model));
+const checkpoint =
+  values.model === "random"
+    ? randomModel({
+        seed: 1,
+        dtype: "BF16",
+        layers: 4,
+        hidden: 1024,
+        width: 1024,
+        experts: 8,
+        topK: 2,
+        heads: 16,
+        kvHeads: 4,
+        headDim: 64,
+        vocab: 8192,
+        context: 4096,
+      })
+    : await loadModel(await openFolder(values.model));
 const { vocabSize, contextLength } = checkpoint.model;
 const length = Math.min(Number(values.prompt), contextLength - steps);
 // Any tokens do: what is computed takes as long.
