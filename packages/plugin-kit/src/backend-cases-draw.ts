@@ -45,7 +45,7 @@ export function drawCases(source: BackendSource): ConformanceCase[] {
           const rng = Rng.fromSeed(82);
           for (const rule of rules) {
             const seen = Array.from({ length: rows }, (_, r) =>
-              Int32Array.from(rng.sample(model.vocabSize, 3 * r)),
+              Int32Array.from(rng.sample(model.vocabSize, 10 * r)),
             );
             const uniforms = Float64Array.from({ length: rows }, (_, r) => clear(rng, row(r), rule, seen[r]));
             const expected = Array.from(uniforms, (uniform, r) => drawToken(row(r), rule, uniform, seen[r]));
