@@ -33,10 +33,15 @@ export function microBatches(task: EncodedTask, pace?: WorkPace): MicroBatch[] {
   return cut(task, Array.from(task.samples.keys()), minBatches, pace);
 }
 
-/** The micro-batches of every part of a task (`raceParts` of core), so that a part can be evaluated alone. */
+/**
+ * The micro-batches of every part of a task (`raceParts` of core), so that a part can be evaluated alone. A task that is one
+ * batch of the runner's `pace` is one part: to a device that computes several plans side by side, the rest of so few tokens
+ * costs less than waiting for each part before the next.
+ */
 export function partBatches(task: EncodedTask, pace?: WorkPace): MicroBatch[][] {
   const samples = Array.from(task.samples.keys());
-  const parts = raceParts(samples.length);
+  const tokens = samples.reduce((sum, sample) => sum + tokensOf(task, sample), 0);
+  const parts = pace && tokens <= pace.batchTokens ? 1 : raceParts(samples.length);
   return Array.from({ length: parts }, (_, part) =>
     cut(
       task,
@@ -53,9 +58,7 @@ function cut(
   fewest: number,
   pace: WorkPace | undefined,
 ): MicroBatch[] {
-  const lengths = task.samples.map(({ sequences }) =>
-    sequences.reduce((sum, { ids }) => sum + ids.length, 0),
-  );
+  const lengths = task.samples.map((_, sample) => tokensOf(task, sample));
   const order = [...chosen].sort((a, b) => (lengths[a] as number) - (lengths[b] as number) || a - b);
   const total = order.reduce((sum, i) => sum + (lengths[i] as number), 0);
   const least = pace ? 1 : Math.min(fewest, Math.max(1, Math.floor(total / minBatchTokens)));
@@ -100,4 +103,8 @@ export function shardBatches(batches: readonly MicroBatch[], workers: number): M
 function batch(task: EncodedTask, samples: readonly number[], tokens: number): MicroBatch {
   const sequences = samples.flatMap((i) => task.samples[i]?.sequences ?? []);
   return { samples, sequences, tokens };
+}
+
+function tokensOf({ samples }: EncodedTask, sample: number): number {
+  return samples[sample]?.sequences.reduce((sum, { ids }) => sum + ids.length, 0) ?? 0;
 }

@@ -94,7 +94,10 @@ it("evaluates plans side by side with the bits of one after another, and lets go
 });
 
 it("gives a device batches that fill it", () => {
-  const cut = partBatches(task, { batchTokens: 10_000, runners: 1 });
+  const tokens = partBatches(task)
+    .flat()
+    .reduce((sum, batch) => sum + batch.tokens, 0);
+  const cut = partBatches(task, { batchTokens: tokens - 1, runners: 1 });
   expect(cut.map((batches) => batches.length)).toEqual([1, 1, 1, 1]);
   expect(cut.flat().flatMap(({ samples }) => samples)).toHaveLength(40);
   for (const batches of partBatches(task, pace)) expect(batches.length).toBeGreaterThan(1);
@@ -126,4 +129,10 @@ it("asks for the probabilities of choices instead of all logits", async () => {
     expect(values[1]?.correct).toEqual(Uint8Array.of(1));
   }
   expect(seen.targets).toBe(2);
+});
+
+it("does not cut a task that is one batch of a device", () => {
+  const [batches, ...others] = partBatches(task, { ...pace, batchTokens: 10_000 });
+  expect(others).toEqual([]);
+  expect(batches?.map(({ samples }) => samples.length)).toEqual([task.samples.length]);
 });

@@ -89,7 +89,9 @@ export class PrunePhase implements Phase {
     this.#asked = this.#initial.splice(0, wanted);
     let rival: string | undefined;
     if (this.#asked.length === 0 && wanted > 0 && this.#stale < this.#rates.pruneStale) {
-      this.#asked = this.#breed(Math.min(wanted, this.#rates.children));
+      // Of large batches half, so that whoever evaluates many plans at a time has them.
+      const children = Math.max(this.#rates.children, Math.floor(limit / 2));
+      this.#asked = this.#breed(Math.min(wanted, children));
       if (this.#race) rival = this.#ranked[this.#rates.population - 1]?.key;
     }
     this.#left -= this.#asked.length;
@@ -120,7 +122,12 @@ export class PrunePhase implements Phase {
   #breed(count: number): Child[] {
     if (this.#ranked.length === 0) return [];
     const pool = new Map<string, Child>();
-    const size = Math.max(count, this.#rates.pool);
+    // As many to choose from for every child, however many are bred at a time.
+    const size = Math.max(
+      count,
+      Math.ceil((this.#rates.pool * count) / this.#rates.children),
+      this.#rates.pool,
+    );
     for (let misses = 0; pool.size < size && misses < redraws; ) {
       // The mutation reaches further when its neighbourhood is used up.
       const child = this.#draw(1 + Math.floor(misses / 50));

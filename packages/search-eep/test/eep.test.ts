@@ -1,5 +1,5 @@
 import { readFileSync } from "node:fs";
-import { createPlan, createRegistry, type Plan, parsePlan, Rng } from "@coppice/core";
+import { createPlan, createRegistry, type Plan, parsePlan, planKey, Rng } from "@coppice/core";
 import { separableLandscape, toyExecutor, toyModel } from "@coppice/plugin-kit";
 import { memoryJournal, runSearch, type SearchOptions } from "@coppice/search";
 import { type EepOptions, eep, projectToStock } from "@coppice/search-eep";
@@ -15,6 +15,31 @@ async function search(options: EepOptions, run: Partial<SearchOptions> = {}, see
   const strategy = await eep.create(options, context);
   return runSearch({ strategy, model, executor: toyExecutor(fitness), evaluations, ...run });
 }
+
+test.each([
+  [8, 4],
+  [40, 20],
+])("breeds half of a batch of %i, and no fewer than its rate", async (batch, bred) => {
+  const rates = { eliminationShare: 0, children: 4 };
+  const context = { model, rng: Rng.fromSeed(1), evaluations: 300, scores };
+  const strategy = await eep.create({ keep: 3, mergeEvaluations: 0, rates }, context);
+  for (;;) {
+    const candidates = strategy.ask(batch);
+    if (candidates.some(({ origin }) => /swap|crossover/.test(origin))) {
+      expect(candidates).toHaveLength(bred);
+      return;
+    }
+    strategy.tell(
+      candidates.map((candidate) => ({
+        candidate,
+        key: planKey(candidate.plan, model),
+        cached: false,
+        fitness: fitness(candidate.plan),
+        scores: new Float64Array(1),
+      })),
+    );
+  }
+});
 
 describe("options", () => {
   const context = { model, rng: Rng.fromSeed(1), evaluations: 100, scores };

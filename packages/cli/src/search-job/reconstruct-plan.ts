@@ -59,7 +59,8 @@ async function fit(run: SearchRun, chosen: Scored): Promise<{ fitted: FittedPlan
     runner,
     plan: chosen.candidate.plan,
     folds: folds.folds,
-    texts,
+    // The result of one fold is fitted to its texts already.
+    ...(folds.folds.length > 1 && { texts }),
     ...(products && { products }),
     emitter,
     signal,
