@@ -34,22 +34,24 @@ export function microBatches(task: EncodedTask, pace?: WorkPace): MicroBatch[] {
 }
 
 /**
- * The micro-batches of every part of a task (`raceParts` of core), so that a part can be evaluated alone. A task that is one
- * batch of the runner's `pace` is one part: to a device that computes several plans side by side, the rest of so few tokens
- * costs less than waiting for each part before the next.
+ * The micro-batches of every part of a task (`raceParts` of core), so that a part can be evaluated alone. They are all in one
+ * part where the whole task is no more than one batch of the runner's `pace`: to a device that computes several plans side by
+ * side, the rest of so few tokens costs less than waiting for each part before the next.
  */
 export function partBatches(task: EncodedTask, pace?: WorkPace): MicroBatch[][] {
   const samples = Array.from(task.samples.keys());
-  const tokens = samples.reduce((sum, sample) => sum + tokensOf(task, sample), 0);
-  const parts = pace && tokens <= pace.batchTokens ? 1 : raceParts(samples.length);
-  return Array.from({ length: parts }, (_, part) =>
+  const count = raceParts(samples.length);
+  const parts = Array.from({ length: count }, (_, part) =>
     cut(
       task,
-      samples.filter((sample) => sample % parts === part),
-      parts === 1 ? minBatches : minPartBatches,
+      samples.filter((sample) => sample % count === part),
+      count === 1 ? minBatches : minPartBatches,
       pace,
     ),
   );
+  const batches = parts.flat();
+  const tokens = batches.reduce((sum, batch) => sum + batch.tokens, 0);
+  return pace && tokens <= pace.batchTokens ? [batches] : parts;
 }
 
 function cut(
@@ -58,7 +60,9 @@ function cut(
   fewest: number,
   pace: WorkPace | undefined,
 ): MicroBatch[] {
-  const lengths = task.samples.map((_, sample) => tokensOf(task, sample));
+  const lengths = task.samples.map(({ sequences }) =>
+    sequences.reduce((sum, { ids }) => sum + ids.length, 0),
+  );
   const order = [...chosen].sort((a, b) => (lengths[a] as number) - (lengths[b] as number) || a - b);
   const total = order.reduce((sum, i) => sum + (lengths[i] as number), 0);
   const least = pace ? 1 : Math.min(fewest, Math.max(1, Math.floor(total / minBatchTokens)));
@@ -103,8 +107,4 @@ export function shardBatches(batches: readonly MicroBatch[], workers: number): M
 function batch(task: EncodedTask, samples: readonly number[], tokens: number): MicroBatch {
   const sequences = samples.flatMap((i) => task.samples[i]?.sequences ?? []);
   return { samples, sequences, tokens };
-}
-
-function tokensOf({ samples }: EncodedTask, sample: number): number {
-  return samples[sample]?.sequences.reduce((sum, { ids }) => sum + ids.length, 0) ?? 0;
 }

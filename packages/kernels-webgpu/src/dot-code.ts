@@ -1,9 +1,9 @@
 import { loadCode, type WeightFormat } from "./gpu-matrix.js";
 import { range } from "./range.js";
 
-/** Eights of columns that one read of a thread holds: 16 bytes of codes, or 8 of 2 bits, as many values as x has registers for. */
-export function eightsRead(format: WeightFormat): 1 | 2 | 4 {
-  return format.kind !== "quantized" ? 1 : format.bits === 8 ? 2 : 4;
+/** Eights of columns that are read at once: of few bits so many that their codes are a read of 16 or 8 bytes. */
+export function eightsRead(format: WeightFormat): 1 | 4 {
+  return format.kind === "quantized" && format.bits < 8 ? 4 : 1;
 }
 
 /**
@@ -16,7 +16,7 @@ export function eightsRead(format: WeightFormat): 1 | 2 | 4 {
  * @param columns WGSL expression of the number of stored columns
  * @param eights 1, or `eightsRead`, by which columns are divisible then
  */
-export function dotCode(name: string, format: WeightFormat, columns: string, eights: 1 | 2 | 4): string {
+export function dotCode(name: string, format: WeightFormat, columns: string, eights: 1 | 4): string {
   const x = range(eights)
     .map((e) => `, a_${e}: vec4f, b_${e}: vec4f`)
     .join("");
@@ -43,12 +43,7 @@ fn ${name}_dot(row: u32, k8: u32${x}) -> f32 {
   // The first and the last four codes of an eight, at the low end of their words.
   const words = (e: number): readonly [string, string] => {
     if (bits === 8) {
-      const [first, last] =
-        eights === 1 ? ["codes.x", "codes.y"] : [`codes[${2 * e}]`, `codes[${2 * e + 1}]`];
-      return [
-        `vec4u(vec2u(${first}), vec2u(${first} >> 16u))`,
-        `vec4u(vec2u(${last}), vec2u(${last} >> 16u))`,
-      ];
+      return ["vec4u(vec2u(codes.x), vec2u(codes.x >> 16u))", "vec4u(vec2u(codes.y), vec2u(codes.y >> 16u))"];
     }
     if (bits === 4) {
       const word = eights === 1 ? "codes" : `codes[${e}]`;
@@ -58,7 +53,7 @@ fn ${name}_dot(row: u32, k8: u32${x}) -> f32 {
     return [`vec4u(${word})`, `vec4u(${word} >> 8u)`];
   };
   const read = {
-    8: eights === 1 ? `${name}[at]` : `${name}[at / 2u]`,
+    8: `${name}[at]`,
     4: eights === 1 ? `${name}[at]` : `${name}[at / 4u]`,
     2: eights === 1 ? `${name}[at / 2u] >> (16u * (at % 2u))` : `${name}[at / 4u]`,
   }[bits];

@@ -18,9 +18,9 @@ export interface RowsOptions {
   /** Threads that share the columns of an output. */
   readonly lanes: 8 | 32 | 64;
   /** Outputs that a thread sums side by side, so that it reads x once for all of them. */
-  readonly outputs: 1 | 4;
+  readonly outputs: 1 | 4 | 8;
   /** Neighbouring eights of columns that a thread reads at once. */
-  readonly eights: 1 | 2 | 4;
+  readonly eights: 1 | 4;
 }
 
 export const rowsKey = (o: RowsOptions) =>
@@ -36,15 +36,19 @@ function hasManyCodes({ format, columns }: Pick<GpuMatrix, "format" | "columns">
 }
 
 /**
- * How the work is shared, by what was measured: no more threads per output than have work; and where weights are codes, reads of
- * single words and finding the place of x cost more than the weights, so that a thread takes more of both at once.
+ * How the work is shared, by what was measured: no more threads per output than have work; and where weights are codes, finding
+ * the place of x and reading it costs more than the weights, so that a thread takes more outputs, and of 4 and 2 bits more columns
+ * at once, whose codes are one read.
  */
 export function rowsSharing(
   matrix: Pick<GpuMatrix, "format" | "columns">,
   rows: number,
 ): Pick<RowsOptions, "lanes" | "outputs" | "eights"> {
   const { format, columns } = matrix;
-  if (rows === 1 && hasManyCodes(matrix)) return { lanes: 32, outputs: 4, eights: eightsRead(format) };
+  if (rows === 1 && hasManyCodes(matrix)) {
+    const eights = eightsRead(format);
+    return { lanes: 64, outputs: eights === 1 ? 4 : 8, eights };
+  }
   return { lanes: columns >= 256 ? 32 : 8, outputs: 1, eights: 1 };
 }
 
