@@ -111,7 +111,9 @@ function answerUpTo(
     const done = [...states].flatMap(([count, frontier]) => (counts.isMet(count) ? [frontier] : []));
     whole = done.reduce(merged, emptyFrontier(0));
   }
-  const last = whole.bytes.length - 1;
+  // Units without an alternative were added without a look at the budget; the largest choices may be beyond it.
+  let last = whole.bytes.length - 1;
+  while (last >= 0 && (whole.bytes[last] as number) > budget) last--;
   if (last < 0) return undefined;
   const chosen = groups.map(({ units }) => units.map(({ options: [first] }) => first as PreparedOption));
   for (const { group, unit, pick } of chain.upTo(whole.from[last] as number)) {

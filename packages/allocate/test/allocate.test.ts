@@ -70,6 +70,14 @@ describe("allocate", () => {
     );
   });
 
+  test.each([0, 1, 4999])("does not exceed a budget of %i for a rounding error", (budget) => {
+    const options = [
+      { count: 1, cost: 0, size: 0 },
+      { count: 2, cost: -3, size: 5000 },
+    ];
+    expect(allocate([{ layer: 0, options }], { budget })).toMatchObject({ cost: 0, size: 0 });
+  });
+
   test("counts bytes of equal experts like experts", () => {
     const bytes = 3 * 2 ** 30 + 7;
     const layers = Array.from({ length: 40 }, (_, layer) => ({

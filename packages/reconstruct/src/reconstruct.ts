@@ -40,17 +40,12 @@ export interface ReconstructOptions {
   readonly runner: Runner;
   /** Pruned or merged; what it says of `down` is replaced. */
   readonly plan: Plan;
-  /** They judge: layer by layer, and which way through all layers is best, by the mean of their scores. At least one. */
+  /** Each layer takes the choice that is best in the sum of the folds' scores. At least one. */
   readonly folds: readonly Fold[];
   /** What the result is fitted to. Default: the texts of the one fold. */
   readonly texts?: readonly FitText[];
-  /** What every layer chooses from. Default `defaultChoices`. */
+  /** Default `defaultChoices`. */
   readonly choices?: readonly FitChoice[];
-  /**
-   * Choices that are also tried for all layers alike: what is best for the first layers alone may lead to less in the end.
-   * Default `defaultUniform`, none with `choices` of one's own.
-   */
-  readonly uniform?: readonly FitChoice[];
   readonly products?: MatrixProducts;
   /** Gets `progress` in layers. */
   readonly emitter?: RunEmitter;
@@ -81,17 +76,11 @@ export const defaultChoices: readonly FitChoice[] = [
   { target: "layer", ridge: 3 },
 ];
 
-export const defaultUniform: readonly FitChoice[] = [
-  { target: "stream", ridge: 0.1 },
-  { target: "layer", ridge: 0.3 },
-];
-
 /**
  * Refits the down projections of the experts that a plan keeps, layer by layer and in closed form, so that they put out what
  * the whole layer did: ridge regression of the change on the hidden units of the kept experts, times their gate weights
  * (`NormalEquations`). Layers follow one another, each on the inputs that the plan and the fits before it give. How strongly
- * a layer is fitted, to what, and whether at all, is what serves samples best that were not fitted to: chosen layer by layer, or
- * one choice for all where that ends better.
+ * a layer is fitted, to what, and whether at all, is what serves samples best that were not fitted to.
  *
  * Least-squares reconstruction of a pruned layer is that of SparseGPT (arXiv 2301.00774, eq. 4) and of channel pruning (He et
  * al., arXiv 1707.06168, eq. 5) before it, for the sum of routed experts; the choice by folds is this package's own.
@@ -100,73 +89,28 @@ export const defaultUniform: readonly FitChoice[] = [
  */
 export async function reconstruct(options: ReconstructOptions): Promise<Reconstruction> {
   const { runner, folds, signal, emitter, choices = defaultChoices, products = plainProducts } = options;
-  const { uniform = options.choices ? [] : defaultUniform } = options;
   const { model } = runner;
   checkOptions(options);
   const plan = createPlan(
     model,
     options.plan.layers.map(({ down: _, ...layer }) => layer),
   );
-  const before: number[] = [];
-  for (const { score } of folds) before.push((await score([plan]))[0] ?? Number.NaN);
-  const changed = moeLayers(model).filter(({ index }) => plan.layers.some(({ layer }) => layer === index));
-  const ways = [choices, ...uniform.map((choice) => [choice])];
-  const tell = startProgress(emitter, "reconstructing", "layers");
-  let done = 0;
-  const fitting: Fitting = {
-    runner,
-    plan,
-    folds,
-    before,
-    changed,
-    products,
-    signal,
-    onLayer: () => tell(++done, ways.length * changed.length),
-  };
-  const paths: Path[] = [];
-  for (const way of ways) paths.push(await followPath(fitting, way));
-  const best = paths.reduce((best, path) => (path.score > best.score ? path : best));
-  const [only] = best.plans;
-  const result =
-    only && best.plans.length === 1 && !options.texts
-      ? { plan: only, tokenLayers: 0 }
-      : await fitAll(fitting, options.texts ?? folds.flatMap(({ texts }) => texts), best.layers);
-  const tokenLayers = paths.reduce((sum, path) => sum + path.tokenLayers, result.tokenLayers);
-  return { plan: result.plan, before: mean(before), layers: best.layers, tokenLayers };
-}
-
-interface Fitting {
-  readonly runner: Runner;
-  readonly plan: Plan;
-  readonly folds: readonly Fold[];
-  /** Scores of the folds without any fit. */
-  readonly before: readonly number[];
-  readonly changed: readonly MoeLayer[];
-  readonly products: MatrixProducts;
-  readonly signal: AbortSignal | undefined;
-  readonly onLayer: () => void;
-}
-
-/** One way through all layers. */
-interface Path {
-  readonly layers: readonly LayerReconstruction[];
-  /** By fold. */
-  readonly plans: readonly Plan[];
-  readonly score: number;
-  readonly tokenLayers: number;
-}
-
-/** Fits layer after layer, each by the choice that the folds like best. */
-async function followPath(fitting: Fitting, choices: readonly FitChoice[]): Promise<Path> {
-  const { runner, folds, before, changed, products, signal, onLayer } = fitting;
-  const { model } = runner;
-  const fits = folds.map(({ texts, score }, f) => ({
+  const fits = folds.map(({ texts, score }) => ({
     stream: new FitStream(runner, texts),
     score,
-    plan: fitting.plan,
-    value: before[f] as number,
+    plan,
+    value: 0,
   }));
+  const [only] = fits;
+  const last =
+    options.texts || !only || fits.length > 1
+      ? { stream: new FitStream(runner, options.texts ?? folds.flatMap(({ texts }) => texts)), plan }
+      : only;
+  for (const fit of fits) [fit.value = Number.NaN] = await fit.score([plan]);
+  const before = mean(fits.map(({ value }) => value));
   const layers: LayerReconstruction[] = [];
+  const changed = moeLayers(model).filter(({ index }) => plan.layers.some(({ layer }) => layer === index));
+  const tell = startProgress(emitter, "reconstructing", "layers");
   for (const layer of changed) {
     throwIfAborted(signal, `reconstructing layer ${layer.index}`);
     const tried: Tried[][] = [];
@@ -192,33 +136,18 @@ async function followPath(fitting: Fitting, choices: readonly FitChoice[]): Prom
       const { plan, value } = (tried[f] as Tried[])[best] as Tried;
       [fit.plan, fit.value] = [plan, value];
     });
-    layers.push({ layer: layer.index, choice: choices[best] ?? null, score: scores[best] as number });
-    onLayer();
+    const choice = choices[best] ?? null;
+    layers.push({ layer: layer.index, choice, score: scores[best] as number });
+    if (last !== only && choice) {
+      await last.stream.advance(layer.index, last.plan, signal);
+      const equations = await last.stream.collect(layer, last.plan, products, signal);
+      last.plan = withDown(model, last.plan, layer, equations.solve(choice.target, choice.ridge));
+    }
+    tell(layers.length, changed.length);
   }
-  return {
-    layers,
-    plans: fits.map(({ plan }) => plan),
-    score: layers.at(-1)?.score ?? mean(before),
-    tokenLayers: fits.reduce((sum, { stream }) => sum + stream.tokenLayers, 0),
-  };
-}
-
-/** Fits to texts by choices that were made. */
-async function fitAll(
-  { runner, changed, products, signal, ...fitting }: Fitting,
-  texts: readonly FitText[],
-  layers: readonly LayerReconstruction[],
-): Promise<{ plan: Plan; tokenLayers: number }> {
-  const stream = new FitStream(runner, texts);
-  let { plan } = fitting;
-  for (const [i, layer] of changed.entries()) {
-    const choice = layers[i]?.choice;
-    if (!choice) continue;
-    await stream.advance(layer.index, plan, signal);
-    const equations = await stream.collect(layer, plan, products, signal);
-    plan = withDown(runner.model, plan, layer, equations.solve(choice.target, choice.ridge));
-  }
-  return { plan, tokenLayers: stream.tokenLayers };
+  const streams = new Set([...fits.map(({ stream }) => stream), last.stream]);
+  const tokenLayers = [...streams].reduce((sum, stream) => sum + stream.tokenLayers, 0);
+  return { plan: last.plan, before, layers, tokenLayers };
 }
 
 interface Tried {
@@ -235,7 +164,7 @@ function withDown(model: MoeModel, plan: Plan, { index }: MoeLayer, deltas: Floa
   );
 }
 
-function checkOptions({ plan, folds, choices = defaultChoices, uniform = [] }: ReconstructOptions): void {
+function checkOptions({ plan, folds, choices = defaultChoices }: ReconstructOptions): void {
   const mapped = plan.layers.find(({ routerMap }) => routerMap);
   if (mapped) {
     throw new CoppiceError(
@@ -250,7 +179,7 @@ function checkOptions({ plan, folds, choices = defaultChoices, uniform = [] }: R
       `${folds.length} folds are given; every one needs texts to fit to`,
     );
   }
-  const bad = [...choices, ...uniform].find(
+  const bad = choices.find(
     (choice) => choice && !(choice.ridge > 0 && choice.ridge < Number.POSITIVE_INFINITY),
   );
   if (bad || choices.length === 0) {
