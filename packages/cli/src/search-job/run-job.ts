@@ -43,8 +43,8 @@ export interface Choice {
 /** What a search job found, before it is written down. */
 export interface JobResult {
   readonly search: SearchResult;
-  /** What this process took to propose and evaluate the plans that no earlier one had evaluated. */
-  readonly searchSeconds: number;
+  /** Plans that no earlier process had evaluated, and what proposing and evaluating them took. */
+  readonly searching: { readonly plans: number; readonly seconds: number };
   readonly chosen: Scored;
   readonly choice: Choice;
   readonly plan: Plan;
@@ -75,7 +75,7 @@ export async function runJob(run: SearchRun): Promise<JobResult> {
     label: plugin.pluginName,
     plan: oneShotPlan(job, scores.get(plugin.pluginName) as Float64Array[]),
   }));
-  const { search, searchSeconds, seeds, work } = await searching(run, strategy, oneShot);
+  const { search, spent, seeds, work } = await searching(run, strategy, oneShot);
   throwIfAborted(signal, "choosing among the best plans");
   const { chosen, choice } = await choose(run, withinMemory(run, [...search.finalists, ...seeds]));
   const found = chosen.candidate.plan;
@@ -107,7 +107,7 @@ export async function runJob(run: SearchRun): Promise<JobResult> {
   }
   return {
     search,
-    searchSeconds,
+    searching: spent,
     chosen: best,
     choice,
     plan,
@@ -150,7 +150,10 @@ async function searching(
       await folder.writeJson("plan.json", best.candidate.plan);
     },
   });
-  const searchSeconds = (performance.now() - started) / 1000;
+  const spent = {
+    plans: search.evaluations - search.replayed,
+    seconds: (performance.now() - started) / 1000,
+  };
   const evaluator = new PlanEvaluator({ model, executor, journal: folder.journal });
   const candidates = oneShot.map(({ label, plan }) => ({
     plan,
@@ -174,7 +177,7 @@ async function searching(
       },
     ];
   });
-  return { search, searchSeconds, seeds, work: executor.work() };
+  return { search, spent, seeds, work: executor.work() };
 }
 
 /** Strategies for several sizes know `keep` as the fewest experts, so that their plans may be too large. */

@@ -149,8 +149,7 @@ const stoppedBy: Partial<Record<JobResult["search"]["stopped"], string>> = {
   patience: ", the last of which brought nothing better",
 };
 
-function workFacts({ search, searchSeconds, work }: JobResult, seconds: number): ReportFact[] {
-  const computed = search.evaluations - search.replayed;
+function workFacts({ search, searching, work }: JobResult, seconds: number): ReportFact[] {
   const counted = (name: string, done: number, avoided: number): ReportFact[] => {
     const total = done + avoided;
     const share = total > 0 ? ` (${((100 * avoided) / total).toFixed(1)} %)` : "";
@@ -169,11 +168,11 @@ function workFacts({ search, searchSeconds, work }: JobResult, seconds: number):
     ...counted("token-layers", work.tokenLayers, work.avoidedTokenLayers),
     ...counted("token-experts", work.expertTokens, work.avoidedExpertTokens),
     { label: "time", value: formatDuration(1000 * seconds) },
-    ...(computed > 0
+    ...(searching.plans > 0
       ? [
           {
             label: "of it, searching",
-            value: `${formatDuration(1000 * searchSeconds)}, ${(computed / searchSeconds).toPrecision(3)} plans a second`,
+            value: `${formatDuration(1000 * searching.seconds)}, ${(searching.plans / searching.seconds).toPrecision(3)} plans a second`,
           },
         ]
       : []),

@@ -36,7 +36,7 @@ export function searchResult(job: SearchJob, result: JobResult, seconds: number)
     stopped: search.stopped,
     work: result.work,
     seconds,
-    searching: { plans: search.evaluations - search.replayed, seconds: result.searchSeconds },
+    searching: result.searching,
     ...(job.memory && { memory: job.memory }),
     before: modelSize(model),
     after: modelSize(model, result.plan),
