@@ -22,8 +22,8 @@ export interface FormatLimits {
   /** Bytes of config.json or generation_config.json. */
   readonly configBytes: number;
   /**
-   * Bytes of coppice.json, which holds a plan: DeepSeek-V3's with aligned units and new router rows would take some
-   * 450 MB. No runtime of JavaScript has strings much longer than that.
+   * Bytes of coppice.json, which holds the record of a plan, or one of an older release the whole plan: DeepSeek-V3's with
+   * aligned units and new router rows would take some 450 MB. No runtime of JavaScript has strings much longer than that.
    */
   readonly provenanceBytes: number;
   /** Bytes of a larger coppice.json that are read when a checkpoint is opened, to find what stands before the plan. */

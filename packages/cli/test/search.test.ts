@@ -70,8 +70,9 @@ describe("search", () => {
     expect(existsSync(join(work, "run", "run.lock"))).toBe(false);
 
     const small = join(work, "small");
-    await coppiceJson(["apply", model, "--plan", join(work, "run", "plan.json"), "--out", small]);
-    expect(await coppiceJson(["verify", model, small])).toMatchObject({ equal: true });
+    const found = ["--plan", join(work, "run", "plan.json")];
+    await coppiceJson(["apply", model, ...found, "--out", small]);
+    expect(await coppiceJson(["verify", model, small, ...found])).toMatchObject({ equal: true });
   });
 
   it("runs nothing on the holdout before one plan is chosen, and then that one and the baselines", () => {

@@ -74,6 +74,10 @@ export const errorCodes = {
     meaning: "The kept experts do not fit the groups that the router of the layer works with.",
   },
   COPPICE_PLAN_EXPORT: { exit: 2, meaning: "A plan cannot be written in the family's stock layout exactly." },
+  COPPICE_PLAN_RECORD: {
+    exit: 2,
+    meaning: "The record of a plan in a written folder was given where the plan file is needed.",
+  },
 
   COPPICE_ATTENTION_INVALID: {
     exit: 2,
@@ -161,7 +165,8 @@ export const errorCodes = {
 
   COPPICE_VERIFY_DIFFERENT: {
     exit: 1,
-    meaning: "Two checkpoints that should be equal give different logits.",
+    meaning:
+      "Two checkpoints that should be equal give different logits, or one was written from another plan.",
   },
 } as const satisfies Record<string, { exit: number; meaning: string }>;
 

@@ -65,6 +65,11 @@ export interface Executor extends AsyncDisposable {
   /** `raceParts` of its samples, when they can be evaluated in parts; absent: only all at once. */
   readonly parts?: number;
   /**
+   * Evaluations of one part of one plan that keep it busy; where fewer races are open, further parts are evaluated at once, whether
+   * they will be needed or not. Absent: waiting for a part costs nothing.
+   */
+  readonly busyParts?: number;
+  /**
    * Results in the order of `plans`, of all samples or of those of one part. Results do not depend on the number of
    * workers. Calls may overlap where there are `parts`.
    */

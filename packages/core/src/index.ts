@@ -27,6 +27,7 @@ export * from "./plan.js";
 export * from "./plan-build.js";
 export * from "./plan-key.js";
 export { parseSkip } from "./plan-parts.js";
+export { checkRecord, type RecordedValues, recordPlan } from "./plan-record.js";
 export * from "./plan-validate.js";
 export * from "./plugin.js";
 export * from "./quantized-matrix.js";

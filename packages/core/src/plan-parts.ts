@@ -1,6 +1,7 @@
 import type { MlpSpec, MoeSpec } from "./model.js";
 import { countBfloat16, unpackBfloat16, unpackFloats } from "./packed-floats.js";
 import type { RouterRows, SkipRule, UnitSource } from "./plan.js";
+import { isRecordedValues, valuesLeftOut } from "./plan-record.js";
 import { array, coefficient, coefficients, integer, invalid, record, show } from "./plan-values.js";
 
 /** Rows of a merge or router map, one per slot. */
@@ -76,9 +77,9 @@ export function parseRouter(
 ): RouterRows {
   const rows = record(value, where, ["weight", "bias", "correction"]);
   const { weight } = rows;
-  if (typeof weight !== "string") throw invalid(`${where}.weight is ${show(weight)}, expected packed values`);
+  const text = packed(weight, `${where}.weight`);
   const hidden = router.weight.shape[1] as number;
-  unpacked(() => unpackFloats(weight, { count: experts.length * hidden, what: `${where}.weight` }));
+  unpacked(() => unpackFloats(text, { count: experts.length * hidden, what: `${where}.weight` }));
   const perSlot = (key: "bias" | "correction") => {
     if (rows[key] === undefined) return undefined;
     if (!router[key]) throw invalid(`${where}.${key} is given; the model's router has none`);
@@ -86,21 +87,28 @@ export function parseRouter(
   };
   const bias = perSlot("bias");
   const correction = perSlot("correction");
-  return { weight, ...(bias && { bias }), ...(correction && { correction }) };
+  return { weight: text, ...(bias && { bias }), ...(correction && { correction }) };
 }
 
 export function parseDown(value: unknown, where: string, slots: number, { experts }: MoeSpec): string {
-  if (typeof value !== "string") throw invalid(`${where} is ${show(value)}, expected packed values`);
+  const text = packed(value, where);
   // Experts of one layer are equal in shape.
   const [hidden, width] = (experts[0] as MlpSpec).down.shape as [number, number];
   const count = slots * hidden * width;
-  const found = countBfloat16(value);
+  const found = countBfloat16(text);
   if (found !== count) {
     const holds =
-      found === undefined ? `${value.length} characters, which hold no bfloat16 values` : `${found} values`;
+      found === undefined ? `${text.length} characters, which hold no bfloat16 values` : `${found} values`;
     throw invalid(`${where} has ${holds}, expected ${count}: ${slots} slots of [${hidden}, ${width}]`);
   }
-  unpacked(() => unpackBfloat16(value, { count, what: where }));
+  unpacked(() => unpackBfloat16(text, { count, what: where }));
+  return text;
+}
+
+/** @throws COPPICE_PLAN_RECORD where a written folder left values out, COPPICE_PLAN_INVALID */
+function packed(value: unknown, where: string): string {
+  if (isRecordedValues(value)) throw valuesLeftOut(value, where);
+  if (typeof value !== "string") throw invalid(`${where} is ${show(value)}, expected packed values`);
   return value;
 }
 

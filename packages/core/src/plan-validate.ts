@@ -8,7 +8,8 @@ import { checkKeep } from "./select-experts.js";
 /**
  * Reads an untrusted value as a plan for `model`. Unknown keys are refused, so that a misspelt key is not a
  * silent no-op.
- * @throws COPPICE_PLAN_INVALID, COPPICE_PLAN_KEEP, COPPICE_PLAN_MODEL
+ * @throws COPPICE_PLAN_INVALID, COPPICE_PLAN_KEEP, COPPICE_PLAN_MODEL, COPPICE_PLAN_RECORD for the record of a written folder
+ * that left values out
  */
 export function parsePlan(value: unknown, model: MoeModel): Plan {
   const plan = record(value, "the plan", ["format", "version", "model", "layers"]);

@@ -70,7 +70,7 @@ async function layOut(
   const { model } = loaded;
   const { attention = loaded.attention ?? null } = options;
   const graph = graphFiles(model, loaded.weights, { ...options, attention });
-  const companions = await companionFiles(loaded, []);
+  const companions = await companionFiles(loaded, [], { signal: options.signal });
   const files = [
     textFile("config.json", `${JSON.stringify(exportConfig(loaded, graph), null, 2)}\n`),
     ...companions,

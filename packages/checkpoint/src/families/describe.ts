@@ -17,7 +17,7 @@ import { type ExpertLayout, flag, type MlpNames, type SharedDescription } from "
 import { findMtp, type MtpLayer } from "./mtp.js";
 import type { NameIndex } from "./name-index.js";
 import { readQuantization } from "./quantization.js";
-import { readSettings } from "./settings.js";
+import { readSettings, type Settings } from "./settings.js";
 import { TensorTaker } from "./tensor-taker.js";
 
 /** A model without its fingerprint. */
@@ -49,7 +49,7 @@ export function describeModel(
   index: NameIndex,
 ): Described {
   const { family, config, naming } = candidate;
-  const settings = readSettings(family, config, root, generation);
+  const settings = withOwnHead(readSettings(family, config, root, generation), candidate, index);
   const quantization = readQuantization(root.get("quantization_config") ? root : config);
   const take = new TensorTaker(index, naming, quantization);
   const isMoe = family.moeLayers?.(config) ?? (() => true);
@@ -76,6 +76,16 @@ export function describeModel(
     mtp,
     quantization: quantization.method,
   };
+}
+
+/**
+ * A head in the files is the head, whatever the config says: transformers 5 ties it to the embedding only where the two
+ * are equal, which makes no difference.
+ */
+function withOwnHead(settings: Settings, { family, naming }: Candidate, index: NameIndex): Settings {
+  const head = naming.name(family.tensors.head);
+  const isStored = ["weight", "qweight", "weight_packed"].some((part) => index.has(`${head}.${part}`));
+  return isStored ? { ...settings, tied: false } : settings;
 }
 
 function packedReason({ name, dtype }: TensorRef, method: string | undefined): string {
@@ -164,8 +174,6 @@ export function describeExecuted(
   }
   const finalNorm = norm(names.finalNorm);
   const head = take.name(names.head);
-  // A tied checkpoint may carry a copy of the embedding under the head's name; loaders ignore it.
-  if (settings.tied) take.ignore(`${head}.weight`);
   const factors = family.factors?.(config);
   return {
     ...basics(description),

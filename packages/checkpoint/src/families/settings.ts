@@ -35,7 +35,6 @@ export function readSettings(
   const fromGeneration = generation.integers("eos_token_id");
   const tokenIds = (key: string) => (config.get(key) ? config.integers(key) : root.integers(key));
   const begin = tokenIds("bos_token_id");
-  const tieKey = "tie_word_embeddings";
   return {
     hiddenSize,
     vocabSize: config.integer("vocab_size"),
@@ -46,14 +45,21 @@ export function readSettings(
     headDim:
       isRun && family.attention.kind === "gqa" ? readHeadDim(config, hiddenSize, heads, defaults.headDim) : 1,
     epsilon: config.positive(["rms_norm_eps", "layer_norm_epsilon"], defaults.epsilon),
-    tied: config.boolean(
-      tieKey,
-      config === root ? (defaults.tied ?? false) : root.boolean(tieKey, defaults.tied ?? false),
-    ),
+    tied: readTied(config, root, defaults.tied ?? false),
     // generation_config.json decides when text ends; config.json stands in where it says nothing.
     endTokens: fromGeneration.length > 0 ? fromGeneration : tokenIds("eos_token_id"),
     beginToken: begin[0],
   };
+}
+
+/**
+ * Around a language model, either config may say so: transformers 5 asks the one of the class that has the head, and
+ * writes the other's default beside it.
+ */
+function readTied(config: ConfigReader, root: ConfigReader, fallback: boolean): boolean {
+  const key = "tie_word_embeddings";
+  const stated = [config, root].filter((one) => one.get(key)).map((one) => one.boolean(key, fallback));
+  return stated.length > 0 ? stated.includes(true) : fallback;
 }
 
 function readKvHeads(config: ConfigReader, heads: number, fallback: number | undefined): number {

@@ -2,6 +2,7 @@ import { CoppiceError } from "@coppice/core";
 import type { LoadedCheckpoint } from "../load.js";
 import { indexFileName } from "../tensor-files.js";
 import { bytesContent, rangeContent } from "./content.js";
+import { carriedProvenance, provenanceFileName, provenanceText } from "./provenance.js";
 import { type OutputFile, outputFile } from "./write-files.js";
 
 /** Tokenizer, generation settings, templates, licences: what a checkpoint folder needs besides its weights. */
@@ -12,19 +13,29 @@ const foreignIndex = /\.index\.json$/i;
 const companionBytes = 256_000_000;
 
 /**
- * The small files that go along unchanged.
+ * The small files that go along unchanged, but for what `coppice.json` of an older release says of a plan (`recordPlan`).
  * @param written names of those that are written anew, besides config and index
  */
 export async function companionFiles(
-  { folder, sources }: Pick<LoadedCheckpoint, "folder" | "sources">,
+  loaded: Pick<LoadedCheckpoint, "model" | "folder" | "sources">,
   written: readonly string[],
+  options: { signal?: AbortSignal | undefined } = {},
 ): Promise<OutputFile[]> {
+  const { folder, sources } = loaded;
   const others = new Set(["config.json", indexFileName, ...written]);
   const entries = (await folder.list()).filter(
     ({ name, size }) =>
       companionFile.test(name) && !foreignIndex.test(name) && !others.has(name) && size <= companionBytes,
   );
-  return entries.map(({ name, size }) => outputFile(name, [rangeContent(sources, name, 0, size)]));
+  return Promise.all(
+    entries.map(async ({ name, size }) => {
+      const provenance =
+        name === provenanceFileName ? await carriedProvenance(loaded, options.signal) : undefined;
+      return provenance
+        ? textFile(name, provenanceText(provenance))
+        : outputFile(name, [rangeContent(sources, name, 0, size)]);
+    }),
+  );
 }
 
 export function textFile(name: string, text: string): OutputFile {

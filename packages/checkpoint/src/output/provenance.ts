@@ -1,9 +1,10 @@
 import type { AttentionPlan, MoeModel, Plan } from "@coppice/core";
-import { CoppiceError } from "@coppice/core";
+import { CoppiceError, recordPlan } from "@coppice/core";
 import packageJson from "../../package.json" with { type: "json" };
 import { type CheckpointFolder, readSmallFile } from "../folder.js";
 import { type JsonObject, ownValue, parseJsonObject, showValue } from "../json-object.js";
 import { defaultLimits } from "../limits.js";
+import type { LoadedCheckpoint } from "../load.js";
 import type { SourceCache } from "../source-cache.js";
 
 /** File that says where an output checkpoint comes from. */
@@ -24,7 +25,10 @@ export interface Provenance {
   readonly derivedFrom: readonly string[];
   /** How far its heads see; unchecked when it was read from a file (`parseAttentionPlan` of core checks it). */
   readonly attention?: unknown;
-  /** The applied plan; unchecked when it was read from a file (`parsePlan` of core checks it). */
+  /**
+   * The record of the applied plan (`recordPlan` of core), of older releases the plan itself; unchecked when it was read from
+   * a file: `parsePlan` of core checks it, `checkRecord` compares it with a plan.
+   */
   readonly plan: unknown;
   /** Releases that took part, by package name. */
   readonly versions: JsonObject;
@@ -45,7 +49,7 @@ export function createProvenance(
     source: { family: model.family, fingerprint: model.fingerprint },
     derivedFrom: lineage(model),
     ...(attention && { attention }),
-    plan,
+    plan: recordPlan(plan, model),
     versions: { [packageJson.name]: packageJson.version },
     metadata,
   };
@@ -54,6 +58,19 @@ export function createProvenance(
 /** What a checkpoint made from `model` is derived from. */
 export function lineage({ fingerprint, derivedFrom = [] }: MoeModel): string[] {
   return [fingerprint, ...derivedFrom].slice(0, mostAncestors);
+}
+
+/**
+ * What `coppice.json` of a checkpoint says, for another form of its weights; undefined when it has none. Older releases kept
+ * whole plans: what of them is in the weights is left out.
+ * @throws as `readProvenance`
+ */
+export async function carriedProvenance(
+  { model, folder }: Pick<LoadedCheckpoint, "model" | "folder">,
+  signal: AbortSignal | undefined,
+): Promise<Provenance | undefined> {
+  const found = await readProvenance(folder, signal ? { signal } : {});
+  return found && { ...found, plan: recordPlan(found.plan, model) };
 }
 
 /**

@@ -16,11 +16,11 @@ import { checkComplete, companionFiles, textFile } from "./companion-files.js";
 import type { ConfigChanges } from "./config-changes.js";
 import { bytesContent, rangeContent } from "./content.js";
 import {
+  carriedProvenance,
   createProvenance,
   lineage,
   provenanceFileName,
   provenanceText,
-  readProvenance,
 } from "./provenance.js";
 import { defaultShardBytes, layOutShards } from "./shards.js";
 import type { ByteSink, CheckpointTarget, TargetTransaction } from "./target.js";
@@ -109,10 +109,11 @@ export async function rewriteCheckpoint(
 
 /** What `coppice.json` said before, one checkpoint further on. */
 async function rewrittenProvenance(
-  { model, folder }: LoadedCheckpoint,
+  loaded: LoadedCheckpoint,
   signal: AbortSignal | undefined,
 ): Promise<string> {
-  const before = await readProvenance(folder, signal ? { signal } : {});
+  const { model } = loaded;
+  const before = await carriedProvenance(loaded, signal);
   return provenanceText(
     before
       ? { ...before, derivedFrom: lineage(model) }

@@ -1,10 +1,11 @@
 import { existsSync } from "node:fs";
 import { join } from "node:path";
 import { pathToFileURL } from "node:url";
+import { isDeepStrictEqual } from "node:util";
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
 import { readProvenance } from "@coppice/checkpoint";
 import { openFolder } from "@coppice/checkpoint/node";
-import { CoppiceError, modelSize, type Plan, parsePlan, planKey, RunEmitter } from "@coppice/core";
+import { CoppiceError, modelSize, type Plan, parsePlan, RunEmitter, recordPlan } from "@coppice/core";
 import { modelPath, type TaskName, taskNames, taskPath } from "@coppice/demo-model";
 import { defaultMetric, defaultObjective } from "@coppice/evaluate";
 import { formatBytes, formatCount } from "@coppice/report";
@@ -186,7 +187,10 @@ export function demoCommand(context: CliContext): CommandUnknownOpts {
     if (existsSync(out)) {
       const folder = await openFolder(out);
       const provenance = await readProvenance(folder).finally(() => folder.close());
-      if (provenance && planKey(parsePlan(provenance.plan, model), model) === planKey(plan, model)) return;
+      const [found, expected] = [provenance?.plan, parsePlan(plan, model)].map((one) =>
+        recordPlan(one, model),
+      );
+      if (isDeepStrictEqual(found, expected)) return;
       throw new CoppiceError("COPPICE_IO_EXISTS", `${out} holds another checkpoint`, {
         hint: "give another folder with --out, or remove this one",
       });

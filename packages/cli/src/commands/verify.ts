@@ -1,6 +1,6 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
 import { compareTensors, readProvenance, verifyTolerance } from "@coppice/checkpoint";
-import { CoppiceError, createPlan, type Plan, parsePlan, RunEmitter } from "@coppice/core";
+import { CoppiceError, checkRecord, createPlan, type Plan, parsePlan, RunEmitter } from "@coppice/core";
 import { formatBytes } from "@coppice/report";
 import type { CliContext } from "../context.js";
 import { backendOption, backendSetOption, examples, numberIn, seedOption } from "../options.js";
@@ -19,7 +19,11 @@ export function verifyCommand(context: CliContext): CommandUnknownOpts {
     )
     .argument("<model>", "original checkpoint folder")
     .argument("<other>", "checkpoint folder that was written from it")
-    .option("--plan <file>", "plan for the original; default: the one in <other>/coppice.json")
+    .option(
+      "--plan <file>",
+      "plan for the original; default: the one in <other>/coppice.json, which has only hashes of fitted projections and of " +
+        "new router rows",
+    )
     .option("--task <file>", "compare on prompts of this task too")
     .option("--tensors", "compare every tensor with what the plan makes of it; nothing is run")
     .addOption(
@@ -35,7 +39,7 @@ export function verifyCommand(context: CliContext): CommandUnknownOpts {
       "after",
       examples(
         "coppice verify ./model ./small",
-        "coppice verify ./model ./small --task dev.jsonl --json",
+        "coppice verify ./model ./small --plan run/plan.json --task dev.jsonl --json",
         "coppice verify ./model ./small --tensors",
       ),
     )
@@ -45,7 +49,7 @@ export function verifyCommand(context: CliContext): CommandUnknownOpts {
       const plan =
         options.plan === undefined
           ? await planOf(other, original, context)
-          : await readPlan(options.plan, original.checkpoint.model, context);
+          : await appliedPlan(options.plan, other, original, context);
       if (options.tensors || original.checkpoint.model.editOnly !== undefined) {
         await verifyTensors(original, other, plan, context);
         return;
@@ -107,6 +111,19 @@ async function verifyTensors(
       ["original", plan ? "under the plan" : "as it is"],
     ]),
   );
+}
+
+/** The plan of a file, which must be the one that `other` was made with, as far as it says that. */
+async function appliedPlan(
+  path: string,
+  other: OpenModel,
+  original: OpenModel,
+  context: CliContext,
+): Promise<Plan> {
+  const plan = await readPlan(path, original.checkpoint.model, context);
+  const provenance = await readProvenance(other.checkpoint.folder, { signal: context.signal });
+  checkRecord(provenance?.plan, plan);
+  return plan;
 }
 
 /** The plan that `other` says it was made with. */

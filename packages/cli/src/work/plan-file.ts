@@ -12,7 +12,7 @@ export const planBytes = 500_000_000;
 /**
  * Reads a plan file and checks it against the model. A `result.json` or `coppice.json` that holds a plan under
  * `plan` is accepted as well.
- * @throws COPPICE_IO_READ, COPPICE_PLAN_INVALID, COPPICE_PLAN_KEEP, COPPICE_PLAN_MODEL
+ * @throws COPPICE_IO_READ, COPPICE_PLAN_INVALID, COPPICE_PLAN_KEEP, COPPICE_PLAN_MODEL, COPPICE_PLAN_RECORD
  */
 export async function readPlan(path: string, model: MoeModel, context: CliContext): Promise<Plan> {
   const value = await readJsonFile(context.path(path), planBytes, "COPPICE_PLAN_INVALID", context.signal);
