@@ -33,6 +33,9 @@ describe("readFittedPlan", () => {
     await writeFile(path, JSON.stringify(fitted));
     expect(await readFittedPlan(path, "key", model)).toEqual(fitted);
     expect(await readFittedPlan(path, "another", model)).toBeUndefined();
+    const crossed = { ...fitted, crossFitted: { value: 0.5, low: 0.25, high: 0.75, samples: 4 } };
+    await writeFile(path, JSON.stringify(crossed));
+    expect(await readFittedPlan(path, "key", model)).toEqual(crossed);
   });
 
   test.each([

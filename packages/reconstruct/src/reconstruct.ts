@@ -61,6 +61,8 @@ export interface LayerReconstruction {
 
 export interface Reconstruction {
   readonly plan: Plan;
+  /** One per fold: what its texts alone gave under the same choices. Its judge has seen none of them. */
+  readonly foldPlans: readonly Plan[];
   /** Mean score of the folds before anything was fitted. */
   readonly before: number;
   readonly layers: readonly LayerReconstruction[];
@@ -147,7 +149,7 @@ export async function reconstruct(options: ReconstructOptions): Promise<Reconstr
   }
   const streams = new Set([...fits.map(({ stream }) => stream), last.stream]);
   const tokenLayers = [...streams].reduce((sum, stream) => sum + stream.tokenLayers, 0);
-  return { plan: last.plan, before, layers, tokenLayers };
+  return { plan: last.plan, foldPlans: fits.map(({ plan }) => plan), before, layers, tokenLayers };
 }
 
 interface Tried {

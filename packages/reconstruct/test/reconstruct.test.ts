@@ -55,6 +55,7 @@ describe("reconstruct", () => {
     expect(await closeness(found.plan, others)).toBeGreaterThan(found.before);
     expect(await closeness(found.plan, texts)).toBeGreaterThan(await closeness(pruned, texts));
     expect(found.layers.at(-1)?.score).toBeCloseTo(await closeness(found.plan, others), 8);
+    expect(found.foldPlans).toEqual([found.plan]);
     expect(found.layers.map(({ layer }) => layer)).toEqual(pruned.layers.map(({ layer }) => layer));
     expect(found.plan.layers.map(({ experts }) => experts)).toEqual(
       pruned.layers.map(({ experts }) => experts),
@@ -118,6 +119,10 @@ describe("reconstruct", () => {
       expect(found.plan.layers[0]).toEqual(alone.plan.layers[0]);
     }
     expect(await closeness(found.plan, others)).toBeGreaterThan(await closeness(pruned, others));
+    // The last score is of the folds' own plans, each on the texts of the other.
+    const [one, two] = found.foldPlans as [Plan, Plan];
+    const crossed = (await closeness(one, texts.slice(10))) + (await closeness(two, texts.slice(0, 10)));
+    expect(found.layers.at(-1)?.score).toBeCloseTo(crossed / 2, 8);
   });
 
   test("refuses what it cannot fit, and stops when told", async () => {

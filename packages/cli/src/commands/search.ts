@@ -21,7 +21,7 @@ import {
 import { findPlugin, loadPlugin } from "../plugins/find-plugin.js";
 import { runAndReport } from "../search-job/run-and-report.js";
 import { askBatch, runIdentity, type SearchJob } from "../search-job/search-job.js";
-import { memoryLine, showTables } from "../search-job/search-result.js";
+import { crossFittedLine, memoryLine, showTables } from "../search-job/search-result.js";
 import { finiteNumber, named, readJobTasks } from "../search-job/task-options.js";
 import { shellLine } from "../terminal/format.js";
 import { shownPlan } from "../terminal/shown-plan.js";
@@ -230,9 +230,11 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
       );
       context.out.settle();
       const { plan, ...found } = data;
+      const { crossFitted } = result.reconstructed ?? {};
       context.out.result({ ...found, ...shownPlan(plan), run: folder.path, planFile, report }, () =>
         [
           showTables(result.tables),
+          ...(crossFitted ? [`fit     ${crossFittedLine(crossFitted)}`] : []),
           ...(memory ? [`memory  ${memoryLine(memory)}`] : []),
           `plan    ${context.shown(planFile)}`,
           `report  ${context.shown(report)}`,

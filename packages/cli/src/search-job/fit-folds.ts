@@ -1,7 +1,7 @@
 import { addWork, noWork, type Plan, type WorkCounters } from "@coppice/core";
 import type { Fold } from "@coppice/reconstruct";
 import { type FitTexts, limitTexts } from "./fit-texts.js";
-import { type Half, type Judge, ofHalf, openJudge } from "./judge.js";
+import { type Half, halves, type Judge, ofHalf, openJudge, otherHalf } from "./judge.js";
 import type { SearchRun } from "./search-job.js";
 
 export interface FitFolds extends AsyncDisposable {
@@ -19,7 +19,6 @@ export async function openFolds(run: SearchRun, { by, texts }: FitTexts): Promis
     const judge = await openJudge(run);
     return opened([judge], [{ texts: limitTexts(texts), score: (plans) => fitnessOf(judge, plans) }]);
   }
-  const halves: readonly Half[] = ["even", "odd"];
   const fold = (half: Half, score: Fold["score"]): Fold => ({
     texts: limitTexts(ofHalf(texts, half)),
     score,
@@ -31,12 +30,12 @@ export async function openFolds(run: SearchRun, { by, texts }: FitTexts): Promis
       (await judge.evaluate(plans)).map(({ scores }) => mean(ofHalf([...scores], half)));
     return opened(
       [judge],
-      halves.map((half) => fold(half, score(other(half)))),
+      halves.map((half) => fold(half, score(otherHalf(half)))),
     );
   }
   const judges: Judge[] = [];
   try {
-    for (const half of halves) judges.push(await openJudge(run, other(half)));
+    for (const half of halves) judges.push(await openJudge(run, otherHalf(half)));
   } catch (error) {
     await Promise.all(judges.map((judge) => judge[Symbol.asyncDispose]()));
     throw error;
@@ -55,10 +54,6 @@ function opened(judges: readonly Judge[], folds: readonly Fold[]): FitFolds {
       await Promise.all(judges.map((judge) => judge[Symbol.asyncDispose]()));
     },
   };
-}
-
-function other(half: Half): Half {
-  return half === "even" ? "odd" : "even";
 }
 
 async function fitnessOf(judge: Judge, plans: readonly Plan[]): Promise<number[]> {

@@ -4,6 +4,7 @@ import type { LayerReconstruction } from "@coppice/reconstruct";
 import * as v from "valibot";
 import { planBytes } from "../work/plan-file.js";
 import { readTextFile } from "../work/text-file.js";
+import type { CrossFitted } from "./cross-fitted.js";
 import type { FitTexts } from "./fit-texts.js";
 
 /** What is kept of a fit, so that a run that is given again does not repeat it. */
@@ -17,6 +18,8 @@ export interface FittedPlan {
   /** What was fitted to, and how many tokens of it. */
   readonly texts: FitTexts["by"];
   readonly tokens: number;
+  /** Present where the search samples themselves were fitted to, but for plain text. */
+  readonly crossFitted?: CrossFitted | undefined;
 }
 
 const whole = v.pipe(v.number(), v.safeInteger(), v.minValue(0));
@@ -38,6 +41,9 @@ const schema = v.strictObject({
   ),
   texts: v.picklist(["samples", "written"]),
   tokens: whole,
+  crossFitted: v.optional(
+    v.strictObject({ value: v.number(), low: v.number(), high: v.number(), samples: whole }),
+  ),
 });
 
 /**

@@ -5,6 +5,11 @@ import { openScorer } from "./task-scorer.js";
 
 /** Every second sample of a task. */
 export type Half = "even" | "odd";
+export const halves: readonly Half[] = ["even", "odd"];
+
+export function otherHalf(half: Half): Half {
+  return half === "even" ? "odd" : "even";
+}
 
 /** Scores plans on search samples, and finds the scores in the journal that an earlier process left there. */
 export interface Judge extends AsyncDisposable {
@@ -34,7 +39,8 @@ export async function openJudge(run: SearchRun, half?: Half): Promise<Judge> {
   };
 }
 
-function halfOf(task: JobTask, half: Half): JobTask {
+/** The task with one half of its search samples. */
+export function halfOf(task: JobTask, half: Half): JobTask {
   const { search } = task.sets;
   const samples = ofHalf(search.samples as readonly unknown[], half);
   return { ...task, sets: { ...task.sets, search: { ...search, samples } as typeof search } };

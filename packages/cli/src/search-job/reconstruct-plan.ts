@@ -2,6 +2,7 @@ import { join } from "node:path";
 import { openProducts } from "@coppice/backend-cpu";
 import { addWork, CoppiceError, noWork, type Scored, type WorkCounters } from "@coppice/core";
 import { reconstruct } from "@coppice/reconstruct";
+import { crossFittedScore } from "./cross-fitted.js";
 import { openFolds } from "./fit-folds.js";
 import { fitTexts, limitTexts, tokensOf } from "./fit-texts.js";
 import { type FittedPlan, readFittedPlan } from "./fitted-plan.js";
@@ -9,7 +10,7 @@ import { openJudge } from "./judge.js";
 import type { SearchRun } from "./search-job.js";
 
 /** What fitting the down projections of the chosen plan came to. */
-export interface Reconstructed extends Pick<FittedPlan, "before" | "layers" | "texts" | "tokens"> {
+export interface Reconstructed extends Omit<FittedPlan, "from" | "plan"> {
   readonly scored: Scored;
   readonly work: WorkCounters;
 }
@@ -28,7 +29,7 @@ export async function reconstructPlan(run: SearchRun, chosen: Scored): Promise<R
   if (!evaluated) throw new CoppiceError("COPPICE_INTERNAL", "evaluating one plan gave no result");
   if (evaluated.error) throw evaluated.error;
   const { key, plan, scores, fitness, accuracy } = evaluated;
-  const { before, layers, texts, tokens } = fitted;
+  const { from: _, plan: __, ...rest } = fitted;
   return {
     scored: {
       candidate: { plan, phase: "reconstruct", origin: chosen.candidate.origin },
@@ -38,10 +39,7 @@ export async function reconstructPlan(run: SearchRun, chosen: Scored): Promise<R
       ...(accuracy !== undefined && { accuracy }),
       cached: known !== undefined,
     },
-    before,
-    layers,
-    texts,
-    tokens,
+    ...rest,
     work: addWork(work, judge.work()),
   };
 }
@@ -55,7 +53,7 @@ async function fit(run: SearchRun, chosen: Scored): Promise<{ fitted: FittedPlan
   await using runner = await backend.load({ model, weights, signal });
   await using products = await nativeProducts();
   const texts = limitTexts(found.texts);
-  const { plan, before, layers, tokenLayers } = await reconstruct({
+  const { plan, foldPlans, before, layers, tokenLayers } = await reconstruct({
     runner,
     plan: chosen.candidate.plan,
     folds: folds.folds,
@@ -65,8 +63,17 @@ async function fit(run: SearchRun, chosen: Scored): Promise<{ fitted: FittedPlan
     emitter,
     signal,
   });
+  const crossFitted = found.by === "samples" ? await crossFittedScore(run, foldPlans) : undefined;
   return {
-    fitted: { from: chosen.key, plan, before, layers, texts: found.by, tokens: tokensOf(texts) },
+    fitted: {
+      from: chosen.key,
+      plan,
+      before,
+      layers,
+      texts: found.by,
+      tokens: tokensOf(texts),
+      ...(crossFitted && { crossFitted }),
+    },
     work: addWork(addWork(found.work, folds.work()), { ...noWork, tokenLayers }),
   };
 }

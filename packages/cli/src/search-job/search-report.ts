@@ -3,7 +3,7 @@ import { type ReportData, type ReportFact, type ReportRow, reportLayers } from "
 import { formatDuration } from "../terminal/format.js";
 import type { JobResult } from "./run-job.js";
 import type { JobTask, ResultRow, SearchJob } from "./search-job.js";
-import { memoryLine, minimumLine } from "./search-result.js";
+import { crossFittedLine, memoryLine, minimumLine } from "./search-result.js";
 import type { TaskTable } from "./task-table.js";
 
 export interface ReportRequest {
@@ -100,12 +100,13 @@ function chosenFrom({ search, choice }: JobResult): string {
 }
 
 /** What the down projections were fitted to, in words. */
-function reconstructionLine({ reconstructed }: JobResult): string {
+function reconstructionLine({ reconstructed, tables }: JobResult): string {
   if (!reconstructed) return "none";
-  const { texts, tokens, layers } = reconstructed;
+  const { texts, tokens, layers, crossFitted } = reconstructed;
   const fitted = layers.filter(({ choice }) => choice !== null).length;
   const source = texts === "samples" ? "the search samples" : "texts that the model wrote";
-  return `down projections of ${fitted} of ${layers.length} layers, fitted to ${tokens.toLocaleString("en")} tokens of ${source}`;
+  const unseen = crossFitted ? `; ${tables[0]?.task.metric} ${crossFittedLine(crossFitted)}` : "";
+  return `down projections of ${fitted} of ${layers.length} layers, fitted to ${tokens.toLocaleString("en")} tokens of ${source}${unseen}`;
 }
 
 /** What fitness is a mean of. */

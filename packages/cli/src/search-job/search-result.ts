@@ -3,6 +3,7 @@ import type { PairedDifference } from "@coppice/evaluate";
 import { formatBytes, formatDifference, formatScore } from "@coppice/report";
 import { formatInterval, formatTable } from "../terminal/format.js";
 import type { FittingExperts } from "../work/fit-memory.js";
+import type { CrossFitted } from "./cross-fitted.js";
 import type { Reconstructed } from "./reconstruct-plan.js";
 import type { JobResult } from "./run-job.js";
 import { type JobTask, type Measurement, type ResultRow, runIdentity, type SearchJob } from "./search-job.js";
@@ -47,11 +48,12 @@ export function searchResult(job: SearchJob, result: JobResult, seconds: number)
   };
 }
 
-function reconstruction({ before, scored, texts, tokens, layers }: Reconstructed) {
+function reconstruction({ before, scored, texts, tokens, layers, crossFitted }: Reconstructed) {
   return {
     fitness: { before, after: scored.fitness },
     texts,
     tokens,
+    ...(crossFitted && { crossFitted }),
     layers: layers.map(({ layer, choice, score }) => ({ layer, ...choice, fitness: score })),
   };
 }
@@ -115,6 +117,11 @@ export function showTables(tables: readonly TaskTable[]): string {
 export function memoryLine({ keep, topK, bytes, limit }: FittingExperts): string {
   const fewer = topK === undefined ? "" : `, top-k lowered to ${topK}`;
   return `${keep} experts per layer${fewer}, ${formatBytes(bytes)} of weights within ${formatBytes(limit)}`;
+}
+
+/** What the search samples say of a fit that has not seen them, in words. */
+export function crossFittedLine(crossFitted: CrossFitted): string {
+  return `${formatInterval(crossFitted)} on the search samples, each half of them under a fit to the other half`;
 }
 
 /** What became of a minimum, in words. */
