@@ -1,7 +1,14 @@
 import { readFile } from "node:fs/promises";
 import { join } from "node:path";
 import { reference } from "@coppice/backend-reference";
-import { type LoadedCheckpoint, loadModel, memoryFolder, memoryTarget } from "@coppice/checkpoint";
+import {
+  type LoadedCheckpoint,
+  loadModel,
+  memoryFolder,
+  memoryTarget,
+  parseSafetensors,
+  serializeSafetensors,
+} from "@coppice/checkpoint";
 import type { QuantizedBits } from "@coppice/core";
 import { fixturePath } from "@coppice/plugin-kit/node";
 import { quantizeCheckpoint, rtn, uniformFormat } from "@coppice/quantizers";
@@ -14,8 +21,15 @@ async function fixtureFiles(family: Family): Promise<Map<string, Uint8Array>> {
   const names = ["config.json", "generation_config.json", "model.safetensors"];
   const files = new Map<string, Uint8Array>();
   for (const name of names) files.set(name, await readFile(join(path, name)));
+  if (family !== "qwen3_moe") return files;
+  const { tensors } = await parseSafetensors(
+    files.get("model.safetensors") as Uint8Array,
+    "model.safetensors",
+  );
+  const others = [...tensors].filter(([name]) => name !== "lm_head.weight");
+  files.set("model.safetensors", serializeSafetensors(new Map(others)));
   const config = JSON.parse(new TextDecoder().decode(files.get("config.json")));
-  const text = JSON.stringify({ ...config, tie_word_embeddings: family === "qwen3_moe" });
+  const text = JSON.stringify({ ...config, tie_word_embeddings: true });
   return files.set("config.json", new TextEncoder().encode(text));
 }
 

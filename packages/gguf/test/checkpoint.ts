@@ -1,7 +1,14 @@
 import { mkdtemp, readFile, rm, writeFile } from "node:fs/promises";
 import { tmpdir } from "node:os";
 import { join } from "node:path";
-import { type LoadedCheckpoint, loadModel, memoryFolder, memoryTarget } from "@coppice/checkpoint";
+import {
+  type LoadedCheckpoint,
+  loadModel,
+  memoryFolder,
+  memoryTarget,
+  parseSafetensors,
+  serializeSafetensors,
+} from "@coppice/checkpoint";
 import { type GgufOptions, type GgufSummary, writeGguf } from "@coppice/gguf";
 import { type FixtureName, fixturePath } from "@coppice/plugin-kit/node";
 import { gguf } from "@huggingface/gguf";
@@ -20,6 +27,19 @@ export class Files {
   set(name: string, value: unknown): this {
     this.files.set(name, new TextEncoder().encode(typeof value === "string" ? value : JSON.stringify(value)));
     return this;
+  }
+
+  /** A model that has no head of its own. */
+  async tied(): Promise<this> {
+    const { tensors } = await parseSafetensors(
+      this.files.get("model.safetensors") as Uint8Array,
+      "model.safetensors",
+    );
+    this.files.set(
+      "model.safetensors",
+      serializeSafetensors(new Map([...tensors].filter(([name]) => name !== "lm_head.weight"))),
+    );
+    return this.json("config.json", (config) => (config["tie_word_embeddings"] = true));
   }
 
   async load(): Promise<LoadedCheckpoint> {
