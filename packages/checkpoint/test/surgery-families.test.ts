@@ -23,6 +23,8 @@ import { describe, expect, it } from "vitest";
 import { expectError, fixtures } from "./helpers.js";
 
 const names = readdirSync(fixtures);
+/** Families that score groups by two experts. */
+const pairs = ["deepseek_v3", "glm4_moe"];
 /** Families whose routers allow to fill up layers. */
 const padded = ["deepseek_v3", "glm4_moe", "gpt_oss", "minimax_m2"];
 
@@ -141,6 +143,16 @@ describe.each(names)("%s", (name) => {
     const kept = plans.reduce((sum, { experts }) => sum + experts.length, 0);
     expect(summary.padded.experts).toBe(summary.experts * plans.length - kept);
     expect(summary.padded.bytes).toBeGreaterThan(0);
+    await expectSliced(checkpoint, output, plans);
+  });
+
+  it("keeps a single expert, and as many as its loaders ask for", async () => {
+    await using checkpoint = await open();
+    if (moeLayers(checkpoint.model)[0]!.feedForward.router.order === "sparsemixer") return;
+    const plans = moeLayers(checkpoint.model).map(({ index }) => ({ layer: index, experts: [1], topK: 1 }));
+    const { output, summary } = await applied(checkpoint, plans);
+    // They take the two best experts of a group, also where there is one group.
+    expect(summary.experts).toBe(pairs.includes(name) ? 2 : 1);
     await expectSliced(checkpoint, output, plans);
   });
 

@@ -10,7 +10,7 @@ import {
   skipRuleOf,
 } from "@coppice/core";
 import { type ExpertSlot, slotsOf } from "./expert-slots.js";
-import { arrangePadded, paddingObstacle } from "./padding.js";
+import { arrangePadded, leastExperts, paddingObstacle } from "./padding.js";
 import { type RouterEntry, routerEntries } from "./router-entries.js";
 
 /**
@@ -48,7 +48,7 @@ export interface ExportShape {
 /**
  * How a valid plan can be written so that it computes exactly what the plan says. Stock configs hold one number of
  * experts, one top-k and one grouping for all layers, and stock routers have no router map and skip no experts. Layers of different
- * sizes are filled up with experts that are never chosen where the router allows to prove that, see `paddingObstacle`.
+ * sizes are filled up with experts that are never chosen where the router allows to prove that, see `paddingObstacle`, and so are layers of fewer experts than stock runtimes load.
  *
  * Experts of routers with groups are in ascending order, else in the order of the plan.
  * @throws COPPICE_PLAN_EXPORT with the layers that stand in the way, COPPICE_PLAN_GROUPS
@@ -110,12 +110,10 @@ export function exportShape(model: MoeModel, plan: Plan, layout: OutputLayout = 
       `keep the same number of experts in every layer, ${orRuntime}`,
     );
   }
-  if (
-    isStock &&
-    obstacle === undefined &&
-    (other || !fitsTogether(layers.map((layer) => () => groupsOf(layer))))
-  ) {
-    const shape = arrangePadded(layers);
+  const least = leastExperts(model);
+  const isUneven = () => !fitsTogether(layers.map((layer) => () => groupsOf(layer)));
+  if (isStock && obstacle === undefined && (other || first.slots.length < least || isUneven())) {
+    const shape = arrangePadded(layers, least);
     const filled = shape.layers.map((layer, i) => ({ ...layer, ...replaced(layers[i] as Layer) }));
     return { ...shape, layers: filled, topK: first.topK };
   }

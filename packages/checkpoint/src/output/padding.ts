@@ -1,4 +1,5 @@
-import { CoppiceError, groupMembers, type RouterSpec, type TensorRef } from "@coppice/core";
+import { CoppiceError, groupMembers, type MoeModel, type RouterSpec, type TensorRef } from "@coppice/core";
+import { families } from "../families/families.js";
 import type { ExpertSlot, OwnSlot } from "./expert-slots.js";
 import type { ExportShape, LayerShape } from "./export-shape.js";
 
@@ -42,6 +43,15 @@ function storageObstacle(tensors: readonly TensorRef[]): string | undefined {
   return narrow && `${narrow.name} is stored as ${narrow.dtype}, which cannot hold ${padBias}`;
 }
 
+/**
+ * Fewest experts that stock runtimes of a family load. Those of DeepSeek-V3 and its heirs score groups by their two best
+ * experts, also where all experts are one group.
+ */
+export function leastExperts({ family }: MoeModel): number {
+  const found = families.find(({ name }) => name === family);
+  return found?.config.groups && found.router.order === "sigmoid-topk" ? 2 : 1;
+}
+
 interface PaddedLayer {
   readonly layer: number;
   readonly slots: readonly OwnSlot[];
@@ -55,13 +65,14 @@ interface PaddedLayer {
  * A group is scored by its two best experts, so as long as two are real those that fill up do not count. Layers with
  * experts of no more groups than a token may use have no choice of groups to keep: their experts are put into as few
  * groups as possible, all of which score above groups without a real expert.
+ * @param least fewest experts of a layer
  * @throws COPPICE_PLAN_GROUPS when a group would have too few real experts
  */
-export function arrangePadded(layers: readonly PaddedLayer[]): Omit<ExportShape, "topK"> {
+export function arrangePadded(layers: readonly PaddedLayer[], least: number): Omit<ExportShape, "topK"> {
   const grouped = layers.map((layer) => ({ layer, groups: slotGroups(layer) }));
   const limited = grouped.filter(({ layer, groups }) => groups.length > keptGroups(layer));
   if (limited.length === 0) {
-    const experts = Math.max(...layers.map(({ slots }) => slots.length));
+    const experts = Math.max(least, ...layers.map(({ slots }) => slots.length));
     return finish(
       layers,
       experts,
