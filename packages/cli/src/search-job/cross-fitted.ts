@@ -8,7 +8,8 @@ export type CrossFitted = Pick<TaskScore, "value" | "low" | "high" | "samples">;
 
 /**
  * Scores of the search samples under fits that have not seen them: what the search score of the result would be, had its
- * projections been fitted to other samples. Which experts are kept, and how layers are fitted, still went by all of them.
+ * projections been fitted to other samples, and half as many. Which experts are kept, and how layers are fitted, still
+ * went by all of them.
  * @param plans what the halves were fitted to, in the order of `halves`
  */
 export async function crossFittedScore(
