@@ -334,7 +334,7 @@ describe("a work folder", () => {
     await store.write("a", Uint8Array.of(1, 2));
     await store.write("a", Uint8Array.of(3));
     expect([...(await store.read("a"))]).toEqual([3]);
-    await writeFile(join(folder, ".b.work-tmp"), "half");
+    await writeFile(join(folder, ".b.7.0123abcd.tmp"), "half");
     expect((await (await openWorkFolder(folder)).list()).sort()).toEqual(["a"]);
     expect(await store.freeBytes()).toBeGreaterThan(0);
     await store.remove("a");

@@ -93,6 +93,7 @@ describe("resolveInside", () => {
   it("refuses everything else", async () => {
     symlinkSync(tmpdir(), join(base, "out"));
     symlinkSync("nowhere", join(base, "broken"));
+    writeFileSync(join(base, "plain"), "");
     for (const name of [
       "",
       ".",
@@ -111,6 +112,7 @@ describe("resolveInside", () => {
       "out",
       "out/x",
       "broken",
+      "plain/x",
     ]) {
       await expectError(resolveInside(base, name), "COPPICE_FORMAT_PATH");
     }

@@ -1,4 +1,3 @@
-import { readFile, rename, stat, writeFile } from "node:fs/promises";
 import {
   CoppiceError,
   isCoppiceError,
@@ -6,6 +5,7 @@ import {
   type SerializedError,
   throwIfAborted,
 } from "@coppice/core";
+import { readTextBounded, writeFileAtomic } from "@coppice/core/node";
 import {
   type SampleSet,
   type WorkOutcome,
@@ -109,16 +109,7 @@ export async function readResultFile(path: string): Promise<Map<string, unknown>
 }
 
 async function readJson(path: string): Promise<unknown> {
-  let text: string;
-  try {
-    const { size } = await stat(path);
-    if (size > mostBytes) throw new Error(`it has ${size} bytes, more than the limit of ${mostBytes}`);
-    text = await readFile(path, "utf8");
-  } catch (cause) {
-    throw new CoppiceError("COPPICE_IO_READ", `${path} cannot be read: ${(cause as Error).message}`, {
-      cause,
-    });
-  }
+  const text = await readTextBounded(path, { limit: mostBytes, code: "COPPICE_IO_READ" });
   try {
     return JSON.parse(text);
   } catch (cause) {
@@ -128,15 +119,7 @@ async function readJson(path: string): Promise<unknown> {
   }
 }
 
-/** Writes JSON so that the file is there as a whole or not at all. */
+/** Writes JSON so that the file is there as a whole or not at all. It is of use to the two processes alone. */
 export async function writeWhole(path: string, value: RequestFile | ResultFile): Promise<void> {
-  const part = `${path}.${process.pid}.part`;
-  try {
-    await writeFile(part, JSON.stringify(value));
-    await rename(part, path);
-  } catch (cause) {
-    throw new CoppiceError("COPPICE_IO_WRITE", `${path} cannot be written: ${(cause as Error).message}`, {
-      cause,
-    });
-  }
+  await writeFileAtomic(path, JSON.stringify(value), { durable: false });
 }

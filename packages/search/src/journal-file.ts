@@ -1,10 +1,10 @@
 import { type FileHandle, open } from "node:fs/promises";
 import { dirname } from "node:path";
 import { CoppiceError } from "@coppice/core";
+import { readError, syncFolder, writeError } from "@coppice/core/node";
 import { decodeLine, encodeLine } from "./checked-line.js";
 import type { JournalRecord, RunJournal } from "./journal.js";
 import { checkIdentity, type RunIdentity } from "./run-identity.js";
-import { readError, syncFolder, writeError } from "./write-file-atomic.js";
 
 /** Largest journal that is read: some 100,000 evaluations of 500 samples, far beyond any run, yet within memory. */
 export const maxJournalBytes = 2 ** 30;

@@ -3,4 +3,3 @@ export { type RememberingExecutorOptions, rememberingExecutor } from "./remember
 export { type OpenRunFolderOptions, openRunFolder, type RunFolder } from "./run-folder.js";
 export { type IdentityDifference, identityDifferences, type RunIdentity } from "./run-identity.js";
 export { takeLock } from "./run-lock.js";
-export { writeFileAtomic } from "./write-file-atomic.js";

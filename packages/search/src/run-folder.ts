@@ -1,11 +1,11 @@
 import { mkdir, readdir } from "node:fs/promises";
 import { join, resolve } from "node:path";
 import { CoppiceError } from "@coppice/core";
+import { readError, writeError, writeFileAtomic } from "@coppice/core/node";
 import type { RunJournal } from "./journal.js";
 import { type JournalFile, openJournalFile } from "./journal-file.js";
 import type { RunIdentity } from "./run-identity.js";
 import { takeLock } from "./run-lock.js";
-import { readError, writeError, writeFileAtomic } from "./write-file-atomic.js";
 
 const journalName = "journal.jsonl";
 const lockName = "run.lock";

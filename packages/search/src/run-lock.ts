@@ -2,7 +2,7 @@ import { randomBytes } from "node:crypto";
 import { constants, copyFile, link, readFile, rm, stat, writeFile } from "node:fs/promises";
 import { hostname } from "node:os";
 import { CoppiceError } from "@coppice/core";
-import { readError, writeError } from "./write-file-atomic.js";
+import { readError, writeError } from "@coppice/core/node";
 
 /** Who holds a lock. */
 interface Holder {

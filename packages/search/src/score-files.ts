@@ -1,10 +1,10 @@
 import { createHash } from "node:crypto";
-import { lstat, mkdir, readFile } from "node:fs/promises";
+import { lstat, mkdir } from "node:fs/promises";
 import { dirname, join, resolve } from "node:path";
 import type { PlanScores } from "@coppice/core";
+import { readTextBounded, writeError, writeFileAtomic } from "@coppice/core/node";
 import { decodeLine, encodeLine } from "./checked-line.js";
 import type { RunIdentity } from "./run-identity.js";
-import { writeError, writeFileAtomic } from "./write-file-atomic.js";
 
 /** Scores of a plan by part (`raceParts` of core), undefined where a part was not evaluated. */
 export type PartScores = readonly (PlanScores | undefined)[];
@@ -47,8 +47,8 @@ export class ScoreFiles {
     try {
       // What is no plain file could be endless, or never answer.
       const found = await lstat(path);
-      if (!found.isFile() || found.size > maxFileBytes) return undefined;
-      const line = await readFile(path, "utf8");
+      if (!found.isFile()) return undefined;
+      const line = await readTextBounded(path, { limit: maxFileBytes });
       const record = line.endsWith("\n") ? decodeLine(line.slice(0, -1)) : undefined;
       if (record?.type !== "scores") return undefined;
       const { version, identity, key: plan, parts } = record as Readonly<Record<string, unknown>>;

@@ -1,11 +1,17 @@
-import { mkdir, readdir, readFile, rm, statfs } from "node:fs/promises";
+import { mkdir, readdir, rm } from "node:fs/promises";
 import { join } from "node:path";
+import {
+  freeBytes,
+  isUnfinishedFile,
+  readError,
+  readFileBounded,
+  writeError,
+  writeFileAtomic,
+} from "@coppice/core/node";
 import type { WorkStore } from "../work-store.js";
-import { replaceFile } from "./replace-file.js";
-import { systemError } from "./system-error.js";
 
-/** The process is in their names too: the worker of a killed one may end a moment later. */
-const unfinished = ".work-tmp";
+/** Most bytes of a file that is read: each was one array of the process that wrote it, and Node reads no more at once. */
+const mostBytes = 2 ** 31;
 
 /**
  * A folder as the store of a layer-streamed pass, for one process at a time; it is made, with those above it, and rid of
@@ -13,33 +19,24 @@ const unfinished = ".work-tmp";
  * @throws COPPICE_IO_WRITE, COPPICE_IO_READ
  */
 export async function openWorkFolder(path: string): Promise<WorkStore> {
-  const reading = <T>(what: string, work: () => Promise<T>) =>
-    work().catch((error: unknown) => {
-      throw systemError(error, `could not ${what}`, "COPPICE_IO_READ");
+  const reading = <T>(where: string, work: Promise<T>) =>
+    work.catch((error: unknown) => {
+      throw readError(where, error);
     });
-  const writing = <T>(what: string, work: () => Promise<T>) =>
-    work().catch((error: unknown) => {
-      throw systemError(error, `could not ${what}`, "COPPICE_IO_WRITE");
+  const writing = <T>(where: string, work: Promise<T>) =>
+    work.catch((error: unknown) => {
+      throw writeError(where, error);
     });
-  await writing(`make ${path}`, () => mkdir(path, { recursive: true }));
-  const remove = (name: string) =>
-    writing(`remove ${join(path, name)}`, () => rm(join(path, name), { force: true }));
-  const list = () => reading(`list ${path}`, () => readdir(path));
-  for (const name of await list()) if (name.endsWith(unfinished)) await remove(name);
+  await writing(path, mkdir(path, { recursive: true }));
+  const remove = (name: string) => writing(join(path, name), rm(join(path, name), { force: true }));
+  const list = () => reading(path, readdir(path));
+  for (const name of await list()) if (isUnfinishedFile(name)) await remove(name);
   return {
     label: path,
     list,
     remove,
-    read: (name) => reading(`read ${join(path, name)}`, () => readFile(join(path, name))),
-    write: (name, bytes) =>
-      writing(`write ${join(path, name)}`, () =>
-        replaceFile(join(path, name), join(path, `.${name}.${process.pid}${unfinished}`), bytes),
-      ),
-    freeBytes: () =>
-      reading(`ask for the room in ${path}`, async () => {
-        const { bavail, bsize } = await statfs(path);
-        // Some network file systems answer 0 blocks altogether when they do not know.
-        return bsize > 0 ? bavail * bsize : undefined;
-      }),
+    read: (name) => readFileBounded(join(path, name), { limit: mostBytes, code: "COPPICE_IO_READ" }),
+    write: (name, bytes) => writeFileAtomic(join(path, name), bytes),
+    freeBytes: () => reading(path, freeBytes(path)),
   };
 }

@@ -1,5 +1,6 @@
 import { constants } from "node:fs";
-import { lstat, mkdir, open, readdir, rename, rm, rmdir, statfs } from "node:fs/promises";
+import { lstat, mkdir, open, readdir, rename, rm, rmdir } from "node:fs/promises";
+import { freeBytes, syncFolder } from "@coppice/core/node";
 
 /** A file that is written by position. */
 export interface WritableFile {
@@ -38,11 +39,7 @@ export const nodeFileSystem: FileSystem = {
       },
     ),
   list: (path) => readdir(path),
-  freeBytes: async (path) => {
-    const { bavail, bsize } = await statfs(path);
-    // Some network file systems answer 0 blocks altogether when they do not know.
-    return bsize > 0 ? bavail * bsize : undefined;
-  },
+  freeBytes,
   makeFolders: (path) => mkdir(path, { recursive: true }),
   makeFolder: async (path) => {
     await mkdir(path);
@@ -56,16 +53,7 @@ export const nodeFileSystem: FileSystem = {
       close: () => handle.close(),
     };
   },
-  syncFolder: async (path) => {
-    // Windows cannot open folders; its renames are durable by themselves.
-    if (process.platform === "win32") return;
-    const handle = await open(path, constants.O_RDONLY);
-    try {
-      await handle.sync();
-    } finally {
-      await handle.close();
-    }
-  },
+  syncFolder,
   rename,
   removeTree: (path) => rm(path, { recursive: true, force: true }),
   removeFolder: rmdir,

@@ -1,5 +1,6 @@
 import { dirname, join, resolve } from "node:path";
 import { CoppiceError } from "@coppice/core";
+import { writeError } from "@coppice/core/node";
 import { checkFileName } from "../folder.js";
 import {
   type ByteSink,
@@ -135,19 +136,11 @@ class FolderTransaction implements TargetTransaction {
 
   async #explain(error: unknown): Promise<unknown> {
     const { code } = error as NodeJS.ErrnoException;
-    if (error instanceof CoppiceError || typeof code !== "string") return error;
     if (code === "ENOSPC" || code === "EDQUOT") {
       return this.#noSpace(await this.#fs.freeBytes(this.#parent).catch(() => undefined), error);
     }
     if (code === "EEXIST" || code === "ENOTEMPTY") return targetExists(this.#label);
-    return new CoppiceError(
-      "COPPICE_IO_WRITE",
-      `${this.#label} cannot be written: ${(error as Error).message}`,
-      {
-        cause: error,
-        details: { path: this.#label, code },
-      },
-    );
+    return writeError(this.#label, error);
   }
 
   #noSpace(free: number | undefined, cause?: unknown): CoppiceError {

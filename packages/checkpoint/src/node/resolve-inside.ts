@@ -39,7 +39,11 @@ async function realOf(path: string): Promise<string> {
   try {
     return await realpath(path);
   } catch (error) {
-    if ((error as NodeJS.ErrnoException).code !== "ENOENT") throw error;
+    const { code } = error as NodeJS.ErrnoException;
+    if (code === "ENOTDIR") {
+      throw new CoppiceError("COPPICE_FORMAT_PATH", `${path} leads through a file as if it were a folder`);
+    }
+    if (code !== "ENOENT") throw error;
     const isLink = await lstat(path).then(
       () => true,
       () => false,

@@ -1,8 +1,8 @@
 import { Command, type CommandUnknownOpts, InvalidArgumentError, Option } from "@commander-js/extra-typings";
 import { folderTarget } from "@coppice/checkpoint/node";
 import { CoppiceError, type QuantizedBits, quantizedBits, quantizedGroups, RunEmitter } from "@coppice/core";
+import { writeFileAtomic } from "@coppice/core/node";
 import { quantizeCheckpoint, uniformFormat } from "@coppice/quantizers";
-import { writeFileAtomic } from "@coppice/search/node";
 import type { CliContext } from "../context.js";
 import {
   backendOption,

@@ -1,5 +1,5 @@
 import { type MoeModel, type Plan, parsePlan } from "@coppice/core";
-import { writeFileAtomic } from "@coppice/search/node";
+import { writeFileAtomic } from "@coppice/core/node";
 import type { CliContext } from "../context.js";
 import { readJsonFile } from "./text-file.js";
 

@@ -1,5 +1,5 @@
-import { readFile, stat } from "node:fs/promises";
-import { CoppiceError, type ErrorCode } from "@coppice/core";
+import { CoppiceError, type ErrorCode, isCoppiceError } from "@coppice/core";
+import { readTextBounded } from "@coppice/core/node";
 
 /** A whole text file of at most `limit` bytes. @throws COPPICE_USAGE, COPPICE_IO_READ, or `code` when it is too large */
 export async function readTextFile(
@@ -9,23 +9,12 @@ export async function readTextFile(
   signal?: AbortSignal,
 ): Promise<string> {
   try {
-    const { size } = await stat(path);
-    if (size > limit) {
-      throw new CoppiceError(code, `${path} has ${size} bytes, at most ${limit} are read`);
-    }
-    return await readFile(path, { encoding: "utf8", ...(signal && { signal }) });
+    return await readTextBounded(path, { limit, code, signal });
   } catch (cause) {
-    if (cause instanceof CoppiceError) throw cause;
-    if (signal?.aborted)
-      throw new CoppiceError("COPPICE_ABORTED", `stopped while reading ${path}`, { cause });
-    const reason = (cause as NodeJS.ErrnoException).code;
-    if (reason === "ENOENT") {
+    if (isCoppiceError(cause, "COPPICE_IO_READ") && cause.details.system === "ENOENT") {
       throw new CoppiceError("COPPICE_USAGE", `${path} does not exist`, { cause, details: { path } });
     }
-    throw new CoppiceError("COPPICE_IO_READ", `${path} cannot be read: ${(cause as Error).message}`, {
-      cause,
-      details: { path, reason },
-    });
+    throw cause;
   }
 }
 

@@ -1,14 +1,19 @@
 import { basename } from "node:path";
+import { readFileBounded, writeFileAtomic } from "@coppice/core/node";
 import type { RoutingTrace } from "../routing-trace.js";
 import { decodeTrace, encodeTrace, traceLimits } from "../trace-file.js";
-import { readWhole, type WriteOptions, writeWhole } from "./whole-file.js";
+import type { WriteOptions } from "./write-options.js";
 
 /**
  * Writes a routing trace, which appears complete or not at all.
  * @throws COPPICE_IO_EXISTS, COPPICE_IO_WRITE, COPPICE_IO_NO_SPACE, COPPICE_ABORTED
  */
-export function writeTrace(path: string, trace: RoutingTrace, options: WriteOptions = {}): Promise<void> {
-  return writeWhole(path, encodeTrace(trace), options);
+export async function writeTrace(
+  path: string,
+  trace: RoutingTrace,
+  { overwrite = false, signal }: WriteOptions = {},
+): Promise<void> {
+  await writeFileAtomic(path, encodeTrace(trace), { overwrite, signal });
 }
 
 /** @throws COPPICE_TRACE_FORMAT, COPPICE_IO_READ, COPPICE_ABORTED */
@@ -16,8 +21,7 @@ export async function readTrace(
   path: string,
   { signal }: { readonly signal?: AbortSignal } = {},
 ): Promise<RoutingTrace> {
-  return decodeTrace(
-    await readWhole(path, traceLimits.fileBytes, "COPPICE_TRACE_FORMAT", signal),
-    basename(path),
-  );
+  const limit = traceLimits.fileBytes;
+  const bytes = await readFileBounded(path, { limit, code: "COPPICE_TRACE_FORMAT", signal });
+  return decodeTrace(bytes, basename(path));
 }

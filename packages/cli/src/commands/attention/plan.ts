@@ -9,8 +9,8 @@ import {
   type Runner,
   spanDensity,
 } from "@coppice/core";
+import { writeFileAtomic } from "@coppice/core/node";
 import { formatBytes } from "@coppice/report";
-import { writeFileAtomic } from "@coppice/search/node";
 import type { CliContext } from "../../context.js";
 import {
   backendOption,

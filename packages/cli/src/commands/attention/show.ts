@@ -1,7 +1,7 @@
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
 import { type AttentionPlan, spanDensity } from "@coppice/core";
+import { writeFileAtomic } from "@coppice/core/node";
 import { renderAttention } from "@coppice/report";
-import { writeFileAtomic } from "@coppice/search/node";
 import type { CliContext } from "../../context.js";
 import { examples, wholeNumber } from "../../options.js";
 import { attentionPicture, attentionSummary, headDensities } from "../../terminal/attention-plan.js";

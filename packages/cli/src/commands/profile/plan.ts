@@ -1,5 +1,6 @@
 import { Command, type CommandUnknownOpts } from "@commander-js/extra-typings";
 import { CoppiceError, modelSize } from "@coppice/core";
+import { writeFileAtomic } from "@coppice/core/node";
 import {
   checkStoreModel,
   expectedDrop,
@@ -10,7 +11,6 @@ import {
 } from "@coppice/profiles";
 import { readProfiles } from "@coppice/profiles/node";
 import { formatBytes, formatScore, formatShare } from "@coppice/report";
-import { writeFileAtomic } from "@coppice/search/node";
 import type { CliContext } from "../../context.js";
 import { backendOption, backendSetOption, examples } from "../../options.js";
 import { formatFacts } from "../../terminal/format.js";
