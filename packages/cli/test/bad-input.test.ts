@@ -382,6 +382,13 @@ describe("a command that cannot be done", () => {
       expect([out, existsSync(join(out, "config.json"))]).toEqual([out, false]);
   });
 
+  it("a search whose strategy refuses its options, which leaves no run folder behind", async () => {
+    const out = join(work, "refused");
+    const args = ["search", model, "--keep", "4", "--task", task, "--out", out, "--set", "sped=3"];
+    expect((await coppice(args)).stderr).toMatch(/^error COPPICE_PLUGIN_OPTIONS: /);
+    expect(existsSync(out)).toBe(false);
+  });
+
   it("a plan of another model", async () => {
     const other = copyModel(join(work, "qwen"), "qwen3_moe");
     const out = join(work, "small");

@@ -168,7 +168,7 @@ function parse<S extends v.GenericSchema>(schema: S, body: unknown): v.InferOutp
   const [issue] = result.issues;
   const param = v.getDotPath(issue) ?? undefined;
   const message =
-    issue.kind === "schema" && issue.received === "undefined" ? "is missing" : `: ${issue.message}`;
+    issue.kind === "schema" && issue.received === "undefined" ? " is missing" : `: ${issue.message}`;
   throw new ApiError(400, `${param ?? "the body"}${message}`, {
     code: "invalid_value",
     ...(param !== undefined && { param }),

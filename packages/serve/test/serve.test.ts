@@ -273,6 +273,12 @@ describe("bad requests", () => {
     if (status === 400) expect(answer.error.message).toBeTypeOf("string");
   });
 
+  it("a request that names no model, in words", async () => {
+    await using s = await start();
+    const answer = await (await post(s.url, '{"prompt":"a"}')).json();
+    expect(answer.error).toMatchObject({ message: "model is missing", param: "model" });
+  });
+
   it.each<[string, string, RequestInit, number]>([
     ["an unknown path", "/v1/embeddings", { method: "POST" }, 404],
     ["another method", "/v1/completions", {}, 405],

@@ -19,6 +19,7 @@ import {
   workersOption,
 } from "../options.js";
 import { findPlugin, loadPlugin } from "../plugins/find-plugin.js";
+import { checkStrategy } from "../search-job/create-strategy.js";
 import { runAndReport } from "../search-job/run-and-report.js";
 import { askBatch, runIdentity, type SearchJob } from "../search-job/search-job.js";
 import { crossFittedLine, memoryLine, showTables } from "../search-job/search-result.js";
@@ -203,6 +204,7 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
         backend: findPlugin("backend", options.backend, cwd),
         backendOptions: options.backendSet ?? {},
       };
+      await checkStrategy(job);
       const emitter = new RunEmitter();
       context.out.follow(emitter);
       await using folder = await openRunFolder(context.path(options.out), runIdentity(job), {

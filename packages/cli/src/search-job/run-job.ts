@@ -5,7 +5,6 @@ import {
   moeLayers,
   noWork,
   type Plan,
-  Rng,
   type Scored,
   type SearchStrategy,
   selectExperts,
@@ -21,6 +20,7 @@ import {
   type SearchResult,
 } from "@coppice/search";
 import { projectToStock } from "@coppice/search-eep";
+import { createStrategy } from "./create-strategy.js";
 import { Measurer } from "./measure.js";
 import { randomPlans } from "./random-plan.js";
 import { type Reconstructed, reconstructPlan } from "./reconstruct-plan.js";
@@ -65,12 +65,7 @@ export async function runJob(run: SearchRun): Promise<JobResult> {
   const { job, folder, emitter, signal } = run;
   const { model } = job.opened.checkpoint;
   const scores = await seedScores(run);
-  const strategy = await job.strategy.plugin.create(job.options, {
-    model,
-    rng: Rng.fromSeed(job.seed),
-    evaluations: job.evaluations,
-    scores,
-  });
+  const strategy = await createStrategy(job, scores);
   const oneShot = job.criteria.map(({ plugin }) => ({
     label: plugin.pluginName,
     plan: oneShotPlan(job, scores.get(plugin.pluginName) as Float64Array[]),
