@@ -6,7 +6,10 @@ import {
   checkMatmul,
   checkNorm,
   type Gpu,
+  type Implementation,
   type KernelCheck,
+  type MatmulCall,
+  type NormCall,
   selfCheck,
 } from "@coppice/kernels-webgpu";
 import { smallAttention } from "./check-attention-kernels.js";
@@ -28,11 +31,17 @@ export async function checkOperators(
   canReadCodes: boolean,
   operators: Operators,
 ): Promise<void> {
-  const multiply = { name: "products of ONNX Runtime", run: operators.multiply.bind(operators) };
-  const normalize = { name: "norms of ONNX Runtime", run: operators.normalize.bind(operators) };
-  const attend = {
+  const multiply: Implementation<MatmulCall> = {
+    name: "products of ONNX Runtime",
+    run: (_, call) => operators.multiply(call),
+  };
+  const normalize: Implementation<NormCall> = {
+    name: "norms of ONNX Runtime",
+    run: (_, call) => operators.normalize(call),
+  };
+  const attend: Implementation<AttentionCall> = {
     name: "attention of ONNX Runtime",
-    run: async (call: AttentionCall) => {
+    run: async (_, call) => {
       const prompt = { ...call, sequences: 1, length: call.tokens };
       if (!(await operators.attend(prompt))) attendPrefill(gpu, call);
     },

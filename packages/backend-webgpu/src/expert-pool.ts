@@ -51,9 +51,9 @@ export class ExpertPool {
     return this.experts + (this.#needed.size > 0 ? this.#held.size : 0);
   }
 
-  /** Slots of a plan that are merged. */
-  merged(plan: LayerPlan | undefined): number {
-    return plan ? this.#slotsOf(plan).filter((slot) => typeof slot !== "number").length : 0;
+  /** What its merged experts are known by; equal ones are one. */
+  merged(plan: LayerPlan | undefined): string[] {
+    return plan ? this.#slotsOf(plan).flatMap((slot) => (typeof slot === "number" ? [] : [slot.key])) : [];
   }
 
   /** From here on what is placed stays until the next call. */

@@ -44,7 +44,7 @@ export function isGroupable(
       plan?.topK !== undefined
     )
       return false;
-    return pool.merged(plan) <= pool.capacity;
+    return pool.merged(plan).length <= pool.capacity;
   });
 }
 
@@ -60,17 +60,17 @@ export function countTogether(
       starts.reduce((most, start, s) => Math.max(most, s === 0 ? 0 : start - (starts[s - 1] as number)), 0),
     );
   const tile = tileOf(jobs[0] as GroupJob);
-  const merged = new Map<number, number>();
+  const merged = new Map(Array.from(pools.keys(), (layer) => [layer, new Set<string>()]));
   let tokens = 0;
   let count = 0;
   for (const job of jobs) {
     if (count > 0 && (tokens + job.checked.tokens > most || tileOf(job) !== tile)) break;
-    const own = [...pools].map(([layer, pool]): [number, number] => [
-      layer,
-      (merged.get(layer) ?? 0) + pool.merged(job.plans.get(layer)),
-    ]);
-    if (count > 0 && own.some(([layer, needed]) => needed > (pools.get(layer) as ExpertPool).capacity)) break;
-    for (const [layer, needed] of own) merged.set(layer, needed);
+    const fits = [...pools].every(([layer, pool]) => {
+      const needed = merged.get(layer) as Set<string>;
+      for (const key of pool.merged(job.plans.get(layer))) needed.add(key);
+      return needed.size <= pool.capacity;
+    });
+    if (count > 0 && !fits) break;
     tokens += job.checked.tokens;
     count++;
   }

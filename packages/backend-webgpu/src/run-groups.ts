@@ -29,6 +29,8 @@ import type { Workspace } from "./workspace.js";
 
 /** Up to so many rows, products in float16 are not those of matrix units. */
 const fewHalfRows = 32;
+/** Tokens of a group that is not made smaller for the sake of another one. */
+const leastGroup = 2 * pace.batchTokens;
 /** Bytes of merged experts that are kept for further plans. */
 const mergedBytes = 256 * 1024 * 1024;
 
@@ -71,7 +73,7 @@ export class RunGroups implements QueueWork<GroupJob> {
       ),
     );
     const room = Math.floor(Math.min(expertBytes, gpu.maxBindingBytes) / (4 * perToken));
-    this.most = Math.max(1, Math.min(2 * pace.batchTokens, room));
+    this.most = Math.max(1, Math.min(8 * pace.batchTokens, room));
   }
 
   /** A run that can be computed together with others; undefined: it cannot. @throws as `BoundaryStore.check` does */
@@ -97,7 +99,10 @@ export class RunGroups implements QueueWork<GroupJob> {
   }
 
   together(jobs: readonly GroupJob[]): number {
-    return countTogether(this.#pools, jobs, this.most);
+    const tokens = jobs.reduce((sum, job) => sum + this.size(job), 0);
+    // Of no more than one group, half is computed while the rest is recorded.
+    const most = Math.min(this.most, Math.max(leastGroup, Math.ceil(tokens / 2)));
+    return countTogether(this.#pools, jobs, most);
   }
 
   async record(jobs: readonly GroupJob[]): Promise<() => Promise<RunResult[]>> {

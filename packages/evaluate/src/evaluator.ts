@@ -33,6 +33,9 @@ export const defaultPrefixCacheBytes = 256 * 1024 * 1024;
  */
 const memoryShare = 0.5;
 
+/** Batches at a time that keep a device busy: some are computed while others are recorded, or their results on their way. */
+const busyBatches = 4;
+
 export interface EvaluatorOptions {
   /** Not disposed by the evaluator. */
   readonly runner: Runner;
@@ -57,6 +60,8 @@ export interface Evaluator extends Disposable {
   readonly samples: Int32Array;
   /** Those of each part. */
   readonly parts: readonly Int32Array[];
+  /** Evaluations of one part at a time that keep the runner busy; of runners with a `pace`. */
+  readonly busyParts?: number;
   /**
    * Scores of its samples, or of those of one part, in their order. Equal plans get equal bits, whatever was evaluated
    * before. Calls may overlap where the runner has a `pace`.
@@ -86,6 +91,8 @@ export function createEvaluator(options: EvaluatorOptions): Evaluator {
   const sizes = parts.map((batches) => batches.reduce((sum, batch) => sum + batch.tokens, 0));
   // Parts are about equal in size.
   const entryBytes = Math.max(0, ...sizes) * model.hiddenSize * Float32Array.BYTES_PER_ELEMENT;
+  const mean = sizes.reduce((sum, size) => sum + size, 0) / sizes.length;
+  const busyParts = pace && Math.ceil((busyBatches * pace.batchTokens) / Math.max(1, mean));
   const remembers = runner.createMemory !== undefined;
   const share = remembers ? memoryShare : 0;
   const cache = new PrefixCache((1 - share) * prefixCacheBytes, entryBytes);
@@ -183,6 +190,7 @@ export function createEvaluator(options: EvaluatorOptions): Evaluator {
   return {
     samples,
     parts: partSamples,
+    ...(busyParts !== undefined && { busyParts }),
     async evaluate(plan, { part, signal } = {}) {
       const wanted = part === undefined ? samples : (partSamples[part] ?? new Int32Array());
       const rank = new Map(Array.from(wanted, (sample, i) => [sample, i]));

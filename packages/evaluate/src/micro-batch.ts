@@ -33,15 +33,11 @@ export function microBatches(task: EncodedTask, pace?: WorkPace): MicroBatch[] {
   return cut(task, Array.from(task.samples.keys()), minBatches, pace);
 }
 
-/**
- * The micro-batches of every part of a task (`raceParts` of core), so that a part can be evaluated alone. They are all in one
- * part where the whole task is no more than one batch of the runner's `pace`: to a device that computes several plans side by
- * side, the rest of so few tokens costs less than waiting for each part before the next.
- */
+/** The micro-batches of every part of a task (`raceParts` of core), so that a part can be evaluated alone. */
 export function partBatches(task: EncodedTask, pace?: WorkPace): MicroBatch[][] {
   const samples = Array.from(task.samples.keys());
   const count = raceParts(samples.length);
-  const parts = Array.from({ length: count }, (_, part) =>
+  return Array.from({ length: count }, (_, part) =>
     cut(
       task,
       samples.filter((sample) => sample % count === part),
@@ -49,9 +45,6 @@ export function partBatches(task: EncodedTask, pace?: WorkPace): MicroBatch[][] 
       pace,
     ),
   );
-  const batches = parts.flat();
-  const tokens = batches.reduce((sum, batch) => sum + batch.tokens, 0);
-  return pace && tokens <= pace.batchTokens ? [batches] : parts;
 }
 
 function cut(

@@ -19,6 +19,7 @@ export async function owningExecutor(
     return {
       preferredBatch: scorer.preferredBatch,
       ...(scorer.parts !== undefined && { parts: scorer.parts }),
+      ...(scorer.busyParts !== undefined && { busyParts: scorer.busyParts }),
       evaluate: (plans, options) => scorer.evaluate(plans, options),
       work: () => scorer.work(),
       dispose,

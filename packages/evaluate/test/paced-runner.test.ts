@@ -131,8 +131,16 @@ it("asks for the probabilities of choices instead of all logits", async () => {
   expect(seen.targets).toBe(2);
 });
 
-it("puts a task that is no more than one batch of a device into one part", () => {
-  const [batches, ...others] = partBatches(task, { ...pace, batchTokens: 10_000 });
-  expect(others).toEqual([]);
-  expect(batches?.flatMap(({ samples }) => samples).sort((a, b) => a - b)).toEqual([...task.samples.keys()]);
+it("says how many parts at a time keep a device busy", () => {
+  const { runner } = paced(hiddenRunner(model));
+  const evaluator = createEvaluator({ runner, task });
+  const tokens = partBatches(task)
+    .flat()
+    .reduce((sum, batch) => sum + batch.tokens, 0);
+  // Four of its batches, in parts of a quarter of the task.
+  expect(evaluator.busyParts).toBe(Math.ceil((4 * pace.batchTokens) / (tokens / 4)));
+  evaluator[Symbol.dispose]();
+  const plain = createEvaluator({ runner: hiddenRunner(model), task });
+  expect(plain.busyParts).toBeUndefined();
+  plain[Symbol.dispose]();
 });

@@ -70,8 +70,8 @@ export interface WorkerMethods {
       attention?: AttentionPlan;
       shard: Shard;
     };
-    /** Its samples of every part, and whether `evaluate` may be called besides itself. */
-    result: { parts: readonly Int32Array[]; overlaps: boolean };
+    /** Its samples of every part, and `Evaluator.busyParts`: where there are any, `evaluate` may be called besides itself. */
+    result: { parts: readonly Int32Array[]; busyParts: number | undefined };
   };
   disposeScorer: { params: { scorer: number }; result: undefined };
   evaluate: {

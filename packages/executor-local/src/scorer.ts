@@ -55,6 +55,7 @@ export async function createScorer(hosts: readonly WorkerHost[], options: Scorer
     }),
   );
   const parts = shards[0]?.parts.length ?? 1;
+  const busyParts = shards[0]?.busyParts;
   /** Samples of one part, or of all, and which of them each worker scores; one without any has nothing to say. */
   const share = (part: number | undefined) => {
     const owned = shards.map((shard) => ({
@@ -67,9 +68,9 @@ export async function createScorer(hosts: readonly WorkerHost[], options: Scorer
     const active = owned.filter(({ samples }) => samples.length > 0);
     return {
       size: all.length,
-      active: active.map(({ host, overlaps, counters, samples }) => ({
+      active: active.map(({ host, busyParts, counters, samples }) => ({
         host,
-        overlaps,
+        overlaps: busyParts !== undefined,
         counters,
         places: samples.sort((a, b) => a - b).map((sample) => rank.get(sample) as number),
       })),
@@ -118,6 +119,7 @@ export async function createScorer(hosts: readonly WorkerHost[], options: Scorer
   return {
     preferredBatch: 4,
     parts,
+    ...(busyParts !== undefined && { busyParts }),
     async evaluate(plans, { signal: outer, part } = {}) {
       throwIfAborted(outer, "evaluating plans");
       if (disposed) {

@@ -87,7 +87,7 @@ export class WorkerSession {
         ...(prefixCacheBytes !== undefined && { prefixCacheBytes }),
       });
       this.#evaluators.set(scorer, evaluator);
-      return { parts: evaluator.parts, overlaps: runner.pace !== undefined };
+      return { parts: evaluator.parts, busyParts: evaluator.busyParts };
     },
 
     disposeScorer: ({ scorer }) => {

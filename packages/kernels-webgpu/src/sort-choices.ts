@@ -21,8 +21,11 @@ export function sortedBytes(
   return { order: 4 * choices, tiles: 16 * (1 + mostTiles(choices, slotCount, tile)) };
 }
 
-/** Small tiles where few tokens share an expert. */
-const tileOf = (choices: number, slotCount: number): Tile => (choices / slotCount > 24 ? 64 : 16);
+/** Small tiles where few tokens share an expert, large ones where many do. */
+function tileOf(choices: number, slotCount: number): Tile {
+  const each = choices / slotCount;
+  return each > 1000 ? 128 : each > 24 ? 64 : 16;
+}
 
 function mostTiles(choices: number, slotCount: number, tile: Tile): number {
   return Math.floor(choices / tile) + Math.min(choices, slotCount);

@@ -62,7 +62,9 @@ export class MergePhase implements Phase {
     const origin = this.#parent.result === undefined ? "model" : "step";
     if (origin === "model" && wanted > 0) this.#asked.push(this.#parent.genome);
     else {
-      while (this.#asked.length < Math.min(wanted, this.#rates.mergeChildren)) {
+      // Of large batches a quarter: who evaluates many plans at a time has them, though a parent is left later.
+      const children = Math.max(this.#rates.mergeChildren, Math.floor(limit / 4));
+      while (this.#asked.length < Math.min(wanted, children)) {
         const child = this.#breed();
         if (!child) break;
         this.#asked.push(child);

@@ -42,6 +42,11 @@ export function combineExecutors(tasks: readonly CombinedTask[]): Executor {
   const shares = tasks.map(({ weight }) => weight / weights);
   const lowest = tasks.reduce((sum, { least }, t) => sum + (shares[t] as number) * least, 0);
   const parts = partsOf(tasks);
+  // A part of all tasks is one of each.
+  const busyParts = tasks.reduce<number | undefined>(
+    (least, { executor: { busyParts: own } }) => own && Math.min(own, least ?? own),
+    undefined,
+  );
 
   const each = async (
     plans: readonly Plan[],
@@ -82,6 +87,7 @@ export function combineExecutors(tasks: readonly CombinedTask[]): Executor {
   return {
     preferredBatch: Math.max(...tasks.map(({ executor }) => executor.preferredBatch)),
     ...(parts > 1 && { parts }),
+    ...(busyParts !== undefined && { busyParts }),
     async evaluate(plans, { signal, part } = {}) {
       if (part === undefined) {
         const results = await each(plans, () => ({}), signal);

@@ -141,13 +141,14 @@ export class PlanEvaluator {
   async #compute(jobs: ReadonlyMap<string, Job>, outer: AbortSignal | undefined): Promise<void> {
     const open = [...jobs].filter(([, job]) => !isSettled(job));
     const { parts = 1 } = this.#executor;
-    const races = ({ rival, known }: Job) => parts > 1 && (rival !== undefined || known !== undefined);
-    const racing = open.flatMap(([, job]) => (races(job) ? [job] : []));
-    const whole = open.flatMap(([, job]) => (races(job) ? [] : [job]));
+    const canRace = ({ rival, known }: Job) => parts > 1 && (rival !== undefined || known !== undefined);
+    const racing = open.flatMap(([, job]) => (canRace(job) ? [job] : []));
+    const whole = open.flatMap(([, job]) => (canRace(job) ? [] : [job]));
     const failed = new AbortController();
     const signal = outer ? AbortSignal.any([outer, failed.signal]) : failed.signal;
     // Every candidate goes on by itself: parts are with different workers, which have work while there is any.
-    const running = [this.#whole(whole, signal), ...racing.map((job) => this.#race(job, parts, signal))];
+    const races = new Races(racing.length, parts, this.#executor.busyParts ?? 0);
+    const running = [this.#whole(whole, signal), ...racing.map((job) => this.#race(job, races, signal))];
     try {
       await Promise.all(running);
     } catch (error) {
@@ -168,14 +169,20 @@ export class PlanEvaluator {
     }
   }
 
-  /** Evaluates a plan part by part until it is settled. */
-  async #race(job: Job, parts: number, signal: AbortSignal): Promise<void> {
+  /** Evaluates a plan part by part until it is settled. Of parts behind that nothing is learned, however many were evaluated. */
+  async #race(job: Job, races: Races, signal: AbortSignal): Promise<void> {
+    const { parts } = races;
     while (!isSettled(job)) {
-      const part = job.known?.partial?.known ?? 0;
       const samples = (job.known ?? job.rival)?.scores.length ?? 0;
-      const [result] = await this.#execute([job.plan], part, signal);
-      job.known = withScores(job.known, result as PlanScores | CoppiceError, { part, parts, samples });
+      const asked = races.next(job.known?.partial?.known ?? 0);
+      const results = await Promise.all(asked.map((part) => this.#execute([job.plan], part, signal)));
+      for (const [i, part] of asked.entries()) {
+        const [result] = results[i] as [PlanScores | CoppiceError];
+        job.known = withScores(job.known, result, { part, parts, samples });
+        if (isSettled(job)) break;
+      }
     }
+    races.open--;
   }
 
   /** Journals and learns what is new. */
@@ -249,6 +256,23 @@ export class PlanEvaluator {
       for (const plan of plans) results.push(...(await this.#execute([plan], part, signal)));
       return results;
     }
+  }
+}
+
+/** The races of one call. */
+class Races {
+  constructor(
+    /** Those that are not settled. */
+    public open: number,
+    readonly parts: number,
+    /** `busyParts` of the executor. */
+    readonly busy: number,
+  ) {}
+
+  /** Parts from `part` on that are evaluated next, for each of the open races. */
+  next(part: number): number[] {
+    const count = Math.max(1, Math.floor(this.busy / this.open));
+    return Array.from({ length: Math.min(count, this.parts - part) }, (_, i) => part + i);
   }
 }
 

@@ -46,8 +46,8 @@ export async function rememberingExecutor(options: RememberingExecutorOptions): 
     const found = await files.read(key);
     return found && fits(found, executor.parts, samples) ? [...found] : undefined;
   };
-  const write = async (key: string, parts: PartScores): Promise<void> => {
-    // Another run may have found more of a plan that races.
+  const writeNow = async (key: string, parts: PartScores): Promise<void> => {
+    // Another call or run may have found more of a plan that races.
     const found = parts.includes(undefined) ? await read(key) : undefined;
     const sound = parts.map((part, i) => (part?.scores.every(Number.isFinite) ? part : found?.[i]));
     if (!writes || !sound.some(Boolean)) return;
@@ -57,6 +57,14 @@ export async function rememberingExecutor(options: RememberingExecutorOptions): 
       if (writes) emitter?.notify("warn", { code: "cache", message: (error as Error).message });
       writes = false;
     }
+  };
+  /** By key; parts that are found at the same time are added to one file after one another. */
+  const writing = new Map<string, Promise<void>>();
+  const write = async (key: string, parts: PartScores): Promise<void> => {
+    const end = (writing.get(key) ?? Promise.resolve()).then(() => writeNow(key, parts));
+    writing.set(key, end);
+    await end;
+    if (writing.get(key) === end) writing.delete(key);
   };
 
   /** What is known of every plan, after evaluating what of `part`, or of all parts, is not. */
@@ -110,6 +118,7 @@ export async function rememberingExecutor(options: RememberingExecutorOptions): 
   return {
     preferredBatch: executor.preferredBatch,
     ...(executor.parts !== undefined && { parts: executor.parts }),
+    ...(executor.busyParts !== undefined && { busyParts: executor.busyParts }),
     async evaluate(plans, { signal, part: asked } = {}) {
       // The only part is the whole.
       const part = byParts ? asked : undefined;

@@ -32,9 +32,11 @@ export interface NoisyExecutor extends Executor {
 
 export function noisyExecutor({
   parts,
+  busyParts,
   fails,
 }: {
   parts: boolean;
+  busyParts?: number;
   fails?: (part: number) => boolean;
 }): NoisyExecutor {
   let done = 0;
@@ -42,6 +44,7 @@ export function noisyExecutor({
   return {
     preferredBatch: 2,
     ...(parts && { parts: raceParts(samples) }),
+    ...(busyParts !== undefined && { busyParts }),
     async evaluate(plans, { part } = {}) {
       if (part !== undefined && !parts) throw new Error("asked for a part");
       return plans.map((plan): PlanScores => {

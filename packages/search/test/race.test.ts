@@ -60,16 +60,20 @@ describe("lostAfter", () => {
 });
 
 describe("candidates of a batch that race", () => {
-  const [rival, one, two] = [
+  const [rival, one, two, three] = [
     [0, 1],
     [2, 3],
     [4, 5],
-  ].map((experts) => keepEverywhere(model, experts)) as [Plan, Plan, Plan];
+    [6, 7],
+  ].map((experts) => keepEverywhere(model, experts)) as [Plan, Plan, Plan, Plan];
   const racers = [one, two].map((plan) => ({ plan, rival: planKey(rival, model) }));
 
   /** An evaluator that knows the rival, and whose executor gives the same scores to all after `before`. */
-  async function evaluating(before: (plan: Plan, part: number, signal: AbortSignal) => Promise<void>) {
-    const inner = noisyExecutor({ parts: true });
+  async function evaluating(
+    before: (plan: Plan, part: number, signal: AbortSignal) => Promise<void>,
+    busyParts?: number,
+  ) {
+    const inner = noisyExecutor({ parts: true, ...(busyParts && { busyParts }) });
     const executor: Executor = {
       ...inner,
       async evaluate(plans, { part, signal } = {}) {
@@ -100,6 +104,20 @@ describe("candidates of a batch that race", () => {
     expect(done.filter((step) => step.startsWith("one"))).toEqual(["one 0", "one 1", "one 2", "one 3"]);
   });
 
+  test("evaluate further parts at once where they are too few to keep the executor busy", async () => {
+    const asked: string[] = [];
+    const evaluator = await evaluating(async (plan, part) => {
+      asked.push(`${planKey(plan, model) === planKey(one, model) ? "one" : "two"} ${part}`);
+      await new Promise((resolve) => setImmediate(resolve));
+    }, 5);
+    await evaluator.evaluate(racers);
+    expect(asked.slice(0, 4)).toEqual(["one 0", "one 1", "two 0", "two 1"]);
+    expect(asked).toHaveLength(8);
+    asked.length = 0;
+    await evaluator.evaluate([{ plan: three, rival: planKey(rival, model) }]);
+    expect(asked).toEqual(["two 0", "two 1", "two 2", "two 3"]);
+  });
+
   test("are all stopped by an error that is no candidate's, before it is thrown", async () => {
     let stopped = false;
     const evaluator = await evaluating(async (plan, part, signal) => {
@@ -115,6 +133,21 @@ describe("candidates of a batch that race", () => {
 });
 
 describe("a run whose candidates race", () => {
+  test("tells and journals the same however many parts are evaluated ahead of their need", async () => {
+    const plain = noisyExecutor({ parts: true });
+    const expected = await race(plain);
+    for (const busyParts of [4, 8, 100]) {
+      const executor = noisyExecutor({ parts: true, busyParts });
+      const found = await race(executor);
+      expect(found.told).toEqual(expected.told);
+      expect(comparable(found.result)).toEqual(comparable(expected.result));
+      expect(evaluationRecords(found.journal.records, "search")).toEqual(
+        evaluationRecords(expected.journal.records, "search"),
+      );
+      expect(executor.done() > plain.done()).toBe(busyParts > 4);
+    }
+  });
+
   test("tells the same whether or not the executor can evaluate parts, and saves work when it can", async () => {
     const [inParts, whole] = [noisyExecutor({ parts: true }), noisyExecutor({ parts: false })];
     const a = await race(inParts);

@@ -59,6 +59,15 @@ describe("scores that any run evaluated before", () => {
     expect(other.done()).toBe(first.done());
   });
 
+  test("are all kept of a plan whose parts are evaluated at the same time", async () => {
+    const folder = newFolder();
+    const ahead = { parts: true, busyParts: 100 };
+    await search(await remember(noisyExecutor(ahead), folder));
+    const again = noisyExecutor(ahead);
+    await search(await remember(again, folder));
+    expect(again.done()).toBe(0);
+  });
+
   test("are found part by part: only what a lost race left out is evaluated", async () => {
     const folder = newFolder();
     const plan = keepEverywhere(model, [0, 1, 2]);
