@@ -132,17 +132,18 @@ function productChecks(
       },
     ]) {
       const format = commonFormat(refs, canReadCodes);
-      checks.push(
-        checkExperts({
-          ...shared,
-          format,
-          columns: smallColumns(format, columns),
-          bias: bias !== undefined,
-          activation,
-          scaled: scaled && activation !== undefined,
-          perChoice: activation === undefined,
-        }),
-      );
+      const shape = {
+        ...shared,
+        format,
+        columns: smallColumns(format, columns),
+        bias: bias !== undefined,
+        activation,
+        scaled: scaled && activation !== undefined,
+        perChoice: activation === undefined,
+      };
+      checks.push(checkExperts(shape));
+      // Of so many tokens, thousands may go to one expert.
+      if (rows === 512) checks.push(checkExperts({ ...shape, tile: 128 }));
     }
   };
   if (from === 0) {

@@ -13,8 +13,14 @@ import {
   checkRouting,
   checkTargets,
   checkUnfold,
+  createMatrix,
+  disposeMatrix,
+  expertMatmul,
   type KernelCheck,
+  sortChoices,
+  sortedBytes,
   type WeightFormat,
+  writeRows,
 } from "@coppice/kernels-webgpu";
 
 const formats: readonly WeightFormat[] = [
@@ -115,7 +121,91 @@ const experts: KernelCheck[] = [
     }),
   ]),
   checkExperts({ ...few, ...plain, format: f32, tokens: 9, activation: { kind: "relu2" }, sorted: false }),
+  // Tiles for thousands of choices of one expert, one of which none fills.
+  checkExperts({
+    ...few,
+    ...plain,
+    format: { kind: "bf16" },
+    outputs: 70,
+    tokens: 200,
+    activation: silu,
+    sorted: true,
+    tile: 128,
+  }),
+  checkExperts({
+    ...few,
+    format: f32,
+    columns: 22,
+    tokens: 90,
+    bias: true,
+    activation: undefined,
+    scaled: false,
+    perChoice: true,
+    sorted: true,
+    tile: 128,
+  }),
+  tilesAlike({ columns: 42, outputs: 70, tokens: 150, experts: 3, topK: 2 }),
 ];
+
+/** A product must not depend on how many others are computed with it: tiles of all sizes give the same bits. */
+function tilesAlike(shape: {
+  columns: number;
+  outputs: number;
+  tokens: number;
+  experts: number;
+  topK: number;
+}): KernelCheck {
+  const { columns, outputs, tokens, experts, topK } = shape;
+  const choices = tokens * topK;
+  const values = (count: number, seed: number) =>
+    Float32Array.from({ length: count }, (_, i) => Math.sin(seed + 1.7 * i));
+  return {
+    kernel: "matmul-grouped",
+    key: "tiles alike",
+    tolerance: 0,
+    async run(gpu) {
+      const matrix = createMatrix(
+        gpu,
+        { format: f32, blocks: experts, rows: 2 * outputs, columns },
+        "experts",
+      );
+      writeRows(gpu, matrix, 0, values(experts * 2 * outputs * columns, 1));
+      const upload = (data: Float32Array | Int32Array | Uint32Array) => gpu.upload(data, "tiles alike");
+      const own = {
+        tokens,
+        topK,
+        slots: upload(Int32Array.from({ length: choices }, (_, i) => (i * i) % experts)),
+        gates: upload(values(choices, 2)),
+        places: upload(Uint32Array.from({ length: experts }, (_, i) => i)),
+        slotCount: experts,
+      };
+      const x = upload(values(tokens * columns, 3));
+      const counts = gpu.buffer(4, "counts");
+      const found: Float32Array[] = [];
+      for (const tile of [16, 64, 128] as const) {
+        const bytes = sortedBytes(choices, experts, tile);
+        const [order, tiles] = [gpu.buffer(bytes.order, "order"), gpu.buffer(bytes.tiles, "tiles")];
+        const y = gpu.buffer(4 * choices * outputs, "y");
+        const sorted = sortChoices(gpu, own, { order, tiles }, counts, tile);
+        expertMatmul(gpu, {
+          choices: { ...own, sorted },
+          x,
+          perChoice: false,
+          stacks: [{ matrix }],
+          activation: silu,
+          y,
+        });
+        found.push(await gpu.readFloats(y, choices * outputs));
+        for (const buffer of [order, tiles, y]) buffer.dispose();
+      }
+      for (const buffer of [own.slots, own.gates, own.places, x, counts]) buffer.dispose();
+      disposeMatrix(matrix);
+      const [first, ...others] = found as [Float32Array, ...Float32Array[]];
+      if (!first.every(Number.isFinite) || first.every((value) => value === 0)) return Number.NaN;
+      return others.every((other) => other.every((value, i) => value === first[i])) ? 0 : 1;
+    },
+  };
+}
 
 const base = { topK: 3 } as const;
 const normalize = { power: 1 } as const;

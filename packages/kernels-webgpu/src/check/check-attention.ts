@@ -44,9 +44,10 @@ const names = {
 export function checkAttention(check: AttentionCheck, by?: Implementation<AttentionCall>): KernelCheck {
   const { shape, sinks, sequences, way, sight } = check;
   const { heads, kvHeads, keyDim, valueDim } = shape;
+  const checked = by ?? ourKernel(check);
   return {
-    kernel: by?.name ?? (sight ? `${names[way]} of ${sight}` : names[way]),
-    key: `${by?.name ?? "attention"} ${JSON.stringify(check)}`,
+    kernel: checked.name,
+    key: `${checked.name} ${JSON.stringify(check)}`,
     tolerance: 2e-5,
     run: (gpu) =>
       withBuffers(gpu, async (own) => {
@@ -86,11 +87,19 @@ export function checkAttention(check: AttentionCheck, by?: Implementation<Attent
           attentionReceived(gpu, call, empty(2 * row * heads), received);
           return worstDifference(await gpu.readFloats(received, row), slow.received);
         }
-        if (by) await by.run(call);
-        else if (way === "prefill") attendPrefill(gpu, call);
-        else attendSplit(gpu, call, empty(splitBytes(shape, row, tables.longest) / 4));
+        await checked.run(gpu, call, own);
         return worstDifference(await gpu.readFloats(y, row * heads * valueDim), slow.mixed);
       }),
+  };
+}
+
+function ourKernel({ way, sight }: AttentionCheck): Implementation<AttentionCall> {
+  return {
+    name: sight ? `${names[way]} of ${sight}` : names[way],
+    run: (gpu, call, { empty }) => {
+      if (way === "prefill") attendPrefill(gpu, call);
+      else attendSplit(gpu, call, empty(splitBytes(call.shape, call.tokens, call.longest) / 4));
+    },
   };
 }
 

@@ -19,6 +19,7 @@ import {
 } from "../gpu-matrix.js";
 import { fewRows, type MatmulCall, matmul } from "../matmul.js";
 import { sortChoices, sortedBytes } from "../sort-choices.js";
+import type { Tile } from "../tile-frame.js";
 import {
   type Implementation,
   type KernelCheck,
@@ -89,22 +90,22 @@ export function checkMatmul({
   outputs,
   bias,
   half = false,
-  by,
+  by = { name: rows <= fewRows ? "matmul-rows" : "matmul-tiled", run: matmul },
 }: MatmulShape): KernelCheck {
   return {
-    kernel: by?.name ?? (rows <= fewRows ? "matmul-rows" : "matmul-tiled"),
-    key: `${by?.name ?? "matmul"} ${formatKey(format)} ${rows}x${columns}x${outputs} ${bias} ${half}`,
+    kernel: by.name,
+    key: `${by.name} ${formatKey(format)} ${rows}x${columns}x${outputs} ${bias} ${half}`,
     // Values of about 1: half has 11 bits.
     tolerance: (half ? 2e-3 : 2e-6) * columns,
     run: (gpu) =>
-      withBuffers(gpu, async ({ upload, empty }) => {
+      withBuffers(gpu, async (own) => {
+        const { upload, empty } = own;
         const x = randomValues(rows * columns, 1);
         const { matrix, values } = randomMatrix(gpu, format, [outputs, 1, columns], 2);
         const b = bias ? randomValues(outputs, 3) : undefined;
         const y = empty(rows * outputs);
         const call = { x: upload(x), rows, weight: matrix, bias: b && upload(b), y, factor: 0.5, half };
-        if (by) await by.run(call);
-        else matmul(gpu, call);
+        await by.run(gpu, call, own);
         const found = await gpu.readFloats(y, rows * outputs);
         disposeMatrix(matrix);
         return worstDifference(
@@ -150,6 +151,8 @@ export interface ExpertsShape {
   readonly perChoice: boolean;
   /** Sorted into tiles, or every choice by itself. */
   readonly sorted: boolean;
+  /** Default: as their number says. */
+  readonly tile?: Tile;
   readonly half?: boolean;
 }
 
@@ -169,7 +172,7 @@ function slowActivation(activation: ActivationSpec | undefined, gate: number, up
 export function checkExperts(shape: ExpertsShape): KernelCheck {
   const { format, tokens, topK, experts, columns, outputs, bias, activation, scaled, perChoice, sorted } =
     shape;
-  const { half = false } = shape;
+  const { half = false, tile } = shape;
   return {
     kernel: sorted ? "matmul-grouped" : "matmul-gathered",
     key: `experts ${JSON.stringify(shape)}`,
@@ -199,7 +202,7 @@ export function checkExperts(shape: ExpertsShape): KernelCheck {
           };
         });
         const y = empty(choices * outputs);
-        const bytes = sortedBytes(choices, experts);
+        const bytes = sortedBytes(choices, experts, tile);
         const own = {
           tokens,
           topK,
@@ -210,7 +213,13 @@ export function checkExperts(shape: ExpertsShape): KernelCheck {
         };
         const counts = empty(1);
         const inOrder = sorted
-          ? sortChoices(gpu, own, { order: empty(bytes.order / 4), tiles: empty(bytes.tiles / 4) }, counts)
+          ? sortChoices(
+              gpu,
+              own,
+              { order: empty(bytes.order / 4), tiles: empty(bytes.tiles / 4) },
+              counts,
+              tile,
+            )
           : undefined;
         expertMatmul(gpu, {
           choices: { ...own, sorted: inOrder },

@@ -18,12 +18,14 @@ export function checkNorm(
   inPlace = false,
   by?: Implementation<NormCall>,
 ): KernelCheck {
+  const checked = by ?? { name: "norm", run: norm };
   return {
-    kernel: by?.name ?? "norm",
-    key: `${by?.name ?? "norm"} ${kind} ${size} ${inPlace}`,
+    kernel: checked.name,
+    key: `${checked.name} ${kind} ${size} ${inPlace}`,
     tolerance: 2e-5,
     run: (gpu) =>
-      withBuffers(gpu, async ({ upload, empty }) => {
+      withBuffers(gpu, async (own) => {
+        const { upload, empty } = own;
         const [rows, stride, epsilon] = [3, by ? size : size + 2, 1e-5];
         const x = randomValues(rows * stride, 1).map((value) => value + 0.5);
         const weight = randomValues(size, 2);
@@ -41,8 +43,7 @@ export function checkNorm(
           rows,
           stride,
         };
-        if (by) await by.run(call);
-        else norm(gpu, call);
+        await checked.run(gpu, call, own);
         const found = await gpu.readFloats(y ?? from, rows * (y ? size : stride));
         const expected = y ? [] : [...x];
         for (let row = 0; row < rows; row++) {

@@ -14,10 +14,11 @@ export interface KernelCheck {
   run(gpu: Gpu): Promise<number>;
 }
 
-/** Another implementation of what a kernel computes, to be checked against the same formula. */
+/** What computes the same as a formula: our kernel, or another implementation in its place. */
 export interface Implementation<Call> {
   readonly name: string;
-  run(call: Call): Promise<void>;
+  /** @param own where to get memory for it */
+  run(gpu: Gpu, call: Call, own: CheckBuffers): void | Promise<void>;
 }
 
 const passed = new WeakMap<Gpu, Set<string>>();
