@@ -1,12 +1,15 @@
 import {
   type ActivationSpec,
   type AttentionSpec,
+  type GroupedQueryWeights as GroupedQueryParts,
+  type LatentWeights as LatentParts,
   type LayerRange,
   type LinearSpec,
   type LoadRequest,
   type MlpSpec,
   type MoeModel,
   type NormSpec,
+  readAttention,
   type TensorRef,
   throwIfAborted,
   type WeightReader,
@@ -39,26 +42,8 @@ export interface Mlp {
   readonly activation: ActivationSpec;
 }
 
-export interface GroupedQueryWeights {
-  readonly query: Linear;
-  readonly key: Linear;
-  readonly value: Linear;
-  readonly output: Linear;
-  readonly queryNorm: Norm | undefined;
-  readonly keyNorm: Norm | undefined;
-  /** [heads] */
-  readonly sinks: Float32Array | undefined;
-}
-
-export interface LatentWeights {
-  readonly queryDown: Linear | undefined;
-  readonly queryNorm: Norm | undefined;
-  readonly query: Linear;
-  readonly kvDown: Linear;
-  readonly kvNorm: Norm;
-  readonly kvUp: Linear;
-  readonly output: Linear;
-}
+export type GroupedQueryWeights = GroupedQueryParts<Linear, Norm, Float32Array>;
+export type LatentWeights = LatentParts<Linear, Norm>;
 
 export interface Router {
   /** [experts, hidden] */
@@ -192,30 +177,12 @@ class ModelReader {
     };
   }
 
-  async attention(spec: AttentionSpec): Promise<GroupedQueryWeights | LatentWeights> {
+  attention(spec: AttentionSpec): Promise<GroupedQueryWeights | LatentWeights> {
     if (spec.kind === "other") throw new TypeError(`${spec.name} has no weights that could be read`);
-    const query = await this.linear(spec.query);
-    const queryNorm = spec.queryNorm && (await this.norm(spec.queryNorm));
-    const output = await this.linear(spec.output);
-    if (spec.kind === "gqa") {
-      return {
-        query,
-        key: await this.linear(spec.key),
-        value: await this.linear(spec.value),
-        output,
-        queryNorm,
-        keyNorm: spec.keyNorm && (await this.norm(spec.keyNorm)),
-        sinks: await this.optional(spec.sinks),
-      };
-    }
-    return {
-      queryDown: spec.queryDown && (await this.linear(spec.queryDown)),
-      queryNorm,
-      query,
-      kvDown: await this.linear(spec.kvDown),
-      kvNorm: await this.norm(spec.kvNorm),
-      kvUp: await this.linear(spec.kvUp),
-      output,
-    };
+    return readAttention(spec, {
+      linear: (part) => this.linear(part),
+      norm: (part) => this.norm(part),
+      vector: (ref) => this.optional(ref),
+    });
   }
 }

@@ -1,4 +1,4 @@
-import { CoppiceError, type LayerRange, type LoadRequest } from "@coppice/core";
+import { CoppiceError, type LayerRange, type LoadRequest, readAttention } from "@coppice/core";
 import type { Gpu } from "@coppice/kernels-webgpu";
 import type { LayerWeights, ModelWeights } from "./model-weights.js";
 import { WeightLoader } from "./weight-loader.js";
@@ -58,7 +58,7 @@ async function readAll(
     layers.set(index, {
       dense: feedForward.kind === "dense" ? await loader.mlp(feedForward.mlp) : undefined,
       attentionNorm: await loader.norm(attentionNorm),
-      attention: await loader.attention(attention),
+      attention: await readAttention(attention, loader),
       feedForwardNorm: await loader.norm(feedForwardNorm),
       moe: router &&
         experts && {

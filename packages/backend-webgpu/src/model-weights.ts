@@ -1,4 +1,9 @@
-import type { ActivationSpec, NormSpec } from "@coppice/core";
+import type {
+  ActivationSpec,
+  GroupedQueryWeights as GroupedQueryParts,
+  LatentWeights as LatentParts,
+  NormSpec,
+} from "@coppice/core";
 import type { ExpertStack, GpuBuffer, GpuMatrix } from "@coppice/kernels-webgpu";
 
 /** Weight in blocks of one row, [outputs, inputs]. */
@@ -16,26 +21,8 @@ export interface Norm {
   readonly bias: GpuBuffer | undefined;
 }
 
-export interface GroupedQueryWeights {
-  readonly query: Linear;
-  readonly key: Linear;
-  readonly value: Linear;
-  readonly output: Linear;
-  readonly queryNorm: Norm | undefined;
-  readonly keyNorm: Norm | undefined;
-  /** [heads] */
-  readonly sinks: GpuBuffer | undefined;
-}
-
-export interface LatentWeights {
-  readonly queryDown: Linear | undefined;
-  readonly queryNorm: Norm | undefined;
-  readonly query: Linear;
-  readonly kvDown: Linear;
-  readonly kvNorm: Norm;
-  readonly kvUp: Linear;
-  readonly output: Linear;
-}
+export type GroupedQueryWeights = GroupedQueryParts<Linear, Norm, GpuBuffer>;
+export type LatentWeights = LatentParts<Linear, Norm>;
 
 /** One MLP that every token goes through. */
 export interface Mlp {

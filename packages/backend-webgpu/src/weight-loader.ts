@@ -1,5 +1,4 @@
 import {
-  type AttentionSpec,
   elementCount,
   type LinearSpec,
   type MlpSpec,
@@ -18,16 +17,7 @@ import {
   writeQuantized,
   writeRows,
 } from "@coppice/kernels-webgpu";
-import type {
-  ExpertBiases,
-  Experts,
-  GroupedQueryWeights,
-  LatentWeights,
-  Linear,
-  Mlp,
-  Norm,
-  Owned,
-} from "./model-weights.js";
+import type { ExpertBiases, Experts, Linear, Mlp, Norm, Owned } from "./model-weights.js";
 import { commonFormat, interleave, interleaveCodes } from "./weight-format.js";
 
 /** Bytes of uploads that may be under way: the host holds no more of the weights than that. */
@@ -92,34 +82,6 @@ export class WeightLoader implements Owned {
 
   async norm({ kind, weight, bias, epsilon }: NormSpec): Promise<Norm> {
     return { kind, epsilon, weight: await this.vector(weight), bias: await this.vector(bias) };
-  }
-
-  async attention(
-    spec: Exclude<AttentionSpec, { kind: "other" }>,
-  ): Promise<GroupedQueryWeights | LatentWeights> {
-    const query = await this.linear(spec.query);
-    const queryNorm = spec.queryNorm && (await this.norm(spec.queryNorm));
-    const output = await this.linear(spec.output);
-    if (spec.kind === "gqa") {
-      return {
-        query,
-        key: await this.linear(spec.key),
-        value: await this.linear(spec.value),
-        output,
-        queryNorm,
-        keyNorm: spec.keyNorm && (await this.norm(spec.keyNorm)),
-        sinks: await this.vector(spec.sinks),
-      };
-    }
-    return {
-      queryDown: spec.queryDown && (await this.linear(spec.queryDown)),
-      queryNorm,
-      query,
-      kvDown: await this.linear(spec.kvDown),
-      kvNorm: await this.norm(spec.kvNorm),
-      kvUp: await this.linear(spec.kvUp),
-      output,
-    };
   }
 
   async mlp({ gate, up, down, gateBias, upBias, downBias, width, activation }: MlpSpec): Promise<Mlp> {

@@ -1,6 +1,6 @@
 import { createWebgpuBackend, type DeviceSource, type OnnxRuntime } from "@coppice/backend-webgpu";
 import { isCoppiceError } from "@coppice/core";
-import { checkMatmul, selfCheck } from "@coppice/kernels-webgpu";
+import { checkMatmul, type Gpu, type MatmulCall, selfCheck } from "@coppice/kernels-webgpu";
 import { type ConformanceCase, randomModel } from "@coppice/plugin-kit";
 import { SharedDevice } from "../src/device.js";
 
@@ -80,7 +80,7 @@ export function engineCases(
           operators: own,
           release,
         } = await new SharedDevice({ ...source, onnxRuntime }, { engine: "ort" }).use();
-        const by = { name: "codes", run: own.multiply.bind(own) };
+        const by = { name: "codes", run: (_: Gpu, call: MatmulCall) => own.multiply(call) };
         const shape = { columns: 64, outputs: 40, by };
         for (const bits of [4, 8] as const) {
           const format = { kind: "quantized", bits, groupSize: 32, zeros: false } as const;

@@ -2,6 +2,7 @@ export * from "./attention-method.js";
 export * from "./attention-parse.js";
 export * from "./attention-plan.js";
 export * from "./attention-spans.js";
+export * from "./attention-weights.js";
 export * from "./backend.js";
 export * from "./block-mask.js";
 export * from "./cache-places.js";

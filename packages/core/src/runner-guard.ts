@@ -39,8 +39,8 @@ export class RunnerGuard<L> {
 
   /** @throws COPPICE_BACKEND_DISPOSED */
   get loaded(): L {
-    if (this.#loaded !== undefined) return this.#loaded;
-    throw disposedRunner();
+    this.throwIfDisposed();
+    return this.#loaded as L;
   }
 
   /** @throws COPPICE_BACKEND_DISPOSED */
