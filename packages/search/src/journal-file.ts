@@ -1,7 +1,7 @@
 import { type FileHandle, open } from "node:fs/promises";
 import { dirname } from "node:path";
 import { CoppiceError } from "@coppice/core";
-import { readError, syncFolder, writeError } from "@coppice/core/node";
+import { readHandleBounded, syncFolder, writeError } from "@coppice/core/node";
 import { decodeLine, encodeLine } from "./checked-line.js";
 import type { JournalRecord, RunJournal } from "./journal.js";
 import { checkIdentity, type RunIdentity } from "./run-identity.js";
@@ -113,23 +113,8 @@ async function readRecords(
   file: FileHandle,
   path: string,
 ): Promise<{ records: JournalRecord[]; bytes: number; size: number }> {
-  let data: Buffer;
-  try {
-    const { size } = await file.stat();
-    if (size > maxJournalBytes) {
-      throw damaged(path, `has ${size} bytes, at most ${maxJournalBytes} are read`, 1);
-    }
-    data = Buffer.alloc(size);
-    let filled = 0;
-    while (filled < size) {
-      const { bytesRead } = await file.read(data, filled, size - filled, filled);
-      if (bytesRead === 0) break;
-      filled += bytesRead;
-    }
-    data = data.subarray(0, filled);
-  } catch (error) {
-    throw readError(path, error);
-  }
+  const found = await readHandleBounded(file, path, { limit: maxJournalBytes, code: "COPPICE_RUN_JOURNAL" });
+  const data = Buffer.from(found.buffer, found.byteOffset, found.length);
   const records: JournalRecord[] = [];
   let begin = 0;
   while (begin < data.length) {

@@ -22,30 +22,41 @@ const firstRead = 2 ** 16;
  * @throws COPPICE_IO_READ, COPPICE_ABORTED, or `code`
  */
 export async function readFileBounded(path: string, options: ReadFileOptions): Promise<Uint8Array> {
+  throwIfAborted(options.signal, `reading ${path}`);
+  const file = await open(path, "r").catch((error: unknown) => {
+    throw readError(path, error);
+  });
+  try {
+    return await readHandleBounded(file, path, options);
+  } finally {
+    await file.close();
+  }
+}
+
+/** As `readFileBounded`, of a file that was just opened and stays open. */
+export async function readHandleBounded(
+  file: FileHandle,
+  path: string,
+  options: ReadFileOptions,
+): Promise<Uint8Array> {
   const { limit, code = "COPPICE_FORMAT_LIMIT", signal } = options;
   const tooLarge = (size: string) =>
     new CoppiceError(code, `${path} has ${size} bytes, at most ${limit} are read`, {
       details: { path, limit },
     });
-  throwIfAborted(signal, `reading ${path}`);
   try {
-    const file = await open(path, "r");
-    try {
-      const { size } = await file.stat();
-      if (size > limit) throw tooLarge(`${size}`);
-      // One byte more than expected tells its end.
-      let bytes = new Uint8Array(Math.max(size, Math.min(firstRead, limit)) + 1);
-      let done = 0;
-      for (;;) {
-        done = await fill(file, bytes, done, path, signal);
-        if (done > limit) throw tooLarge(`more than ${limit}`);
-        if (done < bytes.length) return bytes.subarray(0, done);
-        const larger = new Uint8Array(Math.min(2 * bytes.length, limit + 1));
-        larger.set(bytes);
-        bytes = larger;
-      }
-    } finally {
-      await file.close();
+    const { size } = await file.stat();
+    if (size > limit) throw tooLarge(`${size}`);
+    // One byte more than expected tells its end.
+    let bytes = new Uint8Array(Math.max(size, Math.min(firstRead, limit)) + 1);
+    let done = 0;
+    for (;;) {
+      done = await fill(file, bytes, done, path, signal);
+      if (done > limit) throw tooLarge(`more than ${limit}`);
+      if (done < bytes.length) return bytes.subarray(0, done);
+      const larger = new Uint8Array(Math.min(2 * bytes.length, limit + 1));
+      larger.set(bytes);
+      bytes = larger;
     }
   } catch (error) {
     throw readError(path, error);
