@@ -138,6 +138,11 @@ describe("quantize with a budget", () => {
       ["--bytes", "20000", "--sensitivity", planFile],
       "the smallest choice takes",
     ],
+    [
+      "an average below the fewest bits, before anything is measured",
+      ["--average-bits", "1", "--data", join(work, "never-read.jsonl")],
+      "the smallest choice takes",
+    ],
     ["widths that nothing executes", ["--average-bits", "3", "--widths", "3"], "expected one of 0, 2, 4, 8"],
     ["dropping alone", ["--average-bits", "3", "--widths", "0"], "expected one or more of 2, 4, 8"],
     ["a preset for bytes", ["--bytes", "1MB", "--preset", "mc-moe"], "shares out --average-bits"],

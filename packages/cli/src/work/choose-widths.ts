@@ -16,7 +16,13 @@ import {
   type Quantizer,
   quantizedBits,
 } from "@coppice/core";
-import { type FormatOf, formatMatrices, modelMatrices, packedSize } from "@coppice/quantizers";
+import {
+  type FormatOf,
+  type FormattedMatrix,
+  formatMatrices,
+  modelMatrices,
+  packedSize,
+} from "@coppice/quantizers";
 import { formatBytes } from "@coppice/report";
 import type { CliContext } from "../context.js";
 import { type MeasureOptions, widthSensitivity } from "./measure-widths.js";
@@ -75,10 +81,9 @@ export async function chooseWidths(
     packedSize(sizes.get(name) as [number, number], widthFormat(bits as QuantizedBits, options));
   const budget = budgetOf(opened, [...sizes.keys()], bytes, options);
   const formats = quantizedBits.map((bits) => widthFormat(bits, options));
-  const sensitivity = await widthSensitivity({ opened, quantizer, matrices, formats }, options, context);
-  const common = { model, sensitivity: withAllowed(sensitivity, model.tied, options), bytes };
-  const found =
-    preset && averageBits !== undefined
+  const choose = (sensitivity: Sensitivity) => {
+    const common = { model, sensitivity: withAllowed(sensitivity, model.tied, options), bytes };
+    return preset && averageBits !== undefined
       ? allocateMcMoe({ ...common, average: averageBits, widths, others: leastBits })
       : allocateBits({
           ...common,
@@ -87,7 +92,41 @@ export async function chooseWidths(
           prune: widths.includes(0) ? "uniform" : "none",
           least: ({ expert }) => (expert === undefined ? leastBits : 0),
         });
+  };
+  // Refuses budgets that are too small before what takes minutes.
+  choose(withoutLosses(model, matrices, options));
+  const sensitivity = await widthSensitivity({ opened, quantizer, matrices, formats }, options, context);
+  const found = choose(sensitivity);
   return { ...found, budget, sensitivity };
+}
+
+/** A table in which nothing costs anything, whose choice shows what is possible. */
+function withoutLosses(
+  model: MoeModel,
+  matrices: readonly FormattedMatrix[],
+  { mixed }: WidthOptions,
+): Sensitivity {
+  return {
+    model: model.fingerprint,
+    quantized: mixed ? "matrices" : "experts",
+    positions: 0,
+    matrices: matrices.map(({ weight, role, layer, expert }) => ({
+      name: weight.name,
+      role,
+      ...(layer !== undefined && { layer }),
+      ...(expert !== undefined && { expert }),
+      widths: quantizedBits.map((bits) => ({ bits, loss: 0, error: 0 })),
+    })),
+    experts: moeLayers(model).flatMap(({ index, feedForward: { router, experts } }) =>
+      experts.map((_, expert) => ({
+        layer: index,
+        expert,
+        share: 0,
+        gateShare: 0,
+        ...(!router.groups && experts.length > router.topK && { dropped: { loss: 0, error: 0 } }),
+      })),
+    ),
+  };
 }
 
 /** Bytes for all matrices that can be quantized. */
