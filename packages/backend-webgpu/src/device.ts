@@ -9,6 +9,8 @@ export interface DeviceSource {
   readonly name: string;
   /** @returns null where there is no adapter */
   requestAdapter(): Promise<GPUAdapter | null>;
+  /** Extensions of WGSL that it compiles; absent: none is used. */
+  readonly wgslLanguageFeatures?: Pick<ReadonlySet<string>, "has"> | undefined;
   /**
    * `onnxruntime-web/webgpu`, for the engine `ort`, made ready for a device of this source.
    * @throws COPPICE_BACKEND_UNAVAILABLE when it is not installed
@@ -120,7 +122,11 @@ async function openDevice(source: DeviceSource, options: DeviceOptions): Promise
       requiredFeatures: wanted.filter((feature) => adapter.features.has(feature)),
       requiredLimits: Object.fromEntries(limits.map((limit) => [limit, adapter.limits[limit]])),
     });
-    gpu = new Gpu(device, { ...gpuOptions, adapterInfo: adapter.info });
+    gpu = new Gpu(device, {
+      ...gpuOptions,
+      adapterInfo: adapter.info,
+      packsBytes: source.wgslLanguageFeatures?.has("packed_4x8_integer_dot_product") ?? false,
+    });
   } catch (cause) {
     throw new CoppiceError(
       "COPPICE_BACKEND_UNAVAILABLE",

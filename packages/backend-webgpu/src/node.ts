@@ -43,6 +43,7 @@ export async function nodeDevices(): Promise<DeviceSource> {
       return nodeOnnxRuntime(gpu, dawn.globals, device);
     },
     name: "npm webgpu",
+    wgslLanguageFeatures: gpu.wgslLanguageFeatures,
     requestAdapter: () => gpu.requestAdapter({ powerPreference: "high-performance" }),
   };
 }

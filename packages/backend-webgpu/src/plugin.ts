@@ -43,6 +43,9 @@ export function webgpuPlugin(source: () => DeviceSource | Promise<DeviceSource>)
  */
 export const navigatorDevices: DeviceSource = {
   name: "navigator.gpu",
+  get wgslLanguageFeatures() {
+    return globalThis.navigator?.gpu?.wgslLanguageFeatures;
+  },
   async requestAdapter() {
     const gpu: GPU | undefined = globalThis.navigator?.gpu;
     return gpu ? gpu.requestAdapter({ powerPreference: "high-performance" }) : null;

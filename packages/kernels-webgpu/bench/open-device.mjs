@@ -24,7 +24,11 @@ export async function openDevice() {
     requiredLimits: Object.fromEntries(limits.map((limit) => [limit, adapter.limits[limit]])),
   });
   const { vendor, device: name, description } = adapter.info;
-  return { gpu: new Gpu(device, { adapterInfo: adapter.info }), name: `${vendor} ${name || description}` };
+  const packsBytes = gpu.wgslLanguageFeatures.has("packed_4x8_integer_dot_product");
+  return {
+    gpu: new Gpu(device, { adapterInfo: adapter.info, packsBytes }),
+    name: `${vendor} ${name || description}`,
+  };
 }
 
 const clock = async (gpu, record, times) => {

@@ -120,7 +120,7 @@ function parallelKernel(
     const { tile } = sorted;
     return productKernel(gpu, { ...shared, grouped: true, tile }, half);
   }
-  const options = { ...shared, rows: 1, gathered: true, ...rowsSharing(matrix, 1) } as const;
+  const options = { ...shared, rows: 1, gathered: true, ...rowsSharing(gpu, matrix, 1) } as const;
   const kernel = gpu.kernel(rowsKey(options), () => rowsSource(options));
   return { kernel, across: rowsOutputs(options), down: 1 };
 }

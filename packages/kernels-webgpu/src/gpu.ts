@@ -27,6 +27,11 @@ export interface GpuOptions {
    * @default what the adapter says of itself: true of one in software
    */
   readonly serial?: boolean;
+  /**
+   * Whether WGSL has `packed_4x8_integer_dot_product` (`wgslLanguageFeatures` of `navigator.gpu`).
+   * @default false
+   */
+  readonly packsBytes?: boolean;
   /** Of the adapter that the device came from, which some implementations tell more than the device's own. */
   readonly adapterInfo?: GPUAdapterInfo;
 }
@@ -47,6 +52,8 @@ export class Gpu {
   readonly serial: boolean;
   /** Undefined where the device has none, its subgroups differ in size, or it is `serial`. */
   readonly matrixUnits: MatrixUnits | undefined;
+  /** Whether four bytes are multiplied by one instruction. */
+  readonly packsBytes: boolean;
   readonly #kernels = new Map<string, Kernel>();
   readonly #alive = new Set<GpuBuffer>();
   readonly #uniforms: GPUBuffer;
@@ -64,6 +71,7 @@ export class Gpu {
     // Older browsers do not say it.
     this.serial = options.serial ?? adapterInfo.isFallbackAdapter ?? false;
     this.matrixUnits = this.serial ? undefined : findMatrixUnits(device, adapterInfo);
+    this.packsBytes = options.packsBytes ?? false;
     this.#uniforms = device.createBuffer({
       size: 1024 * paramBytes,
       usage: usage.uniform | usage.copyTarget,

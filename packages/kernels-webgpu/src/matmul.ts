@@ -71,7 +71,12 @@ function parallelKernel(
   const shared = { format, bias: bias !== undefined, activation: kind, scaled: false, vectors };
   if (rows <= fewRows) {
     const perGroup = rows > 4 ? 8 : rows > 2 ? 4 : rows === 2 ? 2 : 1;
-    const options = { ...shared, rows: perGroup, gathered: false, ...rowsSharing(weight, rows) } as const;
+    const options = {
+      ...shared,
+      rows: perGroup,
+      gathered: false,
+      ...rowsSharing(gpu, weight, rows),
+    } as const;
     const kernel = gpu.kernel(rowsKey(options), () => rowsSource(options));
     return { kernel, across: rowsOutputs(options), down: rows };
   }

@@ -1,8 +1,10 @@
 import { type ActivationKind, activationCode, isGated } from "./activation-code.js";
 import { dotCode, eightsRead } from "./dot-code.js";
+import type { Gpu } from "./gpu.js";
 import { formatKey, type GpuMatrix, matrixBindings, type WeightFormat } from "./gpu-matrix.js";
 import { type KernelSource, reads, writes } from "./kernel.js";
 import { loadXCode, type MatmulParam, matmulParams } from "./matmul-code.js";
+import { canPack, packedDotCode } from "./packed-dot-code.js";
 import { range } from "./range.js";
 
 export interface RowsOptions {
@@ -21,10 +23,12 @@ export interface RowsOptions {
   readonly outputs: 1 | 4 | 8;
   /** Neighbouring eights of columns that a thread reads at once. */
   readonly eights: 1 | 4;
+  /** Whether codes are multiplied as bytes (`packedDotCode`); then `eights` is 4. */
+  readonly packed: boolean;
 }
 
 export const rowsKey = (o: RowsOptions) =>
-  `rows ${formatKey(o.format)} ${o.activation} ${o.rows} ${o.lanes} ${o.outputs} ${o.eights} ${[o.bias, o.gathered, o.scaled, o.vectors].map(Number).join("")}`;
+  `rows ${formatKey(o.format)} ${o.activation} ${o.rows} ${o.lanes} ${o.outputs} ${o.eights} ${[o.bias, o.gathered, o.scaled, o.vectors, o.packed].map(Number).join("")}`;
 
 const threads = 128;
 
@@ -41,15 +45,16 @@ function hasManyCodes({ format, columns }: Pick<GpuMatrix, "format" | "columns">
  * at once, whose codes are one read.
  */
 export function rowsSharing(
+  gpu: Pick<Gpu, "packsBytes">,
   matrix: Pick<GpuMatrix, "format" | "columns">,
   rows: number,
-): Pick<RowsOptions, "lanes" | "outputs" | "eights"> {
+): Pick<RowsOptions, "lanes" | "outputs" | "eights" | "packed"> {
   const { format, columns } = matrix;
   if (rows === 1 && hasManyCodes(matrix)) {
     const eights = eightsRead(format);
-    return { lanes: 64, outputs: eights === 1 ? 4 : 8, eights };
+    return { lanes: 64, outputs: eights === 1 ? 4 : 8, eights, packed: gpu.packsBytes && canPack(format) };
   }
-  return { lanes: columns >= 256 ? 32 : 8, outputs: 1, eights: 1 };
+  return { lanes: columns >= 256 ? 32 : 8, outputs: 1, eights: 1, packed: false };
 }
 
 /** Few columns for which work is shared as for so many; for checks. */
@@ -72,6 +77,8 @@ export const rowsOutputs = ({ lanes, outputs }: Pick<RowsOptions, "lanes" | "out
  */
 export function rowsSource(options: RowsOptions): KernelSource<MatmulParam> {
   const { format, bias, activation, rows, gathered, scaled, vectors, lanes, outputs, eights } = options;
+  const stored = "((p.k + 7u) / 8u * 8u)";
+  const packed = options.packed && canPack(format) ? packedDotCode("w", format, stored) : undefined;
   const names = isGated(activation) ? ["up", "gate"] : ["up"];
   const turns = names.length;
   const add = (output: number, which: number) =>
@@ -86,7 +93,7 @@ export function rowsSource(options: RowsOptions): KernelSource<MatmulParam> {
   const at = (i: number) => `${i * threads}u + t`;
   const code = `
 var<workgroup> sums: array<f32, ${threads * sums.length}>;
-${dotCode("w", format, "((p.k + 7u) / 8u * 8u)", eights)}
+${packed ?? dotCode("w", format, stored, eights)}
 ${activationCode(activation)}
 ${loadXCode(vectors)}
 @compute @workgroup_size(${threads})
@@ -113,17 +120,17 @@ ${range(rows)
   .join("\n")}
 ${sums.map(({ sum }) => `  var ${sum} = 0.0;`).join("\n")}
   for (var k8 = ${eights}u * lane; k8 < (p.k + 7u) / 8u; k8 += ${eights * lanes}u) {
-${range(eights)
-  .flatMap((e) =>
-    range(rows).map(
-      (r) => `    let a_${r}_${e} = w_ready(load_x(row_${r}, 2u * k8 + ${2 * e}u));
-    let b_${r}_${e} = w_ready(load_x(row_${r}, 2u * k8 + ${2 * e + 1}u));`,
-    ),
-  )
+${range(rows)
+  .map((r) => {
+    const fours = range(2 * eights).map((four) => `load_x(row_${r}, 2u * k8 + ${four}u)`);
+    return packed
+      ? `    let x_${r} = w_pack(array<vec4f, ${2 * eights}>(${fours.join(", ")}));`
+      : fours.map((four, i) => `    let x_${r}_${i} = w_ready(${four});`).join("\n");
+  })
   .join("\n")}
 ${sums
   .map(({ sum, which, output, r }) => {
-    const x = range(eights).map((e) => `a_${r}_${e}, b_${r}_${e}`);
+    const x = packed ? [`x_${r}`] : range(2 * eights).map((four) => `x_${r}_${four}`);
     return `    ${sum} += w_dot(weight_row_${output} + ${which}u, k8, ${x.join(", ")});`;
   })
   .join("\n")}

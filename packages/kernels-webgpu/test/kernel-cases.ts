@@ -36,17 +36,11 @@ const f32: WeightFormat = { kind: "f32" };
 
 const codes = { kind: "quantized", bits: 4, groupSize: 32, zeros: true } as const satisfies WeightFormat;
 
-const matmuls: KernelCheck[] = [
-  ...formats.flatMap((format) => [
-    checkMatmul({ format, rows: 1, columns: 96, outputs: 37, bias: true }),
-    checkEmbedding(format, 11, 32),
-  ]),
-  // Rows that end within a vector, and rows that share a reading of the weights and do not fill it.
-  checkMatmul({ format: f32, rows: 7, columns: 22, outputs: 65, bias: true }),
-  checkMatmul({ format: { kind: "bf16" }, rows: 2, columns: 301, outputs: 9, bias: false }),
-  checkMatmul({ format: f32, rows: 19, columns: 22, outputs: 65, bias: true }),
-  checkMatmul({ format: codes, rows: 70, columns: 96, outputs: 37, bias: false }),
-  // Several eights of columns at once: one group in a read, two of them, none of its own.
+/**
+ * One row by codes of few bits, several eights of columns at once: one group in a read, two of them, more than it. Where WGSL has the
+ * instruction, four bytes are multiplied at once.
+ */
+export const packedCases: readonly KernelCheck[] = [
   checkMatmul({ format: codes, rows: 1, columns: 1056, outputs: 6, bias: true }),
   checkMatmul({
     format: { ...codes, groupSize: 16, zeros: false },
@@ -55,8 +49,6 @@ const matmuls: KernelCheck[] = [
     outputs: 6,
     bias: false,
   }),
-  checkMatmul({ format: { ...codes, groupSize: 16 }, rows: 1, columns: 1040, outputs: 6, bias: false }),
-  checkMatmul({ format: { ...codes, bits: 8 }, rows: 1, columns: 1040, outputs: 6, bias: false }),
   checkMatmul({
     format: { ...codes, bits: 2, groupSize: 64 },
     rows: 1,
@@ -71,6 +63,22 @@ const matmuls: KernelCheck[] = [
     outputs: 6,
     bias: false,
   }),
+];
+
+const matmuls: KernelCheck[] = [
+  ...formats.flatMap((format) => [
+    checkMatmul({ format, rows: 1, columns: 96, outputs: 37, bias: true }),
+    checkEmbedding(format, 11, 32),
+  ]),
+  // Rows that end within a vector, and rows that share a reading of the weights and do not fill it.
+  checkMatmul({ format: f32, rows: 7, columns: 22, outputs: 65, bias: true }),
+  checkMatmul({ format: { kind: "bf16" }, rows: 2, columns: 301, outputs: 9, bias: false }),
+  checkMatmul({ format: f32, rows: 19, columns: 22, outputs: 65, bias: true }),
+  checkMatmul({ format: codes, rows: 70, columns: 96, outputs: 37, bias: false }),
+  ...packedCases,
+  // As many columns, that do not fill readings of several eights.
+  checkMatmul({ format: { ...codes, groupSize: 16 }, rows: 1, columns: 1040, outputs: 6, bias: false }),
+  checkMatmul({ format: { ...codes, bits: 8 }, rows: 1, columns: 1040, outputs: 6, bias: false }),
   // On matrix units, where the device has them.
   checkMatmul({ format: { kind: "bf16" }, rows: 70, columns: 90, outputs: 67, bias: true, half: true }),
   checkMatmul({ format: f32, rows: 515, columns: 20, outputs: 520, bias: true }),

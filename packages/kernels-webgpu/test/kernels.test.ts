@@ -1,7 +1,7 @@
 import { fileURLToPath } from "node:url";
 import { afterAll, beforeAll, describe, expect, it } from "vitest";
 import { hasChromium, openWebgpuPage } from "../../../tools/webgpu-page.mjs";
-import { kernelCases, productCases } from "./kernel-cases.js";
+import { kernelCases, packedCases, productCases } from "./kernel-cases.js";
 
 // Needs Chromium, whose software adapter has subgroups of 4 threads; skipped where there is none.
 describe.skipIf(!hasChromium)("kernels on a software adapter give what formulas in float64 give", () => {
@@ -13,6 +13,7 @@ describe.skipIf(!hasChromium)("kernels on a software adapter give what formulas 
 
   const cases = [
     ...kernelCases.map(({ kernel, key }) => [kernel, `parallel ${key}`] as const),
+    ...packedCases.map(({ kernel, key }) => [kernel, `unpacked ${key}`] as const),
     ...productCases.map(({ kernel, key }) => [kernel, `serial ${key}`] as const),
   ];
   it.each(cases)("%s: %s", (_, name) => page.run(name), 300_000);

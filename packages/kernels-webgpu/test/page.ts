@@ -1,8 +1,8 @@
 import { Gpu } from "@coppice/kernels-webgpu";
 import { kernelCases } from "./kernel-cases.js";
 
-/** One device, with kernels as those of graphics devices and as those of software. */
-let opened: Promise<{ readonly parallel: Gpu; readonly serial: Gpu }> | undefined;
+/** One device, with kernels as those of graphics devices, also without packed bytes, and as those of software. */
+let opened: Promise<Readonly<Record<"parallel" | "unpacked" | "serial", Gpu>>> | undefined;
 
 async function open() {
   const adapter = await navigator.gpu.requestAdapter();
@@ -11,7 +11,10 @@ async function open() {
   const device = await adapter.requestDevice({ requiredFeatures });
   const serial = new Gpu(device);
   if (!serial.serial) throw new Error("the adapter is not seen to be software");
-  return { parallel: new Gpu(device, { serial: false }), serial };
+  const packsBytes = navigator.gpu.wgslLanguageFeatures.has("packed_4x8_integer_dot_product");
+  if (!packsBytes) throw new Error("the page does not multiply packed bytes");
+  const unpacked = new Gpu(device, { serial: false });
+  return { parallel: new Gpu(device, { serial: false, packsBytes }), unpacked, serial };
 }
 
 /** Runs one case, `<shape of the device> <key>`, and checks that it leaves no buffer behind. */
