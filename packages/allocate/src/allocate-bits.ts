@@ -116,7 +116,8 @@ function bestUniform(
   const most = Math.min(...layers.map(({ feedForward }) => feedForward.experts.length));
   let best: UnitAllocation<WidthOption> | undefined;
   let refusal: unknown;
-  for (let keep = least; keep <= most; keep++) {
+  // Losses are amounts: nothing is better than none.
+  for (let keep = least; keep <= most && best?.loss !== 0; keep++) {
     try {
       best = allocated(keep, best?.loss ?? Number.POSITIVE_INFINITY) ?? best;
     } catch (error) {
