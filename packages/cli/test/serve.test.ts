@@ -69,5 +69,8 @@ describe("serve", () => {
     const { code, stderr } = await coppice(["serve", model]);
     expect(code).toBe(2);
     expect(stderr).toMatch(/export .*--format onnx/);
+    expect((await coppice(["serve", `${model}-nowhere`])).stderr).toMatch(
+      /COPPICE_FORMAT_MISSING_FILE: there is no folder .*-nowhere\n$/,
+    );
   });
 });

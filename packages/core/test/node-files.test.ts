@@ -152,6 +152,9 @@ test("errors of the system get a code, others pass", () => {
     code: "COPPICE_IO_READ",
     message: "cannot read a: EACCES: simulated",
   });
+  expect(readError("a", system("EISDIR"))).toMatchObject({ hint: expect.stringContaining("is a folder") });
+  expect(writeError("a", system("EROFS"))).toMatchObject({ hint: expect.stringContaining("read-only") });
+  expect(readError("a", system("EIO"))).toMatchObject({ hint: undefined });
   for (const other of [new CoppiceError("COPPICE_USAGE", "no"), new TypeError("bug"), undefined]) {
     expect(writeError("a", other)).toBe(other);
     expect(readError("a", other)).toBe(other);

@@ -1,3 +1,4 @@
+import { existsSync } from "node:fs";
 import { basename } from "node:path";
 import { Command, type CommandUnknownOpts, Option } from "@commander-js/extra-typings";
 import { CoppiceError } from "@coppice/core";
@@ -48,6 +49,9 @@ export function serveCommand(context: CliContext): CommandUnknownOpts {
     .action(async (path, options) => {
       const { host, port, parallel, queue, threads, slowClient, dtype } = options;
       const folder = context.path(path);
+      if (!existsSync(folder)) {
+        throw new CoppiceError("COPPICE_FORMAT_MISSING_FILE", `there is no folder ${folder}`);
+      }
       if (!(await isExportedFolder(folder))) {
         throw new CoppiceError("COPPICE_USAGE", `${path} is no exported folder: it has no onnx/*.onnx`, {
           hint: context.commandLine("export", path, "--format", "onnx", "--out", `${path}-onnx`),
