@@ -26,6 +26,16 @@ export function createTextStream(tokenizer: Tokenizer, stop: readonly string[]):
   let pending = "";
   let text = "";
   let stopped = false;
+  /** Texts of single tokens, which most decoding is of. */
+  const alone = new Map<number, string>();
+
+  const decode = (from: number, to: number): string => {
+    if (to - from !== 1) return tokenizer.decode(tokens.slice(from, to));
+    const token = tokens[from] as number;
+    const known = alone.get(token) ?? tokenizer.decode([token]);
+    alone.set(token, known);
+    return known;
+  };
 
   const take = (more: string, last: boolean): string => {
     pending += more;
@@ -54,8 +64,8 @@ export function createTextStream(tokenizer: Tokenizer, stop: readonly string[]):
     push(token) {
       if (stopped) return "";
       tokens.push(token);
-      const before = tokenizer.decode(tokens.slice(anchor, read));
-      const now = tokenizer.decode(tokens.slice(anchor));
+      const before = decode(anchor, read);
+      const now = decode(anchor, tokens.length);
       if (now.length <= before.length || now.endsWith("\ufffd")) return "";
       anchor = read;
       read = tokens.length;
@@ -63,8 +73,8 @@ export function createTextStream(tokenizer: Tokenizer, stop: readonly string[]):
     },
     finish() {
       if (stopped) return "";
-      const before = tokenizer.decode(tokens.slice(anchor, read));
-      const now = tokenizer.decode(tokens.slice(anchor));
+      const before = decode(anchor, read);
+      const now = decode(anchor, tokens.length);
       read = tokens.length;
       anchor = read;
       return take(now.slice(before.length), true);

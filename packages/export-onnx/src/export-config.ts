@@ -23,7 +23,7 @@ export type WeightType = keyof typeof weightTypes;
  */
 export function exportConfig(
   { config, detected, model }: Pick<LoadedCheckpoint, "config" | "detected" | "model">,
-  { type, graphFile, files, positions, spans }: GraphFiles,
+  { type, graphFile, files, positions, spans, sparesPresent }: GraphFiles,
 ): JsonObject {
   const inner = detected.wrapper === undefined ? undefined : (config[detected.wrapper] as JsonObject);
   const { quantization_config: _, compression_config: __, ...rest } = { ...config, ...inner };
@@ -55,6 +55,8 @@ export function exportConfig(
     coppice_export: {
       family: model.family,
       model_type: modelType,
+      // What a caller has to know before it asks for it.
+      ...(sparesPresent && { spares_present: true }),
       ...(spans && {
         attention: { length: spans.length, density: spans.density, spans: spans.layout.spans },
       }),

@@ -1,6 +1,6 @@
 import { bytesContent, type OutputFile, outputFile } from "@coppice/checkpoint";
 import { type AttentionPlan, type MoeModel, storedBytes, type WeightReader } from "@coppice/core";
-import { decoderGraph, decoderPositions, encodeModel, mlpParts } from "@coppice/onnx";
+import { decoderGraph, decoderPositions, encodeModel, mlpParts, newestOutput } from "@coppice/onnx";
 import { type WeightType, weightTypes } from "./export-config.js";
 import { type ExportedSpans, exportedSpans } from "./exported-spans.js";
 import { ExternalFiles } from "./external-files.js";
@@ -31,6 +31,8 @@ export interface GraphFiles {
   readonly positions: number;
   /** How far heads see, where a plan limits them. */
   readonly spans: ExportedSpans | undefined;
+  /** Runs of one token need not give what is present, if the caller says so. */
+  readonly sparesPresent: boolean;
 }
 
 /** Where transformers.js looks for graphs. */
@@ -46,7 +48,7 @@ export function graphFiles(model: MoeModel, weights: WeightReader, options: Grap
   const type = weightType(model);
   const graphFile = `model${weightTypes[type]}.onnx`;
   const data = new ExternalFiles(graphFile, maxFileBytes);
-  const { experts, padding, ...forms } = targetForms[target];
+  const { experts, padding, sparesPresent: spares, ...forms } = targetForms[target];
   const layout = spans && { spans: spans.layout };
   const graph = decoderGraph(
     model,
@@ -58,11 +60,14 @@ export function graphFiles(model: MoeModel, weights: WeightReader, options: Grap
       expertOutputs,
       // onnxruntime-node copies all that a graph puts out, and would copy whole caches for every token.
       newestOutput: padding === "anywhere",
+      sparesPresent: spares,
       ...layout,
     },
   );
   const graphOutput = outputFile(`${graphFolder}${graphFile}`, [bytesContent(encodeModel(graph))]);
-  return { files: [graphOutput, ...data.outputFiles(graphFolder)], graphFile, type, positions, spans };
+  const sparesPresent = spares && graph.outputs.some(({ name }) => name === newestOutput);
+  const files = [graphOutput, ...data.outputFiles(graphFolder)] as const;
+  return { files, graphFile, type, positions, spans, sparesPresent };
 }
 
 /** The bits that take the most bytes among the matrices of MLPs, which are most of a model. */

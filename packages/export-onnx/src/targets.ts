@@ -8,6 +8,8 @@ export type ExportTarget = (typeof exportTargets)[number];
 export interface TargetForms {
   readonly experts: ExpertForm;
   readonly padding: PaddingPlace;
+  /** Runs of one token need not give what is present (`decoderGraph`). */
+  readonly sparesPresent: boolean;
   /** Keep an embedding of two bytes per value as it is, and widen the rows that are looked up. */
   readonly halfEmbedding: boolean;
   /** How matrices of so many bits, in groups of so many columns, take the rows that they multiply. */
@@ -36,10 +38,18 @@ const int8Groups = { 2: 32, 4: 128, 8: 128 } as const;
  * Its attention was proven right without a mask, so that padding has to stand behind the tokens there.
  */
 export const targetForms: Readonly<Record<ExportTarget, TargetForms>> = {
-  cpu: { experts: "grouped", padding: "anywhere", halfEmbedding: true, rowPrecision: cpuRows, int8Groups },
+  cpu: {
+    experts: "grouped",
+    padding: "anywhere",
+    sparesPresent: true,
+    halfEmbedding: true,
+    rowPrecision: cpuRows,
+    int8Groups,
+  },
   wasm: {
     experts: "grouped",
     padding: "anywhere",
+    sparesPresent: false,
     halfEmbedding: true,
     rowPrecision: () => "float32",
     int8Groups,
@@ -47,6 +57,7 @@ export const targetForms: Readonly<Record<ExportTarget, TargetForms>> = {
   webgpu: {
     experts: "dense",
     padding: "behind",
+    sparesPresent: false,
     halfEmbedding: false,
     rowPrecision: () => "float32",
     int8Groups,

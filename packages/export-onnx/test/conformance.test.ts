@@ -41,6 +41,63 @@ describe.each(fixtureNames)("%s", (name) => {
   });
 });
 
+test.each(fixtureNames)("single tokens of %s read a past with room to spare where it lies", async (name) => {
+  await using loaded = await loadModel(await openFolder(fixturePath(name)));
+  const { golden, model } = await loadFixture(name);
+  const output = memoryTarget();
+  const { contextLength } = await exportOnnx(loaded, output, { target: "cpu" });
+  const config = JSON.parse(new TextDecoder().decode(output.files.get("config.json")));
+  expect(config.coppice_export.spares_present).toBe(true);
+  await using exported = await ExportedSession.open(output);
+  const { session } = exported;
+  const [whole = new Int32Array(0)] = golden.sequences;
+  const sequence = whole.subarray(0, contextLength);
+  const prompt = sequence.length >> 1;
+  const outputs = await exported.run(sequence.subarray(0, prompt));
+  const int64 = (values: readonly bigint[], dims: readonly number[]) =>
+    new Tensor("int64", BigInt64Array.from(values), dims);
+  /** What no token may see. */
+  const nothing = 7;
+  const places = sequence.length + 3;
+  const names = session.inputNames.filter((input) => input.startsWith("past_key_values."));
+  const past = Object.fromEntries(
+    names.map((input) => {
+      const { data, dims } = outputs[input.replace("past_key_values", "present")] as Tensor;
+      const [, heads, , size] = dims as [number, number, number, number];
+      const values = new Float32Array(heads * places * size).fill(nothing);
+      for (let head = 0; head < heads; head++) {
+        const held = (data as Float32Array).subarray(head * prompt * size, (head + 1) * prompt * size);
+        values.set(held, head * places * size);
+      }
+      return [input, new Tensor("float32", values, [1, heads, places, size])];
+    }),
+  );
+  for (let at = prompt; at < sequence.length; at++) {
+    const outputs = await session.run({
+      ...past,
+      input_ids: int64([BigInt(sequence[at] as number)], [1, 1]),
+      attention_mask: int64(new Array<bigint>(at + 1).fill(1n), [1, at + 1]),
+      num_logits_to_keep: int64([-1n], []),
+    });
+    const row = golden.logits.subarray(at * model.vocabSize, (at + 1) * model.vocabSize);
+    expect(largestDifference(valuesOf(outputs["logits"]), row)).toBeLessThan(tolerance);
+    const newest = valuesOf(outputs["newest_key_values"]);
+    let from = 0;
+    for (const input of names) {
+      const { data, dims } = past[input] as Tensor;
+      const [, heads, , size] = dims as [number, number, number, number];
+      const own = newest.subarray(from, from + heads * size);
+      from += heads * size;
+      const present = outputs[input.replace("past_key_values", "present")];
+      expect(present?.dims).toEqual([1, heads, 1, size]);
+      expect(valuesOf(present)).toEqual(own);
+      for (let head = 0; head < heads; head++) {
+        (data as Float32Array).set(own.subarray(head * size, (head + 1) * size), (head * places + at) * size);
+      }
+    }
+  }
+});
+
 /** Operators that ONNX Runtime 1.30 gets right on WebGPU, measured on a graphics card, and those that only make shapes. */
 const rightOnWebgpu = new Set(
   (

@@ -1,5 +1,5 @@
 import { CoppiceError, type DecoderLayer } from "@coppice/core";
-import { attentionOperator } from "./attention-operator.js";
+import { attentionOperator, type OperatorInputs } from "./attention-operator.js";
 import { operatorHeads } from "./attention-shape.js";
 import { decoderDims } from "./decoder-dims.js";
 import type { DecoderInputs } from "./decoder-inputs.js";
@@ -9,6 +9,7 @@ import { paddedShape, rotaryDimensions } from "./head-layout.js";
 import { cutHeads, type Heads, type RotateHeads, rotateHeads } from "./heads.js";
 import { spanValues } from "./held-past.js";
 import { latentInputs } from "./latent.js";
+import { attendOneToken } from "./one-token.js";
 import type { PartWeights } from "./part-weights.js";
 import { groupedHeads, type SpanGroup } from "./span-groups.js";
 
@@ -63,24 +64,24 @@ export function attentionNodes(
   const rotation = rotary && !inOperator ? inputs.rowTables(rotary, turning) : undefined;
   const rotate: RotateHeads | undefined =
     rotation && ((value, heads, dimensions) => rotateHeads(graph, value, heads, dimensions, rotation));
+  const rows = (value: Value) => value;
   const operands =
     shape.kind === "mla"
-      ? latentInputs(graph, part, shape, normed, inputs.tokens, rotation as readonly [Value, Value])
-      : groupedQueryInputs(graph, part, shape, normed, inputs.tokens, rotate, parts.length === 1);
+      ? latentInputs(graph, part, shape, normed, rows, rotation as readonly [Value, Value])
+      : groupedQueryInputs(graph, part, shape, normed, rows, rotate, parts.length === 1);
   const counts = parts.map(({ heads }) => heads.length);
   const split = (value: Value, width: number, axis: number) => splitHeads(graph, value, counts, width, axis);
-  const queries = split(operands.query, share * size, 2);
-  const keys = split(operands.key, size, 2);
-  const values = split(operands.value, size, 2);
+  const queries = split(operands.query, share * size, 1);
+  const keys = split(operands.key, size, 1);
+  const values = split(operands.value, size, 1);
   const sinks = split(shape.kind === "gqa" && shape.sinks ? part.vector("sinks", heads) : "", share, 0);
   const presents: PresentValue[] = [];
   const attended = parts.map(({ span }, g) => {
     const own = groups ? `.${span ?? "all"}` : "";
     const [past, present] =
       span === undefined ? [decoderDims.past, decoderDims.total] : spanValues.places(span);
-    const dims = (places: Dim) => [decoderDims.batch, counts[g] as number, places, size];
-    const attended = graph.name("attended");
-    const outputs = [attended, layerValues.presentKey(index, own), layerValues.presentValue(index, own)];
+    const count = counts[g] as number;
+    const dims = (places: Dim) => [decoderDims.batch, count, places, size];
     const held = span === undefined ? inputs : inputs.held(span);
     const state = {
       pastKey: graph.input(layerValues.pastKey(index, own), dims(past)),
@@ -98,16 +99,50 @@ export function attentionNodes(
       key: keys[g] as Value,
       value: values[g] as Value,
     };
-    const shapeOfGroup = { ...shape, heads: share * (counts[g] as number) };
-    attentionOperator(graph, shapeOfGroup, operandsOfGroup, state, outputs, counts[g]);
-    for (const name of outputs.slice(1)) presents.push({ name, shape: dims(present), span });
+    const shapeOfGroup = { ...shape, heads: share * count };
+    const width = shapeOfGroup.heads * size;
+    const names = [layerValues.presentKey(index, own), layerValues.presentValue(index, own)] as const;
+    for (const name of names) presents.push({ name, shape: dims(present), span });
+    const { oneToken } = inputs;
+    if (!oneToken) return byOperator(names);
+    const places = oneToken.places(state.pastKey, span, shape.window, sinks[g] ? 3 : 2);
+    for (const [, width] of widths()) inputs.tokenShape(width);
+    const attended = graph.name("attended");
+    graph.choose(
+      oneToken.condition,
+      [attended, ...names],
+      () => attendOneToken(graph, shapeOfGroup, operandsOfGroup, state, oneToken, places, count, size),
+      () => {
+        const own = [graph.name("key"), graph.name("value")] as const;
+        const value = byOperator(own);
+        return [{ value, shape: ["rows", width] }, ...own.map((value) => ({ value, shape: dims(present) }))];
+      },
+    );
     return attended;
+
+    /** Names and widths of the operands that there are. */
+    function widths(): [keyof OperatorInputs, number][] {
+      if (operandsOfGroup.key === "") return [["query", width + 2 * count * size]];
+      return [
+        ["query", width],
+        ["key", count * size],
+        ["value", count * size],
+      ];
+    }
+
+    /** [B S, width] */
+    function byOperator(present: readonly [Value, Value]): Value {
+      const wide = { ...operandsOfGroup };
+      for (const [name, width] of widths()) wide[name] = inputs.tokens(wide[name], width);
+      const attended = graph.name("attended");
+      attentionOperator(graph, shapeOfGroup, wide, state, [attended, ...present], count);
+      return graph.node("Reshape", [attended, graph.int64([-1, width])]);
+    }
   });
   const whole = joinHeads(graph, attended, groupedHeads(groups), { count: kvHeads, headDim: share * size });
-  const rows = graph.node("Reshape", [whole, graph.int64([-1, heads * size])]);
   const valueDim = attention.kind === "gqa" ? attention.headDim : attention.valueDim;
   return {
-    value: cutHeads(graph, rows, heads, size, valueDim),
+    value: cutHeads(graph, whole, heads, size, valueDim),
     width: heads * valueDim,
     bias: outputBias,
     presents,
@@ -129,7 +164,7 @@ function splitHeads(
   return names;
 }
 
-/** The parts [B, S, heads headDim] side by side, heads as the checkpoint has them. @param order the head at each place; undefined: its own */
+/** The parts [N, heads headDim] side by side, heads as the checkpoint has them. @param order the head at each place; undefined: its own */
 function joinHeads(
   graph: GraphBuilder,
   parts: readonly Value[],
@@ -137,11 +172,12 @@ function joinHeads(
   { count, headDim }: Heads,
 ): Value {
   if (parts.length === 1) return parts[0] as Value;
-  const joined = graph.node("Concat", parts, { attributes: { axis: 2 } });
+  const joined = graph.node("Concat", parts, { attributes: { axis: 1 } });
   if (!order) return joined;
   const places = Array.from({ length: count }, (_, head) => order.indexOf(head));
-  const heads = graph.node("Reshape", [joined, graph.int64([0, 0, count, headDim])]);
-  return graph.node("Gather", [heads, graph.int64(places)], { attributes: { axis: 2 } });
+  const heads = graph.node("Reshape", [joined, graph.int64([-1, count, headDim])]);
+  const sorted = graph.node("Gather", [heads, graph.int64(places)], { attributes: { axis: 1 } });
+  return graph.node("Reshape", [sorted, graph.int64([-1, count * headDim])]);
 }
 
 /** For parts that whoever describes a model says it has not. */

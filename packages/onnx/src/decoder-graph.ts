@@ -1,9 +1,11 @@
 import type { DecoderLayer, MlpSpec, MoeModel, MoeSpec } from "@coppice/core";
 import { attentionNodes, layerValues, notRun, type PresentValue } from "./attention-nodes.js";
+import { operatorHeads } from "./attention-shape.js";
 import { decoderDims } from "./decoder-dims.js";
 import { type DecoderInputOptions, decoderInputs } from "./decoder-inputs.js";
 import { type ChoiceCounts, type ExpertForm, expertNodes } from "./expert-nodes.js";
 import { type Graph, GraphBuilder, type Value } from "./graph-builder.js";
+import { paddedShape } from "./head-layout.js";
 import { mlp, mlpShape } from "./mlp.js";
 import { dataTypes } from "./model-file.js";
 import { addAndNorm, norm, normShape } from "./norms.js";
@@ -28,24 +30,27 @@ export interface DecoderWeights {
 }
 
 /** `positions` are at most `decoderPositions`. */
-export interface DecoderGraphOptions extends Omit<DecoderInputOptions, "spans"> {
+export interface DecoderGraphOptions extends Omit<DecoderInputOptions, "spans" | "oneToken"> {
   readonly experts: ExpertForm;
   /** Give the chosen experts of every MoE layer as well. */
   readonly expertOutputs: boolean;
   /** Give the keys and values of the new tokens alone as well, where all are of one size. Right with padding that may stand anywhere, or without any. */
   readonly newestOutput?: boolean;
+  /** With that output: a run of one token need not give what is present, if the caller says so, and then reads the past where it lies. */
+  readonly sparesPresent?: boolean;
   /** How far heads see; absent: as the model is. With it, `padding` is `behind`. */
   readonly spans?: SpanLayout;
 }
 
 /** Name of the output with the keys and values of the new tokens. */
-const newestOutput = "newest_key_values";
+export const newestOutput = "newest_key_values";
 
 /**
  * A whole decoder with its cache of keys and values, from token ids to logits.
  *
  * Inputs: `input_ids` int64 [B, S]; `attention_mask` int64 [B, T], ones for past and present tokens, zeros for
- * padding (`padding`); `num_logits_to_keep` int64 [], of how many of the last tokens logits are wanted, 0 for all; per layer
+ * padding (`padding`); `num_logits_to_keep` int64 [], of how many of the last tokens logits are wanted, 0 for all, and with
+ * `sparesPresent` -n for as many as n in a run of one token of one sequence behind others of which nobody wants what is present; per layer
  * `past_key_values.{i}.key` and `.value` [B, kvHeads, P, size]. Sequences begin at position 0 and P may exceed the tokens
  * that are past: a buffer of the final size, given for the past and taken for the present, is extended in place.
  *
@@ -57,7 +62,9 @@ const newestOutput = "newest_key_values";
  *
  * Outputs: `logits` [B, R, vocab]; per layer `present.{i}.key` and `.value` [B, kvHeads, max(P, T), size]; on request
  * `newest_key_values` [B, heads, S, size], of what is present that of the new tokens, all keys and values in the order of the inputs,
- * for callers that hold the past themselves; and per MoE layer `experts.{i}` int32 [B, S, topK], best first.
+ * for callers that hold the past themselves. A run of one token of one sequence behind others whose caller does not want what is
+ * present has the token's own keys and values there, [1, kvHeads, 1, size], and takes plain operators for its attention: ONNX Runtime's
+ * clears and copies the whole cache, which at 512 tokens takes longer than attention itself. Per MoE layer `experts.{i}` int32 [B, S, topK], best first.
  */
 export function decoderGraph(
   model: MoeModel,
@@ -67,7 +74,17 @@ export function decoderGraph(
   const { hiddenSize: hidden, vocabSize: vocab, layers, residualScale } = model;
   const graph = new GraphBuilder("decoder");
   const { spans: layout, ...common } = options;
-  const inputs = decoderInputs(graph, layout ? { ...common, spans: layout.spans } : common);
+  const sizes = new Set(
+    layers.map((layer) =>
+      layer.attention.kind === "other" ? 0 : operatorHeads(paddedShape(layer, hidden)).size,
+    ),
+  );
+  const givesNewest = options.newestOutput === true && sizes.size === 1;
+  const inputs = decoderInputs(graph, {
+    ...common,
+    oneToken: options.sparesPresent === true && givesNewest,
+    ...(layout && { spans: layout.spans }),
+  });
   const weights = weightsOf(graph);
   const times = (value: Value, factor: number | undefined) =>
     factor === undefined ? value : graph.node("Mul", [value, graph.float32(factor)]);
@@ -116,7 +133,7 @@ export function decoderGraph(
   const { batch, sequence } = decoderDims;
   graph.output(inputs.perSequence(logits, vocab, "logits"), [batch, "logits_length", vocab]);
   for (const { name, shape } of presents) graph.output(name, shape);
-  if (options.newestOutput) outputNewest();
+  if (givesNewest) outputNewest();
   for (const { index, feedForward } of options.expertOutputs ? layers : []) {
     if (feedForward.kind !== "moe") continue;
     graph.output(layerValues.chosenExperts(index), [batch, sequence, feedForward.router.topK], "int32");
@@ -124,12 +141,27 @@ export function decoderGraph(
   return graph.build();
 
   function outputNewest(): void {
-    const sizes = new Set(presents.map(({ shape }) => shape[3]));
-    if (sizes.size !== 1) return;
-    const parts = presents.map(({ name, span }) => inputs.newest(name, span));
-    graph.nodes("Concat", parts, [newestOutput], { attributes: { axis: 1 } });
     const heads = presents.reduce((sum, { shape }) => sum + (shape[1] as number), 0);
-    graph.output(newestOutput, [batch, heads, sequence, ...(sizes as Set<number>)]);
+    const shape = [batch, heads, sequence, ...sizes];
+    const joined = (parts: readonly Value[], name?: string) =>
+      graph.node("Concat", parts, { attributes: { axis: 1 } }, name);
+    const cut = (name?: string) =>
+      joined(
+        presents.map(({ name, span }) => inputs.newest(name, span)),
+        name,
+      );
+    if (inputs.oneToken) {
+      for (const { span } of presents) inputs.newestPlaces(span);
+      graph.choose(
+        inputs.oneToken.condition,
+        [newestOutput],
+        () => [{ value: joined(presents.map(({ name }) => name)), shape }],
+        () => [{ value: cut(), shape }],
+      );
+    } else {
+      cut(newestOutput);
+    }
+    graph.output(newestOutput, shape);
   }
 
   function feedForward({ feedForward: spec, index }: DecoderLayer, part: PartWeights, normed: Value): Value {

@@ -1,8 +1,9 @@
 import { type HeadSpan, type RotarySpec, rotaryFrequencies } from "@coppice/core";
-import { decoderDims } from "./decoder-dims.js";
+import { decoderDims, hiddenScore } from "./decoder-dims.js";
 import type { GraphBuilder, Value } from "./graph-builder.js";
 import { type HeldPast, heldPasts } from "./held-past.js";
 import { dataTypes } from "./model-file.js";
+import { type OneToken, oneToken } from "./one-token.js";
 
 /** What all layers of a decoder graph use. */
 export interface DecoderInputs {
@@ -16,6 +17,10 @@ export interface DecoderInputs {
   readonly mask: Value;
   /** What attention takes where heads have the span of this index. */
   held(span: number): HeldPast;
+  /** What a run of one token takes, where such runs have attention of their own. */
+  readonly oneToken: OneToken | undefined;
+  /** int64 [3], the shape of `tokens`. */
+  tokenShape(width: number): Value;
   /** Rows [B S, width] as [B, S, width]. */
   tokens(rows: Value, width: number): Value;
   /** Of [B S, width] the rows of the last tokens of each sequence, as many as logits are wanted: [R, width]. */
@@ -25,6 +30,8 @@ export interface DecoderInputs {
    * @param span which the heads have; undefined: they see everything
    */
   newest(values: Value, span: number | undefined): Value;
+  /** int64 [1] each, where what is new begins and ends there. */
+  newestPlaces(span: number | undefined): readonly [Value, Value];
   /** Rows as [B, R / B, width], of type int32 or float32. */
   perSequence(rows: Value, width: number, name: string): Value;
   /** Cosines and sines of every position that there can be, [M, dimensions / 2]. */
@@ -39,6 +46,8 @@ export interface DecoderInputOptions {
   readonly padding: PaddingPlace;
   /** Spans that heads have; with any, `padding` is `behind`. */
   readonly spans?: readonly HeadSpan[];
+  /** Give runs of one token attention of their own. */
+  readonly oneToken?: boolean;
 }
 
 /**
@@ -46,9 +55,6 @@ export interface DecoderInputOptions {
  * transformers.js puts it, at the cost of a mask that is added to all scores (3 % of a prompt of 512 tokens); or `behind` them.
  */
 export type PaddingPlace = "anywhere" | "behind";
-
-/** Added to the score of padding: its probability is 0, and rows that see nothing else hold numbers all the same. */
-const hidden = -1e9;
 
 export function decoderInputs(graph: GraphBuilder, options: DecoderInputOptions): DecoderInputs {
   const { positions, padding, spans = [] } = options;
@@ -68,15 +74,18 @@ export function decoderInputs(graph: GraphBuilder, options: DecoderInputOptions)
       ? graph.node("ReduceSum", [mask, graph.int64([1])], { attributes: { keepdims: 0 } })
       : graph.node("Expand", [all, sequences]);
   const shapes = new Map<string, Value>();
-  const shaped = (rows: Value, middle: Value, width: number) => {
+  const shapeOf = (middle: Value, width: number) => {
     const key = `${middle} ${width}`;
     const parts = [sequences, middle, graph.int64([width])];
     const shape = shapes.get(key) ?? graph.node("Concat", parts, { attributes: { axis: 0 } });
     shapes.set(key, shape);
-    return graph.node("Reshape", [rows, shape]);
+    return shape;
   };
+  const shaped = (rows: Value, middle: Value, width: number) =>
+    graph.node("Reshape", [rows, shapeOf(middle, width)]);
   const tokens = (rows: Value, width: number) => shaped(rows, steps, width);
-  const first = graph.node("Reshape", [graph.node("Neg", [keep]), graph.int64([1])]);
+  const wanted = options.oneToken ? graph.node("Abs", [keep]) : keep;
+  const first = graph.node("Reshape", [graph.node("Neg", [wanted]), graph.int64([1])]);
   const known = new Map<string, readonly [Value, Value]>();
   const tables = (rotary: RotarySpec, dimensions: number) => {
     const key = JSON.stringify([rotary, dimensions]);
@@ -87,12 +96,27 @@ export function decoderInputs(graph: GraphBuilder, options: DecoderInputOptions)
   const pasts = heldPasts(graph, spans, seen, steps);
   let rowPositions: Value | undefined;
   const newPlaces = new Map<number | undefined, readonly [Value, Value]>();
+  const newestPlaces = (span: number | undefined) => {
+    const end = span === undefined ? size(mask, 1) : pasts.held(span).end;
+    const places = newPlaces.get(span) ?? ([graph.node("Sub", [end, steps]), end] as const);
+    newPlaces.set(span, places);
+    return places;
+  };
+  let scores: Value | undefined;
   return {
     ids: graph.node("Reshape", [inputIds, graph.int64([-1])]),
     lengths: cast(graph.node("Sub", [seen, graph.int64([1], [])]), "int32"),
     total: cast(all, "int32"),
     mask: padding === "behind" ? "" : hidePadding(),
     held: pasts.held,
+    oneToken: options.oneToken
+      ? oneToken(graph, {
+          keep,
+          held: (span) => newestPlaces(span)[0],
+          scores: (span) => (span === undefined ? paddingScores() : pasts.held(span).mask),
+        })
+      : undefined,
+    tokenShape: (width) => shapeOf(steps, width),
     tokens,
     last: (rows, width) => {
       // From -0 on, where all are wanted.
@@ -104,12 +128,8 @@ export function decoderInputs(graph: GraphBuilder, options: DecoderInputOptions)
       ]);
       return graph.node("Reshape", [wanted, graph.int64([-1, width])]);
     },
-    newest: (values, span) => {
-      const end = span === undefined ? size(mask, 1) : pasts.held(span).end;
-      const places = newPlaces.get(span) ?? [graph.node("Sub", [end, steps]), end];
-      newPlaces.set(span, places);
-      return graph.node("Slice", [values, ...places, graph.int64([2])]);
-    },
+    newest: (values, span) => graph.node("Slice", [values, ...newestPlaces(span), graph.int64([2])]),
+    newestPlaces,
     perSequence: (rows, width, name) => {
       graph.nodes("Identity", [shaped(rows, graph.int64([-1]), width)], [name]);
       return name;
@@ -129,15 +149,21 @@ export function decoderInputs(graph: GraphBuilder, options: DecoderInputOptions)
     },
   };
 
-  function hidePadding(): Value {
+  /** [B, 1, 1, T] */
+  function paddingScores(): Value {
+    if (scores !== undefined) return scores;
     const padded = graph.node("Sub", [graph.float32(1), cast(mask, "float32")]);
-    const scores = graph.node("Unsqueeze", [
-      graph.node("Mul", [padded, graph.float32(hidden)]),
+    scores = graph.node("Unsqueeze", [
+      graph.node("Mul", [padded, graph.float32(hiddenScore)]),
       graph.int64([1, 2]),
     ]);
+    return scores;
+  }
+
+  function hidePadding(): Value {
     const one = graph.int64([1]);
     const shape = graph.node("Concat", [one, one, steps, one], { attributes: { axis: 0 } });
-    return graph.node("Expand", [scores, shape]);
+    return graph.node("Expand", [paddingScores(), shape]);
   }
 }
 

@@ -23,9 +23,14 @@ export type Value = string;
 
 /**
  * An attribute of a node. A plain number is an integer (INT), an array is INTS; floats are marked, because a
- * whole number would otherwise leave the type open.
+ * whole number would otherwise leave the type open. The graph of a branch has no inputs: it sees what is defined around its node.
  */
-export type Attribute = number | readonly number[] | string | { readonly float: number };
+export type Attribute =
+  | number
+  | readonly number[]
+  | string
+  | { readonly float: number }
+  | { readonly graph: Graph };
 
 export interface GraphValue {
   readonly name: Value;
@@ -72,14 +77,25 @@ export interface NodeOptions {
   readonly domain?: string;
 }
 
+/** What a branch gives, float32. */
+export interface BranchOutput {
+  readonly value: Value;
+  readonly shape: readonly Dim[];
+}
+
 /** Builds a graph node by node. Every name must exist before it is used, so the result is sorted and closed. */
 export class GraphBuilder {
   readonly #name: string;
   readonly #inputs: GraphValue[] = [];
   readonly #outputs: GraphValue[] = [];
   readonly #initializers = new Map<string, GraphInitializer>();
-  readonly #nodes: GraphNode[] = [];
+  /** Those of the graph, or of the branch that is being built. */
+  #nodes: GraphNode[] = [];
   readonly #known = new Set<string>();
+  /** Values of branches that are built, which nothing outside can use. */
+  readonly #inner = new Set<string>();
+  /** Constants of the branch that is being built. */
+  #own: Map<string, GraphInitializer> | undefined;
   #next = 0;
 
   constructor(name: string) {
@@ -157,6 +173,52 @@ export class GraphBuilder {
     this.#nodes.push({ operator, domain, inputs: [...inputs], outputs: [...outputs], attributes });
   }
 
+  /**
+   * Adds an `If` with one output per name: what the first branch gives where `condition` (bool []) is true, and else what the second one
+   * gives. Only that branch runs. A branch adds its nodes to this builder. Inputs and weights that it adds are those of the whole graph;
+   * constants are its own, because ONNX Runtime hands over whatever comes from outside in every run.
+   */
+  choose(
+    condition: Value,
+    names: readonly Value[],
+    yes: () => readonly BranchOutput[],
+    no: () => readonly BranchOutput[],
+  ): void {
+    const branches = [this.#branch("then", yes), this.#branch("else", no)] as const;
+    const [then_branch, else_branch] = branches;
+    for (const { outputs } of branches) {
+      if (outputs.length === names.length) continue;
+      const found = `${outputs.length} values of a branch`;
+      throw new CoppiceError(
+        "COPPICE_INTERNAL",
+        `${found} of graph ${this.#name} have ${names.length} names`,
+      );
+    }
+    const attributes = { then_branch: { graph: then_branch }, else_branch: { graph: else_branch } };
+    this.nodes("If", [condition], names, { attributes });
+  }
+
+  #branch(name: string, build: () => readonly BranchOutput[]): Graph {
+    const around = [this.#nodes, this.#own] as const;
+    const nodes: GraphNode[] = [];
+    const constants = new Map<string, GraphInitializer>();
+    [this.#nodes, this.#own] = [nodes, constants];
+    try {
+      const outputs = build().map(({ value, shape }): GraphValue => {
+        this.#require(value, `${name} branch`);
+        return { name: value, type: "float32", shape };
+      });
+      return { name: this.name(name), inputs: [], outputs, initializers: [...constants.values()], nodes };
+    } finally {
+      [this.#nodes, this.#own] = around;
+      const initializers = Array.from(constants.values(), ({ name }) => name);
+      for (const value of [...nodes.flatMap(({ outputs }) => outputs), ...initializers]) {
+        this.#known.delete(value);
+        this.#inner.add(value);
+      }
+    }
+  }
+
   build(): Graph {
     return {
       name: this.#name,
@@ -174,17 +236,19 @@ export class GraphBuilder {
     values: readonly number[],
   ): Value {
     // `|` cannot occur in a name that a caller chooses for an input without being odd; it keeps constants apart.
-    const name = `${type}|${shape.join("x")}|${values.join(",")}`;
-    if (!this.#initializers.has(name)) {
-      this.#define(name);
-      const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
-      this.#initializers.set(name, { name, type, shape, bytes });
-    }
+    const key = `${type}|${shape.join("x")}|${values.join(",")}`;
+    const constants = this.#own ?? this.#initializers;
+    const known = constants.get(key);
+    if (known) return known.name;
+    const name = this.#own ? this.name(key) : key;
+    this.#define(name);
+    const bytes = new Uint8Array(data.buffer, data.byteOffset, data.byteLength);
+    constants.set(key, { name, type, shape, bytes });
     return name;
   }
 
   #define(name: string): void {
-    if (name === "" || this.#known.has(name)) {
+    if (name === "" || this.#known.has(name) || this.#inner.has(name)) {
       throw new CoppiceError("COPPICE_INTERNAL", `graph ${this.#name} defines the value "${name}" twice`);
     }
     this.#known.add(name);

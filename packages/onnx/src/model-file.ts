@@ -4,6 +4,7 @@ import {
   type AttributeProto,
   AttributeProto_AttributeType,
   AttributeProtoSchema,
+  type GraphProto,
   GraphProtoSchema,
   type ModelProto,
   ModelProtoSchema,
@@ -53,31 +54,37 @@ export function encodeModel(graph: Graph): Uint8Array {
       create(OperatorSetIdProtoSchema, { domain: "", version: BigInt(opset) }),
       create(OperatorSetIdProtoSchema, { domain: "com.microsoft", version: 1n }),
     ],
-    graph: create(GraphProtoSchema, {
-      name: graph.name,
-      input: graph.inputs.map(valueInfo),
-      output: graph.outputs.map(valueInfo),
-      initializer: graph.initializers.map((initializer) =>
-        create(TensorProtoSchema, {
-          name: initializer.name,
-          dataType: dataTypes[initializer.type],
-          dims: initializer.shape.map(BigInt),
-          ...("bytes" in initializer ? { rawData: initializer.bytes } : externalData(initializer.external)),
-        }),
-      ),
-      node: graph.nodes.map(({ operator, domain, inputs, outputs, attributes }, i) =>
-        create(NodeProtoSchema, {
-          name: `${operator}_${i}`,
-          opType: operator,
-          domain,
-          input: [...inputs],
-          output: [...outputs],
-          attribute: Object.entries(attributes).map(([name, value]) => attributeProto(name, value)),
-        }),
-      ),
-    }),
+    graph: graphProto(graph, ""),
   });
   return toBinary(ModelProtoSchema, model);
+}
+
+/** @param within begins the names of nodes, which tell them apart in a profile */
+function graphProto(graph: Graph, within: string): GraphProto {
+  return create(GraphProtoSchema, {
+    name: graph.name,
+    input: graph.inputs.map(valueInfo),
+    output: graph.outputs.map(valueInfo),
+    initializer: graph.initializers.map((initializer) =>
+      create(TensorProtoSchema, {
+        name: initializer.name,
+        dataType: dataTypes[initializer.type],
+        dims: initializer.shape.map(BigInt),
+        ...("bytes" in initializer ? { rawData: initializer.bytes } : externalData(initializer.external)),
+      }),
+    ),
+    node: graph.nodes.map(({ operator, domain, inputs, outputs, attributes }, i) => {
+      const name = `${within}${operator}_${i}`;
+      return create(NodeProtoSchema, {
+        name,
+        opType: operator,
+        domain,
+        input: [...inputs],
+        output: [...outputs],
+        attribute: Object.entries(attributes).map(([key, value]) => attributeProto(key, value, name)),
+      });
+    }),
+  });
 }
 
 /** Limits of `decodeModel`. Its purpose is looking at graphs; weights lie in checkpoints, not in these files. */
@@ -88,12 +95,12 @@ export const decodeLimits = {
   nodes: 1_000_000,
   /** ONNX allows eight and more; ONNX Runtime's kernels stop there. */
   dimensions: 8,
-  /** Messages inside messages: If and Loop bodies nest; the format itself needs about six levels. */
+  /** Messages inside messages: a branch inside a branch adds three levels, and the format itself needs about six. */
   depth: 32,
 } as const;
 
 /**
- * Reads a model written by `encodeModel`, or another within the same means: one graph, no subgraphs, tensors with
+ * Reads a model written by `encodeModel`, or another within the same means: one graph with its branches, tensors with
  * raw data inside the file or with all their bytes in another one.
  * @throws COPPICE_FORMAT_LIMIT, COPPICE_FORMAT_HEADER (not an ONNX model), COPPICE_FORMAT_DTYPE,
  * COPPICE_FORMAT_SHAPE, COPPICE_BACKEND_UNSUPPORTED (what this reader has no form for)
@@ -111,6 +118,10 @@ export function decodeModel(bytes: Uint8Array): Graph {
   }
   const graph = model.graph;
   if (!graph) throw new CoppiceError("COPPICE_FORMAT_HEADER", "the ONNX model holds no graph");
+  return readGraph(graph);
+}
+
+function readGraph(graph: GraphProto): Graph {
   limit("nodes", graph.node.length, decodeLimits.nodes);
   return {
     name: graph.name,
@@ -195,7 +206,8 @@ function graphValue({ name, type }: ValueInfoProto): GraphValue {
   };
 }
 
-function attributeProto(name: string, value: Attribute): AttributeProto {
+/** @param node the name of the node that has it */
+function attributeProto(name: string, value: Attribute, node: string): AttributeProto {
   const type = AttributeProto_AttributeType;
   if (typeof value === "number") {
     return create(AttributeProtoSchema, { name, type: type.INT, i: BigInt(value) });
@@ -204,10 +216,14 @@ function attributeProto(name: string, value: Attribute): AttributeProto {
     return create(AttributeProtoSchema, { name, type: type.STRING, s: new TextEncoder().encode(value) });
   }
   if ("float" in value) return create(AttributeProtoSchema, { name, type: type.FLOAT, f: value.float });
+  if ("graph" in value) {
+    const g = graphProto(value.graph, `${node}/${name}/`);
+    return create(AttributeProtoSchema, { name, type: type.GRAPH, g });
+  }
   return create(AttributeProtoSchema, { name, type: type.INTS, ints: value.map(BigInt) });
 }
 
-function attributeValue({ name, type, i, f, s, ints }: AttributeProto): Attribute {
+function attributeValue({ name, type, i, f, s, ints, g }: AttributeProto): Attribute {
   switch (type) {
     case AttributeProto_AttributeType.INT:
       return Number(i);
@@ -217,6 +233,8 @@ function attributeValue({ name, type, i, f, s, ints }: AttributeProto): Attribut
       return new TextDecoder().decode(s);
     case AttributeProto_AttributeType.INTS:
       return ints.map(Number);
+    case AttributeProto_AttributeType.GRAPH:
+      return { graph: readGraph(g ?? create(GraphProtoSchema)) };
     default:
       throw unsupported(`attribute "${name}" has the type ${AttributeProto_AttributeType[type] ?? type}`);
   }

@@ -26,32 +26,40 @@ const attribute = fc.oneof(
   fc.record({ float: fc.float({ noNaN: true }) }),
 ) as fc.Arbitrary<Attribute>;
 const value = fc.record({ name, type, shape: fc.array(fc.oneof(size, name), { maxLength: 4 }) });
-const graph: fc.Arbitrary<Graph> = fc.record({
-  name,
-  inputs: fc.array(value, { maxLength: 3 }),
-  outputs: fc.array(value, { maxLength: 3 }),
-  initializers: fc.array(
-    fc
-      .tuple(fc.record({ name, type, shape: fc.array(size, { maxLength: 3 }) }), fc.option(fc.nat()))
-      .map(([tensor, offset]): GraphInitializer => {
-        const length = tensor.shape.reduce((a, b) => a * b, elementBytes[tensor.type]);
-        return offset === null
-          ? { ...tensor, bytes: new Uint8Array(length).fill(7) }
-          : { ...tensor, external: { file: "model.onnx_data", offset, length } };
+const graphs = fc.letrec<{ graph: Graph; attribute: Attribute }>((tie) => ({
+  attribute: fc.oneof({ depthSize: "small" }, attribute, fc.record({ graph: tie("graph") })),
+  graph: graphOf(tie("attribute")),
+}));
+const graph = graphs.graph;
+
+function graphOf(attribute: fc.Arbitrary<Attribute>): fc.Arbitrary<Graph> {
+  return fc.record({
+    name,
+    inputs: fc.array(value, { maxLength: 3 }),
+    outputs: fc.array(value, { maxLength: 3 }),
+    initializers: fc.array(
+      fc
+        .tuple(fc.record({ name, type, shape: fc.array(size, { maxLength: 3 }) }), fc.option(fc.nat()))
+        .map(([tensor, offset]): GraphInitializer => {
+          const length = tensor.shape.reduce((a, b) => a * b, elementBytes[tensor.type]);
+          return offset === null
+            ? { ...tensor, bytes: new Uint8Array(length).fill(7) }
+            : { ...tensor, external: { file: "model.onnx_data", offset, length } };
+        }),
+      { maxLength: 3 },
+    ),
+    nodes: fc.array(
+      fc.record({
+        operator: name,
+        domain: fc.constantFrom("", "com.microsoft"),
+        inputs: fc.array(fc.oneof(name, fc.constant("")), { maxLength: 3 }),
+        outputs: fc.array(name, { maxLength: 3 }),
+        attributes: fc.dictionary(name, attribute, { maxKeys: 3, noNullPrototype: true }),
       }),
-    { maxLength: 3 },
-  ),
-  nodes: fc.array(
-    fc.record({
-      operator: name,
-      domain: fc.constantFrom("", "com.microsoft"),
-      inputs: fc.array(fc.oneof(name, fc.constant("")), { maxLength: 3 }),
-      outputs: fc.array(name, { maxLength: 3 }),
-      attributes: fc.dictionary(name, attribute, { maxKeys: 3, noNullPrototype: true }),
-    }),
-    { maxLength: 4 },
-  ),
-});
+      { maxLength: 4 },
+    ),
+  });
+}
 
 const expert: MlpShape = { hidden: 4, width: 6, activation: { kind: "silu" }, biases: ["upBias"] };
 
@@ -124,6 +132,34 @@ describe("the graph builder", () => {
     expect(() => builder.input("x", [1])).toThrow('defines the value "x" twice');
     expect(() => builder.node("Relu", ["y"])).toThrow('Relu of graph test uses the unknown value "y"');
     expect(() => builder.output("y", [1])).toThrow('the unknown value "y"');
+  });
+
+  test("adds branches that see what is around them, and whose values nothing outside sees", () => {
+    const builder = new GraphBuilder("test");
+    builder.input("x", ["n"]);
+    builder.input("which", [], "bool");
+    const shape = ["n"];
+    let inner = "";
+    const twice = () => {
+      inner = builder.node("Mul", ["x", builder.float32(2)]);
+      return [{ value: inner, shape }];
+    };
+    const negative = () => [{ value: builder.node("Neg", ["x"]), shape }];
+    builder.choose("which", ["y"], twice, negative);
+    builder.output("y", shape);
+    expect(() => builder.node("Neg", [inner])).toThrow("the unknown value");
+    expect(() => builder.node("Neg", ["x"], {}, inner)).toThrow("twice");
+    expect(() => builder.choose("which", ["a", "b"], twice, negative)).toThrow("have 2 names");
+    const { nodes, initializers } = builder.build();
+    expect(nodes.map(({ operator }) => operator)).toEqual(["If"]);
+    // The branch has its constants.
+    expect(initializers).toEqual([]);
+    expect(nodes[0]?.attributes["then_branch"]).toMatchObject({
+      graph: {
+        outputs: [{ name: expect.any(String), type: "float32", shape }],
+        initializers: [{ shape: [] }],
+      },
+    });
   });
 
   test("stores equal constants once", () => {

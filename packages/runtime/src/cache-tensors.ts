@@ -1,14 +1,14 @@
-import { CachePlaces, CoppiceError } from "@coppice/core";
+import { CoppiceError } from "@coppice/core";
 import type { CacheTensor } from "./graph-interface.js";
 import type { OnnxRuntime, Tensor, Tensors } from "./onnx-runtime.js";
 import type { LoadedGraph } from "./sequence.js";
 
 /**
- * Places that buffers of keys and values have beyond those that are needed: so many, or a sixteenth of these where that is more. The
- * runtime clears as many places as there are for every token, so that room costs time; a buffer that is full is copied as a whole.
+ * Places that buffers of keys and values have beyond so many that are needed. Attention multiplies as many places as there are, so that
+ * half of these cost time in every run, a ten-thousandth of a second per 200 and layer; a buffer that is full is copied as a whole, which
+ * takes some four times as long as a run takes for its places. The sum is least at about the root of eight times what is needed.
  */
-const sparePlaces = 64;
-const spareShift = 4;
+const sparePlaces = (needed: number) => Math.ceil(Math.sqrt(8 * needed));
 
 type Graph = Pick<LoadedGraph, "runtime" | "io">;
 
@@ -32,10 +32,10 @@ export function firstTokens(
 ): Tensors | undefined {
   const out: Record<string, Tensor> = {};
   for (const tensor of io.cache) {
-    const places = new CachePlaces(tensor.span);
+    const { layout } = tensor;
     const values = past[tensor.input] as Tensor;
-    if (values.location !== "cpu" || (length < held && held > places.room)) return undefined;
-    const filled = places.filled(length);
+    if (values.location !== "cpu" || (length < held && held > layout.room)) return undefined;
+    const filled = layout.filled(length);
     out[tensor.input] = resized(runtime, tensor, values, filled, filled);
   }
   return out;
@@ -53,21 +53,21 @@ export function withRoom(
   tokens: number,
   added: number,
 ): Tensors {
-  return Object.fromEntries(
-    io.cache.map((tensor) => {
-      const values = past[tensor.input] as Tensor;
-      const layout = new CachePlaces(tensor.span);
-      const filled = layout.filled(tokens);
-      // Runs that put out what is new alone need no room for it; it is written to where it stays.
-      const behind = inPlace && io.newest !== undefined ? 0 : added;
-      const needed = behind === 0 ? layout.filled(tokens + added) : filled + behind;
-      const most = layout.room + behind;
-      const places = values.dims[2] as number;
-      const isRight = places <= most && (!inPlace || places >= needed);
-      const wanted = Math.min(needed + Math.max(sparePlaces, needed >> spareShift), most);
-      return [tensor.input, isRight ? values : resized(runtime, tensor, values, filled, wanted)];
-    }),
-  );
+  const larger: [string, Tensor][] = [];
+  for (const tensor of io.cache) {
+    const values = past[tensor.input] as Tensor;
+    const { layout } = tensor;
+    const filled = layout.filled(tokens);
+    // Runs that put out what is new alone need no room for it; it is written to where it stays.
+    const behind = inPlace && io.newest !== undefined ? 0 : added;
+    const needed = behind === 0 ? layout.filled(tokens + added) : filled + behind;
+    const most = layout.room + behind;
+    const places = values.dims[2] as number;
+    if (places <= most && (!inPlace || places >= needed)) continue;
+    const wanted = Math.min(needed + sparePlaces(needed), most);
+    larger.push([tensor.input, resized(runtime, tensor, values, filled, wanted)]);
+  }
+  return larger.length === 0 ? past : { ...past, ...Object.fromEntries(larger) };
 }
 
 /**
@@ -79,10 +79,10 @@ export function keepNewest({ io }: Graph, past: Tensors, tokens: number, newest:
   const values = newest.data as Float32Array;
   const [, , added, size] = newest.dims as [number, number, number, number];
   let from = 0;
-  for (const { input, heads, span } of io.cache) {
+  for (const { input, heads, layout } of io.cache) {
     const { data, dims } = past[input] as Tensor;
     const places = dims[2] as number;
-    new CachePlaces(span).ranges(tokens, tokens + added, tokens + added, (position, place, count) => {
+    layout.ranges(tokens, tokens + added, tokens + added, (position, place, count) => {
       for (let head = 0; head < heads; head++) {
         const row = from + (head * added + position - tokens) * size;
         const to = (head * places + place) * size;
@@ -98,7 +98,7 @@ export function keepNewest({ io }: Graph, past: Tensors, tokens: number, newest:
  * @param tokens held before
  */
 export function settleTokens({ io }: Graph, past: Tensors, tokens: number, added: number): void {
-  for (const { input, span, heads, size } of io.cache) {
+  for (const { input, span, layout, heads, size } of io.cache) {
     if (!span) continue;
     const { data, dims, location } = past[input] as Tensor;
     if (location !== "cpu") {
@@ -110,7 +110,6 @@ export function settleTokens({ io }: Graph, past: Tensors, tokens: number, added
     }
     const values = data as Float32Array | Uint16Array;
     const places = dims[2] as number;
-    const layout = new CachePlaces(span);
     const behind = layout.filled(tokens) - tokens;
     layout.ranges(tokens, tokens + added, tokens + added, (position, place, count) => {
       const from = position + behind;

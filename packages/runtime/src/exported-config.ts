@@ -21,6 +21,8 @@ export interface ExportedConfig {
   readonly dtype: string | undefined;
   /** `coppice export` wrote the graphs, so that more is known of them than the names of their inputs. */
   readonly isCoppiceExport: boolean;
+  /** A run of one token need not give what is present: a negative `num_logits_to_keep` says that nobody wants it. */
+  readonly sparesPresent: boolean;
   /** Spans that heads of the graph have, by the numbers in the names of its inputs. */
   readonly spans: readonly HeadSpan[];
   /** External data files of the graph `model<suffix>.onnx`. */
@@ -42,7 +44,10 @@ const configSchema = v.looseObject({
   eos_token_id: v.nullish(tokenIds),
   // The section of this project.
   coppice_export: v.optional(
-    v.looseObject({ attention: v.optional(v.looseObject({ spans: v.array(headSpan) })) }),
+    v.looseObject({
+      spares_present: v.optional(v.boolean()),
+      attention: v.optional(v.looseObject({ spans: v.array(headSpan) })),
+    }),
   ),
   // The section that transformers.js reads.
   "transformers.js_config": v.optional(
@@ -76,6 +81,7 @@ export async function readExportedConfig(folder: ExportedFolder): Promise<Export
     sampling: samplingOf(generation ?? {}),
     dtype: typeof dtype === "string" ? dtype : dtype?.["model"],
     isCoppiceExport: config.coppice_export !== undefined,
+    sparesPresent: config.coppice_export?.spares_present ?? false,
     spans: config.coppice_export?.attention?.spans ?? [],
     externalData(graph) {
       const files = typeof format === "object" ? (format[graph] ?? format["model"]) : format;

@@ -125,6 +125,7 @@ export async function openExportedModel(
       ones: new Ones(),
       bias: new SpanBias(),
       inPlace: inPlace && config.isCoppiceExport,
+      sparesPresent: config.sparesPresent,
       released: () => released,
     };
     return textModel(graph, config, tokenizer, new KeptPrefixes(graph, keptPrefixes), async () => {

@@ -1,4 +1,4 @@
-import { CoppiceError, type HeadSpan } from "@coppice/core";
+import { CachePlaces, CoppiceError, type HeadSpan } from "@coppice/core";
 import type { InferenceSession } from "./onnx-runtime.js";
 
 /** A tensor of keys or values that one run hands to the next. */
@@ -10,8 +10,9 @@ export interface CacheTensor {
   readonly type: "float32" | "float16";
   readonly heads: number;
   readonly size: number;
-  /** Places are those of `CachePlaces`; absent: one for every token. */
+  /** Absent: there is a place for every token. */
   readonly span?: HeadSpan;
+  readonly layout: CachePlaces;
 }
 
 /** What a graph takes and gives, under the names that optimum and transformers.js use. */
@@ -81,7 +82,15 @@ export function graphInterface(
       throw refuse(`has ${name} as ${shown}, expected float32 or float16 [batch, heads, past, size]`);
     }
     const span = numbered(name, spanOfCache);
-    cache.push({ input: name, output, type, heads, size, ...(span && { span }) });
+    cache.push({
+      input: name,
+      output,
+      type,
+      heads,
+      size,
+      ...(span && { span }),
+      layout: new CachePlaces(span),
+    });
   }
   if (cache.length === 0) throw refuse("has no input past_key_values.*");
   return {

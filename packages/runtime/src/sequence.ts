@@ -19,6 +19,8 @@ export interface LoadedGraph {
   readonly bias: SpanBias;
   /** See `OpenModelOptions.inPlace`; only where the graph can. */
   readonly inPlace: boolean;
+  /** See `ExportedConfig`. */
+  readonly sparesPresent: boolean;
   /** True once the session is released. */
   readonly released: () => boolean;
 }
@@ -49,8 +51,10 @@ export class Sequence implements Decoder {
   /** Chosen experts of the tokens of the last call; empty unless the graph gives them and they are wanted. */
   experts: readonly LayerExperts[] = [];
   readonly #graph: LoadedGraph;
-  /** Outputs that are wanted. */
-  readonly #wanted: readonly string[];
+  /** Outputs that are wanted, besides those of the cache. */
+  readonly #wanted: InferenceSession.FetchesType;
+  /** The output with what is new alone, where that is kept here. */
+  readonly #newest: string | undefined;
   /** [1, heads, at least as many as heads keep of the tokens, size] each */
   #past: Tensors;
   #unseen: number;
@@ -64,7 +68,11 @@ export class Sequence implements Decoder {
     this.tokens = [...held];
     this.#unseen = held.length;
     this.#past = past ?? emptyPast(graph);
-    this.#wanted = ["logits", ...(wantsExperts ? graph.io.experts.map(({ output }) => output) : [])];
+    this.#newest = graph.inPlace ? graph.io.newest : undefined;
+    // Whatever comes out is copied by onnxruntime-node, whole caches too, also where they are extended in place.
+    const newest = this.#newest === undefined ? [] : [this.#newest];
+    const experts = wantsExperts ? graph.io.experts.map(({ output }) => output) : [];
+    this.#wanted = Object.fromEntries(["logits", ...experts, ...newest].map((name) => [name, null]));
   }
 
   /** Keys and values by the names of graph inputs. */
@@ -96,7 +104,7 @@ export class Sequence implements Decoder {
   }
 
   async #run(tokens: Int32Array, signal: AbortSignal | undefined): Promise<Float32Array> {
-    const { runtime, session, io, ones, bias, inPlace, released } = this.#graph;
+    const { runtime, session, io, ones, bias, released } = this.#graph;
     if (released()) throw new CoppiceError("COPPICE_BACKEND_DISPOSED", "the model was disposed");
     // Its turn may have come long after it asked.
     throwIfAborted(signal, "generating");
@@ -107,19 +115,25 @@ export class Sequence implements Decoder {
       new runtime.Tensor("int64", values, dims);
     const feeds: Record<string, Tensor> = {
       ...this.#past,
-      input_ids: int64(BigInt64Array.from(tokens, BigInt), [1, length]),
+      input_ids: int64(
+        integers(length, (i) => tokens[i] as number),
+        [1, length],
+      ),
       attention_mask: int64(ones.upTo(past + length), [1, past + length]),
     };
-    if (io.takesPositions) {
-      const positions = new BigInt64Array(length);
-      for (let i = 0; i < length; i++) positions[i] = BigInt(past + i);
-      feeds["position_ids"] = int64(positions, [1, length]);
-    }
+    if (io.takesPositions)
+      feeds["position_ids"] = int64(
+        integers(length, (i) => past + i),
+        [1, length],
+      );
     for (const { input, span } of io.biases) {
       const { data, places } = bias.values(span, past, length);
       feeds[input] = new runtime.Tensor("float32", data, [1, 1, length, places]);
     }
-    if (io.keepsLogits) feeds["num_logits_to_keep"] = int64(BigInt64Array.of(1n), []);
+    if (io.keepsLogits) {
+      const spares = this.#graph.sparesPresent && this.#newest !== undefined && past > 0 && length === 1;
+      feeds["num_logits_to_keep"] = int64(BigInt64Array.of(spares ? -1n : 1n), []);
+    }
     let outputs: InferenceSession.ReturnType;
     try {
       outputs = await session.run(feeds, this.#fetches());
@@ -127,10 +141,10 @@ export class Sequence implements Decoder {
       throw new CoppiceError("COPPICE_BACKEND_FAILED", `ONNX Runtime failed: ${messageOf(cause)}`, { cause });
     }
     for (const token of tokens) this.tokens.push(token);
-    if (inPlace && io.newest !== undefined) {
-      keepNewest(this.#graph, this.#past, past, outputs[io.newest] as Tensor);
+    if (this.#newest !== undefined) {
+      keepNewest(this.#graph, this.#past, past, outputs[this.#newest] as Tensor);
     } else {
-      if (!inPlace) {
+      if (!this.#graph.inPlace) {
         const before = this.#past;
         this.#past = Object.fromEntries(
           io.cache.map(({ input, output }) => [input, outputs[output] as Tensor]),
@@ -146,14 +160,12 @@ export class Sequence implements Decoder {
   /** What a run puts out, and where; null: wherever it likes. */
   #fetches(): InferenceSession.FetchesType {
     const { io, inPlace } = this.#graph;
-    const wanted = this.#wanted.map((name): [string, null] => [name, null]);
-    // Whatever comes out is copied by onnxruntime-node, whole caches too, also where they are extended in place.
-    if (inPlace && io.newest !== undefined) return Object.fromEntries([...wanted, [io.newest, null]]);
+    if (this.#newest !== undefined) return this.#wanted;
     const cache = io.cache.map(({ input, output }): [string, Tensor | null] => [
       output,
       inPlace ? (this.#past[input] as Tensor) : null,
     ]);
-    return Object.fromEntries([...wanted, ...cache]);
+    return { ...this.#wanted, ...Object.fromEntries(cache) };
   }
 
   async #readExperts(outputs: InferenceSession.ReturnType): Promise<void> {
@@ -172,6 +184,12 @@ export class Sequence implements Decoder {
             experts: Int32Array.of(...experts, ...(now[i]?.experts ?? [])),
           }));
   }
+}
+
+function integers(length: number, value: (i: number) => number): BigInt64Array {
+  const values = new BigInt64Array(length);
+  for (let i = 0; i < length; i++) values[i] = BigInt(value(i));
+  return values;
 }
 
 /** Logits of the last token, [vocab]. */

@@ -102,14 +102,22 @@ function widenMatrices({ graph: model, externalData }: GraphSource): GraphSource
 /** Without the weights that nothing needs any more, and their casts. */
 function usedParts(graph: Graph): Graph {
   const used = new Set(graph.outputs.map(({ name }) => name));
-  for (const { operator, inputs } of graph.nodes) {
-    if (operator !== "Cast") for (const input of inputs) used.add(input);
+  for (const node of graph.nodes) {
+    if (node.operator !== "Cast") for (const input of readBy(node)) used.add(input);
   }
   const nodes = graph.nodes.filter(
     ({ operator, outputs }) => operator !== "Cast" || outputs.some((output) => used.has(output)),
   );
-  for (const { inputs } of nodes) for (const input of inputs) used.add(input);
+  for (const node of nodes) for (const input of readBy(node)) used.add(input);
   return { ...graph, nodes, initializers: graph.initializers.filter(({ name }) => used.has(name)) };
+}
+
+/** Values that a node takes, those of its branches included. */
+function readBy({ inputs, attributes }: GraphNode): string[] {
+  const branches = Object.values(attributes).flatMap((value) =>
+    typeof value === "object" && "graph" in value ? value.graph.nodes : [],
+  );
+  return [...inputs, ...branches.flatMap(readBy)];
 }
 
 function bytesOf(initializer: GraphInitializer, files: ReadonlyMap<string, Uint8Array>): Uint8Array {
