@@ -49,7 +49,8 @@ async function profiledRuns(folder, { prompt, tokens, threads }) {
   const runs = [];
   let operators = [];
   for (const { name, cat, dur, args } of events) {
-    if (cat === "Node" && name.endsWith("_kernel_time"))
+    // The operators of a branch are listed themselves.
+    if (cat === "Node" && name.endsWith("_kernel_time") && args.op_name !== "If")
       operators.push({ operator: args.op_name, time: dur });
     if (name !== "model_run") continue;
     runs.push(operators);

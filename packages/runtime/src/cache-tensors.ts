@@ -4,11 +4,10 @@ import type { OnnxRuntime, Tensor, Tensors } from "./onnx-runtime.js";
 import type { LoadedGraph } from "./sequence.js";
 
 /**
- * Places that buffers of keys and values have beyond so many that are needed. Attention multiplies as many places as there are, so that
- * half of these cost time in every run, a ten-thousandth of a second per 200 and layer; a buffer that is full is copied as a whole, which
- * takes some four times as long as a run takes for its places. The sum is least at about the root of eight times what is needed.
+ * Places that buffers of keys and values have beyond so many that are needed. Attention multiplies all places, so that more of them
+ * cost time in every run; a full buffer is copied, which costs some of it whatever its size. Both together are least at about this root.
  */
-const sparePlaces = (needed: number) => Math.ceil(Math.sqrt(8 * needed));
+const sparePlaces = (needed: number) => Math.ceil(Math.sqrt(1024 + 8 * needed));
 
 type Graph = Pick<LoadedGraph, "runtime" | "io">;
 

@@ -1,7 +1,7 @@
 import { loadModel, memoryFolder, memoryTarget } from "@coppice/checkpoint";
 import { openFolder } from "@coppice/checkpoint/node";
 import type { QuantizedBits } from "@coppice/core";
-import { exportOnnx } from "@coppice/export-onnx";
+import { type ExportTarget, exportOnnx } from "@coppice/export-onnx";
 import { decodeModel } from "@coppice/onnx";
 import { type FixtureName, fixturePath } from "@coppice/plugin-kit/node";
 import { quantizeCheckpoint, rtn, uniformFormat } from "@coppice/quantizers";
@@ -10,13 +10,18 @@ import * as node from "onnxruntime-node";
 import { describe, expect, it } from "vitest";
 
 /** A fixture with all matrices quantized, embedding and head included, as an exported folder in memory. */
-async function exported(name: FixtureName, bits: QuantizedBits, symmetric: boolean): Promise<ExportedFolder> {
+async function exported(
+  name: FixtureName,
+  bits: QuantizedBits,
+  symmetric: boolean,
+  forTarget: ExportTarget = "wasm",
+): Promise<ExportedFolder> {
   const [small, target] = [memoryTarget(), memoryTarget()];
   await using loaded = await loadModel(await openFolder(fixturePath(name)));
   const format = uniformFormat({ bits, groupSize: 16, symmetric, head: bits, embedding: bits });
   await quantizeCheckpoint(loaded, small, { quantizer: await rtn.create({}, undefined), format });
   await using quantized = await loadModel(memoryFolder(small.files));
-  await exportOnnx(quantized, target, { target: "wasm", expertOutputs: true });
+  await exportOnnx(quantized, target, { target: forTarget, expertOutputs: true });
   const bytesOf = (file: string) => target.files.get(file) as Uint8Array;
   return {
     label: name,
@@ -33,8 +38,9 @@ async function exported(name: FixtureName, bits: QuantizedBits, symmetric: boole
 const suffixes = { 2: "q2", 4: "q4", 8: "quantized" } as const;
 const prompt = Int32Array.of(5, 3, 8, 1, 2);
 
-async function written(folder: ExportedFolder) {
-  await using model = await openExportedModel(folder, { runtime: node, session: { logSeverityLevel: 4 } });
+async function written(folder: ExportedFolder, inPlace = false) {
+  const session = { logSeverityLevel: 4 } as const;
+  await using model = await openExportedModel(folder, { runtime: node, inPlace, session });
   const pieces: { token: number | undefined; experts: string[] | undefined }[] = [];
   for await (const { token, experts } of model.stream(prompt, { maxTokens: 24, experts: true })) {
     pieces.push({ token, experts: experts?.map(({ experts }) => experts.join()) });
@@ -68,6 +74,11 @@ describe("a widened folder", () => {
       for (const one of initializers) if ("external" in one) expect(files).toContain(one.external.file);
     },
   );
+
+  it("keeps the branches of a graph for another target", async () => {
+    const folder = await exported("mixtral", 4, false, "cpu");
+    expect(await written(widenedFolder(folder), true)).toEqual(await written(folder));
+  });
 
   it("refuses graphs of others, graphs that are paths, and files that end early", async () => {
     const folder = await exported("mixtral", 4, false);
