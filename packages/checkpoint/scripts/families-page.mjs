@@ -28,7 +28,7 @@ const common = `## What holds for all of them
   its language model: it runs when that is of an executed family, and everything else (vision towers, projectors) is carried along untouched.
 * Positions: \`rope_parameters\` as transformers 5 writes them, or the older \`rope_theta\` and \`rope_scaling\`; the kinds default, linear, dynamic,
   yarn, llama3 and longrope, by the rules of transformers 5. Phi-3.5-MoE takes the short divisors of longrope at every length, as transformers 5 does.
-* Missing keys have the defaults of the family's configuration class in transformers 5. Counts may be lists with one entry per layer (HunYuan, and
+* Missing keys, but for the number of experts, have the defaults of the family's configuration class in transformers 5. Counts may be lists with one entry per layer (HunYuan, and
   the runtime layout that Coppice writes).
 * A head that lies in the files is the head, whatever \`tie_word_embeddings\` says; where there is none, it is the embedding if the config, or the one
   around it, says so.
