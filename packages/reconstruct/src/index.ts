@@ -2,7 +2,7 @@ export type { FitText } from "./fit-stream.js";
 export type { FitTarget } from "./normal-equations.js";
 export { type MatrixProducts, type ProductRequest, plainProducts } from "./products.js";
 export {
-  defaultChoices,
+  defaultGrids,
   type FitChoice,
   type Fold,
   type LayerReconstruction,

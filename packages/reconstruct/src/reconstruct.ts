@@ -44,10 +44,10 @@ export interface ReconstructOptions {
   readonly folds: readonly Fold[];
   /** What the result is fitted to. Default: the texts of the one fold. */
   readonly texts?: readonly FitText[];
-  /** Default `defaultChoices`. */
-  readonly choices?: readonly FitChoice[];
+  /** Default `defaultGrids`. At least one, none of them empty. */
+  readonly grids?: readonly (readonly FitChoice[])[];
   readonly products?: MatrixProducts;
-  /** Gets `progress` in layers. */
+  /** Gets `progress` in layers, those of every grid. */
   readonly emitter?: RunEmitter;
   readonly signal?: AbortSignal;
 }
@@ -70,19 +70,30 @@ export interface Reconstruction {
   readonly tokenLayers: number;
 }
 
-export const defaultChoices: readonly FitChoice[] = [
-  null,
-  { target: "stream", ridge: 0.1 },
-  { target: "stream", ridge: 1 },
-  { target: "layer", ridge: 0.3 },
-  { target: "layer", ridge: 3 },
+/**
+ * Choices that layers may take. The second grid fits more closely, which is better as a rule where the folds' judges have
+ * seen nothing of the texts; but a layer cannot know what its choice leaves to those behind it, and where texts are few its
+ * close fits end worse than those of the first.
+ */
+export const defaultGrids: readonly (readonly FitChoice[])[] = [
+  [null, ...toStream(0.1, 1), ...toLayer(0.3, 3)],
+  [null, ...toStream(0.01, 0.03, 0.1, 1), ...toLayer(0.03, 0.3, 3)],
 ];
+
+function toStream(...ridges: number[]): FitChoice[] {
+  return ridges.map((ridge) => ({ target: "stream", ridge }));
+}
+
+function toLayer(...ridges: number[]): FitChoice[] {
+  return ridges.map((ridge) => ({ target: "layer", ridge }));
+}
 
 /**
  * Refits the down projections of the experts that a plan keeps, layer by layer and in closed form, so that they put out what
  * the whole layer did: ridge regression of the change on the hidden units of the kept experts, times their gate weights
  * (`NormalEquations`). Layers follow one another, each on the inputs that the plan and the fits before it give. How strongly
- * a layer is fitted, to what, and whether at all, is what serves samples best that were not fitted to.
+ * a layer is fitted, to what, and whether at all, is what serves samples best that were not fitted to. Every grid of choices
+ * goes through all layers by itself, and the one whose last layer scores best gives the result.
  *
  * Least-squares reconstruction of a pruned layer is that of SparseGPT (arXiv 2301.00774, eq. 4) and of channel pruning (He et
  * al., arXiv 1707.06168, eq. 5) before it, for the sum of routed experts; the choice by folds is this package's own.
@@ -90,13 +101,39 @@ export const defaultChoices: readonly FitChoice[] = [
  * `score` and the runner throw
  */
 export async function reconstruct(options: ReconstructOptions): Promise<Reconstruction> {
-  const { runner, folds, signal, emitter, choices = defaultChoices, products = plainProducts } = options;
+  const { runner, grids = defaultGrids, emitter } = options;
   const { model } = runner;
   checkOptions(options);
   const plan = createPlan(
     model,
     options.plan.layers.map(({ down: _, ...layer }) => layer),
   );
+  const changed = moeLayers(model).filter(({ index }) => plan.layers.some(({ layer }) => layer === index));
+  const tell = startProgress(emitter, "reconstructing", "layers");
+  let [done, tokenLayers] = [0, 0];
+  let best: Reconstruction | undefined;
+  for (const choices of grids) {
+    const onLayer = () => tell(++done, grids.length * changed.length);
+    const found = await withGrid(options, plan, changed, choices, onLayer);
+    tokenLayers += found.tokenLayers;
+    if (!best || lastScore(found) > lastScore(best)) best = found;
+  }
+  return { ...(best as Reconstruction), tokenLayers };
+}
+
+function lastScore({ before, layers }: Reconstruction): number {
+  return layers.at(-1)?.score ?? before;
+}
+
+async function withGrid(
+  options: ReconstructOptions,
+  plan: Plan,
+  changed: readonly MoeLayer[],
+  choices: readonly FitChoice[],
+  onLayer: () => void,
+): Promise<Reconstruction> {
+  const { runner, folds, signal, products = plainProducts } = options;
+  const { model } = runner;
   const fits = folds.map(({ texts, score }) => ({
     stream: new FitStream(runner, texts),
     score,
@@ -111,8 +148,6 @@ export async function reconstruct(options: ReconstructOptions): Promise<Reconstr
   for (const fit of fits) [fit.value = Number.NaN] = await fit.score([plan]);
   const before = mean(fits.map(({ value }) => value));
   const layers: LayerReconstruction[] = [];
-  const changed = moeLayers(model).filter(({ index }) => plan.layers.some(({ layer }) => layer === index));
-  const tell = startProgress(emitter, "reconstructing", "layers");
   for (const layer of changed) {
     throwIfAborted(signal, `reconstructing layer ${layer.index}`);
     const tried: Tried[][] = [];
@@ -145,7 +180,7 @@ export async function reconstruct(options: ReconstructOptions): Promise<Reconstr
       const equations = await last.stream.collect(layer, last.plan, products, signal);
       last.plan = withDown(model, last.plan, layer, equations.solve(choice.target, choice.ridge));
     }
-    tell(layers.length, changed.length);
+    onLayer();
   }
   const streams = new Set([...fits.map(({ stream }) => stream), last.stream]);
   const tokenLayers = [...streams].reduce((sum, stream) => sum + stream.tokenLayers, 0);
@@ -166,7 +201,7 @@ function withDown(model: MoeModel, plan: Plan, { index }: MoeLayer, deltas: Floa
   );
 }
 
-function checkOptions({ plan, folds, choices = defaultChoices }: ReconstructOptions): void {
+function checkOptions({ plan, folds, grids = defaultGrids }: ReconstructOptions): void {
   const mapped = plan.layers.find(({ routerMap }) => routerMap);
   if (mapped) {
     throw new CoppiceError(
@@ -181,10 +216,10 @@ function checkOptions({ plan, folds, choices = defaultChoices }: ReconstructOpti
       `${folds.length} folds are given; every one needs texts to fit to`,
     );
   }
-  const bad = choices.find(
-    (choice) => choice && !(choice.ridge > 0 && choice.ridge < Number.POSITIVE_INFINITY),
-  );
-  if (bad || choices.length === 0) {
+  const bad = grids
+    .flat()
+    .find((choice) => choice && !(choice.ridge > 0 && choice.ridge < Number.POSITIVE_INFINITY));
+  if (bad || grids.length === 0 || grids.some((choices) => choices.length === 0)) {
     throw new CoppiceError(
       "COPPICE_USAGE",
       bad

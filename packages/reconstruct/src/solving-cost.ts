@@ -1,6 +1,6 @@
 import { type MoeModel, moeLayers } from "@coppice/core";
 import { groupedSlots } from "./normal-equations.js";
-import { defaultChoices, type FitChoice } from "./reconstruct.js";
+import { defaultGrids, type FitChoice } from "./reconstruct.js";
 
 /**
  * Multiplications that the solutions of a reconstruction take, which outgrow everything else in large models: per layer, choice
@@ -14,10 +14,10 @@ export function solvingCost(
   {
     slots,
     folds = 1,
-    choices = defaultChoices,
-  }: { readonly slots: number; readonly folds?: number; readonly choices?: readonly FitChoice[] },
+    grids = defaultGrids,
+  }: { readonly slots: number; readonly folds?: number; readonly grids?: readonly (readonly FitChoice[])[] },
 ): number {
-  const solutions = folds * choices.filter((choice) => choice !== null).length;
+  const solutions = folds * grids.flat().filter((choice) => choice !== null).length;
   return moeLayers(model).reduce((sum, { feedForward }) => {
     const width = feedForward.experts[0]?.width ?? 0;
     const groups = groupedSlots(Math.min(slots, feedForward.experts.length), width);

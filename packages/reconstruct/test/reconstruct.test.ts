@@ -61,7 +61,8 @@ describe("reconstruct", () => {
       pruned.layers.map(({ experts }) => experts),
     );
     expect(found.tokenLayers).toBeGreaterThan(0);
-    expect(done).toEqual([1 / 3, 2 / 3, 1]);
+    // Both grids.
+    expect(done).toEqual([1, 2, 3, 4, 5, 6].map((layer) => layer / 6));
   });
 
   test("undoes a change of down projections", async () => {
@@ -76,13 +77,13 @@ describe("reconstruct", () => {
         units: experts.map((expert) => [{ expert, to, rows: 1, columns: 0.5 }]),
       })),
     );
-    const choices = [{ target: "layer", ridge: 1e-6 }] as const;
+    const grids = [[{ target: "layer", ridge: 1e-6 }]] as const;
     const many = randomTexts(3, 60);
     const { plan, before } = await reconstruct({
       runner,
       plan: halved,
       folds: [foldOf(many, others)],
-      choices,
+      grids,
     });
     // What is left is rounding to bfloat16.
     expect(await closeness(plan, others)).toBeGreaterThan(before * 1e-4);
@@ -114,7 +115,7 @@ describe("reconstruct", () => {
         runner,
         plan: createPlan(model, pruned.layers.slice(0, 1)),
         folds: [{ texts, score: async (plans) => plans.map(() => 0) }],
-        choices: [first],
+        grids: [[first]],
       });
       expect(found.plan.layers[0]).toEqual(alone.plan.layers[0]);
     }
@@ -123,6 +124,28 @@ describe("reconstruct", () => {
     const [one, two] = found.foldPlans as [Plan, Plan];
     const crossed = (await closeness(one, texts.slice(10))) + (await closeness(two, texts.slice(0, 10)));
     expect(found.layers.at(-1)?.score).toBeCloseTo(crossed / 2, 8);
+  });
+
+  test("keeps the grid that ends best, though another was ahead before", async () => {
+    const close = { target: "layer", ridge: 0.01 } as const;
+    const loose = { target: "layer", ridge: 3 } as const;
+    const course = [0, 5, 6, 1, 0, 2, 3, 4];
+    const score = async (plans: readonly Plan[]) => plans.map(() => course.shift() ?? Number.NaN);
+    const found = await reconstruct({
+      runner,
+      plan: pruned,
+      folds: [{ texts, score }],
+      grids: [[close], [loose]],
+    });
+    expect(found.layers.map(({ choice, score }) => [choice, score])).toEqual([
+      [loose, 2],
+      [loose, 3],
+      [loose, 4],
+    ]);
+    const alone = { runner, plan: pruned, folds: [foldOf(texts, others)] };
+    const loosely = await reconstruct({ ...alone, grids: [[loose]] });
+    expect(found.plan).toEqual(loosely.plan);
+    expect(found.tokenLayers).toBe(2 * loosely.tokenLayers);
   });
 
   test("refuses what it cannot fit, and stops when told", async () => {
@@ -139,10 +162,11 @@ describe("reconstruct", () => {
     await expect(reconstruct({ runner, plan: pruned, folds: [] })).rejects.toMatchObject({
       code: "COPPICE_USAGE",
     });
-    const choices = [{ target: "layer", ridge: 0 }] as const;
-    await expect(reconstruct({ runner, plan: pruned, folds, choices })).rejects.toMatchObject({
-      code: "COPPICE_USAGE",
-    });
+    for (const grids of [[[{ target: "layer", ridge: 0 }]], [], [[null], []]] as const) {
+      await expect(reconstruct({ runner, plan: pruned, folds, grids })).rejects.toMatchObject({
+        code: "COPPICE_USAGE",
+      });
+    }
     const signal = AbortSignal.abort();
     await expect(reconstruct({ runner, plan: pruned, folds, signal })).rejects.toMatchObject({
       code: "COPPICE_ABORTED",

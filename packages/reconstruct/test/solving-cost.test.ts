@@ -8,7 +8,7 @@ test("counts a factor and the solutions of every layer and choice", () => {
   const width = moeLayers(model)[0]?.feedForward.experts[0]?.width as number;
   const n = 2 * width;
   const one = n ** 3 / 6 + model.hiddenSize * n ** 2;
-  expect(solvingCost(model, { slots: 2 })).toBeCloseTo(2 * 4 * one);
-  const choices = [null, { target: "layer", ridge: 1 }] as const;
-  expect(solvingCost(model, { slots: 2, folds: 3, choices })).toBeCloseTo(2 * 3 * one);
+  expect(solvingCost(model, { slots: 2 })).toBeCloseTo(2 * (4 + 7) * one);
+  const grids = [[null, { target: "layer", ridge: 1 }]] as const;
+  expect(solvingCost(model, { slots: 2, folds: 3, grids })).toBeCloseTo(2 * 3 * one);
 });

@@ -1,7 +1,7 @@
 import { join } from "node:path";
 import { openProducts } from "@coppice/backend-cpu";
 import { addWork, CoppiceError, noWork, type Scored, type WorkCounters } from "@coppice/core";
-import { reconstruct } from "@coppice/reconstruct";
+import { defaultGrids, reconstruct } from "@coppice/reconstruct";
 import { crossFittedScore } from "./cross-fitted.js";
 import { openFolds } from "./fit-folds.js";
 import { fitTexts, limitTexts, tokensOf } from "./fit-texts.js";
@@ -52,13 +52,15 @@ async function fit(run: SearchRun, chosen: Scored): Promise<{ fitted: FittedPlan
   const backend = await run.here();
   await using runner = await backend.load({ model, weights, signal });
   await using products = await nativeProducts();
-  const texts = limitTexts(found.texts);
+  const texts = limitTexts(found.texts, found.by);
   const { plan, foldPlans, before, layers, tokenLayers } = await reconstruct({
     runner,
     plan: chosen.candidate.plan,
     folds: folds.folds,
     // The result of one fold is fitted to its texts already.
     ...(folds.folds.length > 1 && { texts }),
+    // Without halves the judge knows how the texts begin, or more of them, which flatters close fits.
+    ...(folds.folds.length === 1 && { grids: defaultGrids.slice(0, 1) }),
     ...(products && { products }),
     emitter,
     signal,
