@@ -1,7 +1,6 @@
 import { Command, type CommandUnknownOpts, InvalidArgumentError, Option } from "@commander-js/extra-typings";
 import { CoppiceError, type MoeModel, moeLayers, RunEmitter } from "@coppice/core";
 import { type Objective, objectives } from "@coppice/evaluate";
-import { solvingCost } from "@coppice/reconstruct";
 import { openRunFolder } from "@coppice/search/node";
 import type { CliContext } from "../context.js";
 import {
@@ -20,6 +19,7 @@ import {
 } from "../options.js";
 import { findPlugin, loadPlugin } from "../plugins/find-plugin.js";
 import { checkStrategy } from "../search-job/create-strategy.js";
+import { fitGrids } from "../search-job/fit-grids.js";
 import { runAndReport } from "../search-job/run-and-report.js";
 import { askBatch, runIdentity, type SearchJob } from "../search-job/search-job.js";
 import { crossFittedLine, memoryLine, showTables } from "../search-job/search-result.js";
@@ -174,7 +174,7 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
       }
       checkKeepFits(model, keep, topK);
       if (memory) context.out.note(`Keeping ${memoryLine(memory)}.`);
-      const reconstruct = options.reconstruct ?? solvingCost(model, { slots: keep }) <= mostMultiplications;
+      const reconstruct = options.reconstruct ?? fitGrids(model, keep).length > 0;
       if (!reconstruct && options.reconstruct === undefined) context.out.note(tooLarge);
       const attention = await chooseAttentionPlan(opened, options.attention, context);
       const seeds = options.seeds.filter((name) => name !== "none");
@@ -246,8 +246,6 @@ export function searchCommand(context: CliContext): CommandUnknownOpts {
     });
 }
 
-/** Of solutions of a reconstruction that nobody asked for: one to two hours. */
-const mostMultiplications = 5e12;
 const tooLarge =
   "The experts are so large that fitting their projections would take many hours: they stay as they are. --reconstruct fits them all the same.";
 

@@ -4,6 +4,7 @@ import { addWork, CoppiceError, noWork, type Scored, type WorkCounters } from "@
 import { defaultGrids, reconstruct } from "@coppice/reconstruct";
 import { crossFittedScore } from "./cross-fitted.js";
 import { openFolds } from "./fit-folds.js";
+import { fitGrids } from "./fit-grids.js";
 import { fitTexts, limitTexts, tokensOf } from "./fit-texts.js";
 import { type FittedPlan, readFittedPlan } from "./fitted-plan.js";
 import { openJudge } from "./judge.js";
@@ -59,8 +60,11 @@ async function fit(run: SearchRun, chosen: Scored): Promise<{ fitted: FittedPlan
     folds: folds.folds,
     // The result of one fold is fitted to its texts already.
     ...(folds.folds.length > 1 && { texts }),
-    // Without halves the judge knows how the texts begin, or more of them, which flatters close fits.
-    ...(folds.folds.length === 1 && { grids: defaultGrids.slice(0, 1) }),
+    // Without halves the judge knows how the texts begin, or more of them, which flatters the close fits of later grids.
+    grids: defaultGrids.slice(
+      0,
+      folds.folds.length === 1 ? 1 : Math.max(1, fitGrids(model, job.keep).length),
+    ),
     ...(products && { products }),
     emitter,
     signal,
