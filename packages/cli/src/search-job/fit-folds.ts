@@ -17,10 +17,10 @@ export interface FitFolds extends AsyncDisposable {
 export async function openFolds(run: SearchRun, { by, texts }: FitTexts): Promise<FitFolds> {
   if (by === "written" || texts.length < 2) {
     const judge = await openJudge(run);
-    return opened([judge], [{ texts: limitTexts(texts, by), score: (plans) => fitnessOf(judge, plans) }]);
+    return opened([judge], [{ texts: limitTexts(texts), score: (plans) => fitnessOf(judge, plans) }]);
   }
   const fold = (half: Half, score: Fold["score"]): Fold => ({
-    texts: limitTexts(ofHalf(texts, half), by),
+    texts: limitTexts(ofHalf(texts, half)),
     score,
   });
   if (run.job.tasks.some(({ sets }) => sets.search.form === "text")) {

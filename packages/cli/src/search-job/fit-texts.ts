@@ -3,11 +3,8 @@ import { type EncodedSample, encodeTask, loadTokenizer } from "@coppice/evaluate
 import type { FitText } from "@coppice/reconstruct";
 import type { SearchRun } from "./search-job.js";
 
-/**
- * Tokens that a fit takes: some ten for every hidden unit of small experts. More of the samples brought nothing; texts that the
- * model writes are further from what is judged, and twice as many keep more and over-fit less.
- */
-const fitTokens = { samples: 24_576, written: 49_152 };
+/** Tokens that a fit takes: some ten for every hidden unit of small experts, and less than a minute of work. More brought nothing. */
+const fitTokens = 24_576;
 /** Samples with fewer tokens would be learned by heart: the model writes others like them. */
 const enoughTokens = 16_384;
 /** How much more a token counts behind which a part of the answer is expected. */
@@ -39,7 +36,7 @@ export async function fitTexts({ job, pool, emitter, signal }: SearchRun): Promi
   const texts: FitText[] = [];
   let work = noWork;
   for (const { sets } of tasks) {
-    const tokens = Math.ceil(fitTokens.written / tasks.length);
+    const tokens = Math.ceil(fitTokens / tasks.length);
     const request = { task: sets.search, chat, tokens, seed: job.seed, emitter, signal };
     const written = await pool.writeSamples(request);
     texts.push(...written.sequences.map((ids) => ({ ids })));
@@ -49,11 +46,11 @@ export async function fitTexts({ job, pool, emitter, signal }: SearchRun): Promi
 }
 
 /** As many of the first texts as a fit takes; at least one. */
-export function limitTexts(texts: readonly FitText[], by: FitTexts["by"]): readonly FitText[] {
+export function limitTexts(texts: readonly FitText[]): readonly FitText[] {
   let tokens = 0;
   const end = texts.findIndex(({ ids }) => {
     tokens += ids.length;
-    return tokens > fitTokens[by];
+    return tokens > fitTokens;
   });
   return end < 0 ? texts : texts.slice(0, Math.max(1, end));
 }

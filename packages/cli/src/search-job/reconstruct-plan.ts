@@ -53,7 +53,7 @@ async function fit(run: SearchRun, chosen: Scored): Promise<{ fitted: FittedPlan
   const backend = await run.here();
   await using runner = await backend.load({ model, weights, signal });
   await using products = await nativeProducts();
-  const texts = limitTexts(found.texts, found.by);
+  const texts = limitTexts(found.texts);
   const { plan, foldPlans, before, layers, tokenLayers } = await reconstruct({
     runner,
     plan: chosen.candidate.plan,
